@@ -1,0 +1,15 @@
+-- What came in, as it came, until it is worked through; afterwards the row without its body tells a repeat.
+CREATE TABLE inbox (
+    inbox_id INTEGER PRIMARY KEY AUTOINCREMENT,
+    -- 'push': a transaction of the homeserver; 'lane': a page of /sync for one account.
+    source TEXT NOT NULL,
+    account_id BIGINT REFERENCES accounts (account_id),
+    txn_id TEXT,
+    content_hash BLOB NOT NULL,
+    body BLOB,
+    received_at BIGINT NOT NULL,
+    processed_at BIGINT
+);
+CREATE UNIQUE INDEX inbox_repeat ON inbox (txn_id, content_hash) WHERE txn_id IS NOT NULL;
+CREATE INDEX inbox_waiting ON inbox (inbox_id) WHERE processed_at IS NULL;
+CREATE INDEX inbox_processed ON inbox (processed_at) WHERE processed_at IS NOT NULL;

@@ -1,0 +1,17 @@
+//! coucou: end-to-end encrypted bridge rooms, relayed as plaintext to webhooks.
+//!
+//! ```text
+//! homeserver ─ PUT transaction ─▶ http/matrix ─▶ inbox ─▶ crypto ─▶ messages ─▶ outbox ─▶ webhook
+//! ```
+//!
+//! Data flows one way. Stages that can fail apart hand over through a table: a row is the promise, a
+//! notification only a hint to look sooner. Imports point down this list, never up; `tests/architecture.rs`
+//! holds them to it.
+
+pub mod clock;
+pub mod lifecycle;
+pub mod model;
+pub mod store;
+
+#[cfg(test)]
+mod testing;

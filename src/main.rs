@@ -1,0 +1,3 @@
+//! The `coucou` command.
+
+fn main() {}

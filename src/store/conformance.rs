@@ -1,0 +1,76 @@
+//! Every store method, on both databases.
+
+use std::time::Duration;
+
+use ruma::{device_id, user_id};
+
+use super::{StoreError, accounts, leases};
+use crate::{
+    model::Role,
+    testing::{self, START},
+};
+
+#[tokio::test]
+async fn two_instances_can_prepare_an_empty_store_at_once() {
+    for test in testing::both().await {
+        let stores: Vec<_> = (0..4).map(|_| testing::open(&test.location, "test pickle key")).collect();
+        let prepared = futures_util::future::join_all(stores.iter().map(|store| store.prepare(START))).await;
+        assert!(prepared.iter().all(Result::is_ok), "{prepared:?}");
+        let sealed = stores[0].seal().unwrap().seal("t", "r", b"secret").unwrap();
+        assert_eq!(stores[3].seal().unwrap().open("t", "r", &sealed).unwrap(), b"secret");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_pickle_key_is_refused() {
+    for test in testing::both().await {
+        let store = testing::open(&test.location, "another pickle key");
+        assert!(matches!(store.prepare(START).await, Err(StoreError::WrongPickleKey)));
+        assert!(!store.is_ready());
+        assert!(matches!(store.begin().await.err(), Some(StoreError::NotReady)));
+    }
+}
+
+#[tokio::test]
+async fn a_lease_has_one_holder_and_fences_off_the_last() {
+    const LASTS: Duration = Duration::from_secs(10);
+    for test in testing::both().await {
+        let store = &test.store;
+        let mut tx = store.begin().await.unwrap();
+        let first = leases::claim(&mut tx, "crypto", "a", START, LASTS).await.unwrap().unwrap();
+        assert_eq!(leases::claim(&mut tx, "crypto", "b", START, LASTS).await.unwrap(), None);
+        leases::renew(&mut tx, &first, START.plus(LASTS), LASTS).await.unwrap();
+        leases::check(&mut tx, &first).await.unwrap();
+        tx.commit().await.unwrap();
+
+        let later = START.plus(LASTS * 3);
+        let mut tx = store.begin().await.unwrap();
+        let second = leases::claim(&mut tx, "crypto", "b", later, LASTS).await.unwrap().unwrap();
+        assert!(second.fence() > first.fence());
+        assert!(matches!(leases::check(&mut tx, &first).await, Err(StoreError::LeaseLost)));
+        assert!(matches!(leases::renew(&mut tx, &first, later, LASTS).await, Err(StoreError::LeaseLost)));
+        leases::release(&mut tx, &first).await.unwrap();
+        leases::check(&mut tx, &second).await.unwrap();
+        leases::release(&mut tx, &second).await.unwrap();
+        assert!(leases::claim(&mut tx, "crypto", "a", later, LASTS).await.unwrap().is_some());
+        tx.commit().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_user_has_one_account_in_use() {
+    for test in testing::both().await {
+        let store = &test.store;
+        let (user, device) = (user_id!("@coucou:example.org"), device_id!("COUCOU1"));
+        assert_eq!(accounts::find(store.db(), user).await.unwrap(), None);
+        let mut tx = store.begin().await.unwrap();
+        let id = accounts::insert(&mut tx, user, &device.to_owned(), Role::Bot, START).await.unwrap();
+        accounts::set_sync_token(&mut tx, id, "s1_2").await.unwrap();
+        tx.commit().await.unwrap();
+        let found = accounts::find(store.db(), user).await.unwrap().unwrap();
+        assert_eq!((found.id, found.role, found.sync_token.as_deref()), (id, Role::Bot, Some("s1_2")));
+        assert_eq!(accounts::all(store.db()).await.unwrap(), [found]);
+        let mut tx = store.begin().await.unwrap();
+        assert!(accounts::insert(&mut tx, user, &"COUCOU2".into(), Role::Bot, START).await.is_err());
+    }
+}

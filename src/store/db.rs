@@ -1,0 +1,532 @@
+//! The two databases behind one surface: the only file that knows which one it talks to.
+//!
+//! One statement text serves both: `$1` placeholders, `ON CONFLICT`, `RETURNING`, `UPDATE … FROM`, and the
+//! column types `TEXT`, `BIGINT` and `BYTEA`/`BLOB` ([`Value`]). Statements are constants and values are
+//! bound; the one text made at run time is the list of placeholders of a multi-row statement
+//! ([`Tx::execute_many`]).
+
+use std::{borrow::Cow, str::FromStr, time::Duration};
+
+use futures_util::future::BoxFuture;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, FromRow, PgPool, Postgres, Sqlite, SqlitePool, Transaction,
+    error::BoxDynError,
+    migrate::{Migration, MigrationSource, MigrationType, Migrator},
+    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
+    query::{Query, QueryAs},
+    sqlite::SqliteSynchronous,
+    sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow},
+};
+
+use super::StoreError;
+
+/// Rows of a multi-row statement are sent in runs of powers of two up to this many, so that a handful of
+/// prepared statements serves every count.
+const MAX_ROWS: usize = 256;
+
+/// How long a caller waits for a connection before the database counts as unavailable.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Prepared statements kept per connection: the constants, and the multi-row ones at nine sizes each.
+const STATEMENT_CACHE: usize = 512;
+
+/// A value bound to a placeholder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// `TEXT`.
+    Text(Option<String>),
+    /// `BIGINT`.
+    Int(Option<i64>),
+    /// `BYTEA` or `BLOB`.
+    Bytes(Option<Vec<u8>>),
+}
+
+macro_rules! value_from {
+    ($variant:ident: $($from:ty => $convert:expr),+ $(,)?) => {$(
+        impl From<$from> for Value {
+            fn from(value: $from) -> Self {
+                let convert: fn($from) -> _ = $convert;
+                Self::$variant(Some(convert(value)))
+            }
+        }
+        impl From<Option<$from>> for Value {
+            fn from(value: Option<$from>) -> Self {
+                let convert: fn($from) -> _ = $convert;
+                Self::$variant(value.map(convert))
+            }
+        }
+    )+};
+}
+
+value_from!(Text: String => |text| text, &str => str::to_owned);
+value_from!(Int: i64 => |int| int, crate::clock::Timestamp => |time| time.0, bool => i64::from);
+value_from!(Bytes: Vec<u8> => |bytes| bytes, &[u8] => <[u8]>::to_vec);
+
+/// The values of a statement, in the order of its placeholders.
+pub type Values = Vec<Value>;
+
+/// Makes [`Values`] of anything that converts: `values![room_id.as_str(), now, sealed]`.
+macro_rules! values {
+    ($($value:expr),* $(,)?) => { vec![$($crate::store::db::Value::from($value)),*] };
+}
+pub(crate) use values;
+
+/// A row that either database can give: any tuple of `String`, `i64`, `Vec<u8>` and their `Option`s.
+pub trait Row: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
+impl<T> Row for T where T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
+
+/// Binds values to a query of either database.
+trait Bind: Sized {
+    fn bind_value(self, value: Value) -> Self;
+    fn bind_values(self, values: Values) -> Self {
+        values.into_iter().fold(self, Self::bind_value)
+    }
+}
+
+macro_rules! bind {
+    ($database:ty, $arguments:ty) => {
+        impl<'q> Bind for Query<'q, $database, $arguments> {
+            fn bind_value(self, value: Value) -> Self {
+                match value {
+                    Value::Text(value) => self.bind(value),
+                    Value::Int(value) => self.bind(value),
+                    Value::Bytes(value) => self.bind(value),
+                }
+            }
+        }
+        impl<'q, O> Bind for QueryAs<'q, $database, O, $arguments> {
+            fn bind_value(self, value: Value) -> Self {
+                match value {
+                    Value::Text(value) => self.bind(value),
+                    Value::Int(value) => self.bind(value),
+                    Value::Bytes(value) => self.bind(value),
+                }
+            }
+        }
+    };
+}
+bind!(Postgres, PgArguments);
+bind!(Sqlite, SqliteArguments);
+
+/// Where the data is.
+#[derive(Clone, Debug)]
+pub enum Location {
+    /// A PostgreSQL database: connection URL or the parts of one, and the size of the pool.
+    Postgres {
+        /// How to connect, `sslmode` included.
+        options: Box<PgConnectOptions>,
+        /// Most connections held at once.
+        pool_size: u32,
+    },
+    /// A SQLite file, made when absent.
+    Sqlite {
+        /// The file's path.
+        path: std::path::PathBuf,
+    },
+}
+
+impl Location {
+    /// Parses a PostgreSQL connection URL.
+    ///
+    /// # Errors
+    /// When it is none; the error does not contain the URL, which may hold a password.
+    pub fn postgres(url: &str, pool_size: u32) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(url).map_err(|_| StoreError::BadUrl)?;
+        Ok(Self::Postgres { options: Box::new(options), pool_size })
+    }
+
+    /// `postgres` or `sqlite`.
+    #[must_use]
+    pub fn backend(&self) -> &'static str {
+        match self {
+            Self::Postgres { .. } => "postgres",
+            Self::Sqlite { .. } => "sqlite",
+        }
+    }
+}
+
+/// A handle on the database; clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Db {
+    pools: Pools,
+}
+
+#[derive(Clone, Debug)]
+enum Pools {
+    Postgres(PgPool),
+    /// SQLite has one writer at a time: a pool of one makes the others wait in line instead of failing.
+    Sqlite {
+        write: SqlitePool,
+        read: SqlitePool,
+    },
+}
+
+/// A transaction; rolled back when dropped.
+pub struct Tx(Inner);
+
+enum Inner {
+    Postgres(Transaction<'static, Postgres>),
+    Sqlite(Transaction<'static, Sqlite>),
+}
+
+/// Runs the same expression on a transaction of either database.
+macro_rules! on_tx {
+    ($tx:expr, |$connection:ident| $body:expr) => {
+        match &mut $tx.0 {
+            Inner::Postgres(tx) => {
+                let $connection = &mut **tx;
+                $body
+            }
+            Inner::Sqlite(tx) => {
+                let $connection = &mut **tx;
+                $body
+            }
+        }
+    };
+}
+
+/// Runs the same expression on a pool of either database, for reads outside a transaction.
+macro_rules! on_pool {
+    ($db:expr, |$pool:ident| $body:expr) => {
+        match &$db.pools {
+            Pools::Postgres($pool) => $body,
+            Pools::Sqlite { read: $pool, .. } => $body,
+        }
+    };
+}
+
+impl Db {
+    /// Prepares the pools; connects when first used, so that a database that is down is no error here.
+    ///
+    /// # Errors
+    /// Never for PostgreSQL; for SQLite when the file's folder cannot be used.
+    pub fn open(location: &Location) -> Result<Self, StoreError> {
+        let pools = match location {
+            Location::Postgres { options, pool_size } => {
+                let options = options
+                    .as_ref()
+                    .clone()
+                    .application_name("coucou")
+                    .statement_cache_capacity(STATEMENT_CACHE)
+                    .disable_statement_logging();
+                let pool = PgPoolOptions::new()
+                    .max_connections(*pool_size)
+                    .acquire_timeout(ACQUIRE_TIMEOUT)
+                    .connect_lazy_with(options);
+                Pools::Postgres(pool)
+            }
+            Location::Sqlite { path } => {
+                let options = SqliteConnectOptions::new()
+                    .filename(path)
+                    .create_if_missing(true)
+                    .journal_mode(SqliteJournalMode::Wal)
+                    // With WAL, FULL is what makes a commit survive a power cut, not only a crash.
+                    .synchronous(SqliteSynchronous::Full)
+                    .foreign_keys(true)
+                    .busy_timeout(Duration::from_secs(10))
+                    .statement_cache_capacity(STATEMENT_CACHE)
+                    .disable_statement_logging();
+                let pool = |most| {
+                    SqlitePoolOptions::new()
+                        .max_connections(most)
+                        .acquire_timeout(Duration::from_secs(30))
+                        .connect_lazy_with(options.clone())
+                };
+                Pools::Sqlite { write: pool(1), read: pool(4) }
+            }
+        };
+        Ok(Self { pools })
+    }
+
+    /// Begins a transaction that may write.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when no connection can be had.
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(Tx(match &self.pools {
+            Pools::Postgres(pool) => Inner::Postgres(pool.begin().await?),
+            // IMMEDIATE takes the write lock now: a transaction that reads first cannot fail half-way.
+            Pools::Sqlite { write, .. } => Inner::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+        }))
+    }
+
+    /// All rows of a read outside a transaction.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn fetch_all<R: Row>(&self, sql: &'static str, values: Values) -> Result<Vec<R>, StoreError> {
+        Ok(on_pool!(self, |pool| sqlx::query_as(sql).bind_values(values).fetch_all(pool).await)?)
+    }
+
+    /// The first row of a read outside a transaction, if any.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn fetch_optional<R: Row>(
+        &self,
+        sql: &'static str,
+        values: Values,
+    ) -> Result<Option<R>, StoreError> {
+        Ok(on_pool!(self, |pool| sqlx::query_as(sql).bind_values(values).fetch_optional(pool).await)?)
+    }
+
+    /// As [`Tx::fetch_many`], outside a transaction.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn fetch_many<R: Row>(
+        &self,
+        sql: &'static str,
+        shared: Values,
+        rows: Vec<Values>,
+    ) -> Result<Vec<R>, StoreError> {
+        let mut found = Vec::new();
+        for (text, values) in runs(sql, &shared, rows) {
+            let text = AssertSqlSafe(text);
+            let part: Vec<R> =
+                on_pool!(self, |pool| sqlx::query_as(text).bind_values(values).fetch_all(pool).await)?;
+            found.extend(part);
+        }
+        Ok(found)
+    }
+
+    /// Applies the migrations that are missing, one process at a time.
+    ///
+    /// The lock is held by a transaction, not by the session, so that it works behind a proxy that shares
+    /// sessions. Migrations that this version does not know are left alone: during a rolling deploy the
+    /// previous version runs on the newer schema.
+    ///
+    /// # Errors
+    /// When the database fails, or an applied migration differs from the one built in.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        match &mut tx.0 {
+            Inner::Postgres(tx) => {
+                sqlx::query("SELECT pg_advisory_xact_lock($1)")
+                    .bind(MIGRATION_LOCK)
+                    .execute(&mut **tx)
+                    .await?;
+                migrator(POSTGRES).await?.run_direct(None, &mut **tx, false).await?;
+            }
+            Inner::Sqlite(tx) => migrator(SQLITE).await?.run_direct(None, &mut **tx, false).await?,
+        }
+        tx.commit().await
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        match &self.pools {
+            Pools::Postgres(pool) => pool.close().await,
+            Pools::Sqlite { write, read } => {
+                read.close().await;
+                write.close().await;
+            }
+        }
+    }
+}
+
+impl Tx {
+    /// Runs a statement and answers how many rows it touched.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn execute(&mut self, sql: &'static str, values: Values) -> Result<u64, StoreError> {
+        Ok(on_tx!(self, |connection| {
+            sqlx::query(sql).bind_values(values).execute(connection).await?.rows_affected()
+        }))
+    }
+
+    /// All rows of a statement. `RETURNING` gives them in no order.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn fetch_all<R: Row>(
+        &mut self,
+        sql: &'static str,
+        values: Values,
+    ) -> Result<Vec<R>, StoreError> {
+        Ok(on_tx!(self, |connection| {
+            sqlx::query_as(sql).bind_values(values).fetch_all(connection).await
+        })?)
+    }
+
+    /// The first row of a statement, if any.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn fetch_optional<R: Row>(
+        &mut self,
+        sql: &'static str,
+        values: Values,
+    ) -> Result<Option<R>, StoreError> {
+        Ok(on_tx!(self, |connection| {
+            sqlx::query_as(sql).bind_values(values).fetch_optional(connection).await
+        })?)
+    }
+
+    /// Runs a statement for many rows at once: `{rows}` in it becomes `($2, $3), ($4, $5), …`, after the
+    /// placeholders of `shared`. Works for `VALUES {rows}` after `INSERT`, in `IN (VALUES {rows})` and in
+    /// `FROM (VALUES {rows}) AS v`, whose columns both databases call `column1`, `column2`, ….
+    ///
+    /// No rows, no statement. Answers how many rows were touched.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn execute_many(
+        &mut self,
+        sql: &'static str,
+        shared: Values,
+        rows: Vec<Values>,
+    ) -> Result<u64, StoreError> {
+        let mut touched = 0;
+        for (text, values) in runs(sql, &shared, rows) {
+            let text = AssertSqlSafe(text);
+            touched += on_tx!(self, |connection| {
+                sqlx::query(text).bind_values(values).execute(connection).await?.rows_affected()
+            });
+        }
+        Ok(touched)
+    }
+
+    /// As [`Tx::execute_many`], for a statement that answers rows.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn fetch_many<R: Row>(
+        &mut self,
+        sql: &'static str,
+        shared: Values,
+        rows: Vec<Values>,
+    ) -> Result<Vec<R>, StoreError> {
+        let mut found = Vec::new();
+        for (text, values) in runs(sql, &shared, rows) {
+            let text = AssertSqlSafe(text);
+            let part: Vec<R> = on_tx!(self, |connection| {
+                sqlx::query_as(text).bind_values(values).fetch_all(connection).await
+            })?;
+            found.extend(part);
+        }
+        Ok(found)
+    }
+
+    /// Commits.
+    ///
+    /// # Errors
+    /// When the database fails; nothing of the transaction is then there, or, when the connection broke
+    /// during the commit, all of it.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        match self.0 {
+            Inner::Postgres(tx) => tx.commit().await?,
+            Inner::Sqlite(tx) => tx.commit().await?,
+        }
+        Ok(())
+    }
+}
+
+/// Splits rows into runs of powers of two and writes the text and values of each.
+fn runs(sql: &'static str, shared: &Values, rows: Vec<Values>) -> Vec<(String, Values)> {
+    let mut runs = Vec::new();
+    let mut left = rows.len();
+    let mut rows = rows.into_iter();
+    while left > 0 {
+        let size = MAX_ROWS.min(1 << left.ilog2());
+        left -= size;
+        let mut values = shared.clone();
+        let mut list = String::new();
+        for row in rows.by_ref().take(size) {
+            list.push_str(if list.is_empty() { "(" } else { ", (" });
+            for (column, value) in row.into_iter().enumerate() {
+                values.push(value);
+                if column > 0 {
+                    list.push_str(", ");
+                }
+                list.push('$');
+                list.push_str(&values.len().to_string());
+            }
+            list.push(')');
+        }
+        runs.push((sql.replace("{rows}", &list), values));
+    }
+    runs
+}
+
+/// Any number that other programs on the same database do not use: "coucou" in ASCII.
+const MIGRATION_LOCK: i64 = 0x0063_6f75_636f_75;
+
+type Files = &'static [(i64, &'static str, &'static str)];
+
+macro_rules! migrations {
+    ($folder:literal: $($file:literal),+ $(,)?) => {
+        &[$((
+            // The number before the first underscore.
+            number($file),
+            $file,
+            include_str!(concat!("../../migrations/", $folder, "/", $file, ".sql")),
+        )),+]
+    };
+}
+
+const POSTGRES: Files = migrations!(
+    "postgres": "0001_core", "0002_crypto", "0003_inbox", "0004_messages", "0005_outbox", "0006_rooms"
+);
+const SQLITE: Files = migrations!(
+    "sqlite": "0001_core", "0002_crypto", "0003_inbox", "0004_messages", "0005_outbox", "0006_rooms"
+);
+
+/// The leading number of a migration's file name.
+const fn number(name: &str) -> i64 {
+    let bytes = name.as_bytes();
+    let (mut at, mut number) = (0, 0);
+    while at < bytes.len() && bytes[at].is_ascii_digit() {
+        number = number * 10 + (bytes[at] - b'0') as i64;
+        at += 1;
+    }
+    number
+}
+
+/// The migrations that are built in.
+#[derive(Debug)]
+struct BuiltIn(Files);
+
+impl MigrationSource<'static> for BuiltIn {
+    fn resolve(self) -> BoxFuture<'static, Result<Vec<Migration>, BoxDynError>> {
+        Box::pin(async move {
+            let all = self.0.iter().map(|&(version, name, sql)| {
+                let sql = sqlx::SqlSafeStr::into_sql_str(sql);
+                Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql, false)
+            });
+            Ok(all.collect())
+        })
+    }
+}
+
+async fn migrator(files: Files) -> Result<Migrator, StoreError> {
+    let mut migrator = Migrator::new(BuiltIn(files)).await?;
+    migrator.set_locking(false).set_ignore_missing(true);
+    Ok(migrator)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_sent_in_runs_of_powers_of_two() {
+        let rows = (0..5).map(|n: i64| values![n, "x"]).collect();
+        let runs = runs("INSERT INTO t VALUES {rows}", &values![7_i64], rows);
+        let texts: Vec<_> = runs.iter().map(|(text, _)| text.as_str()).collect();
+        assert_eq!(
+            texts,
+            ["INSERT INTO t VALUES ($2, $3), ($4, $5), ($6, $7), ($8, $9)", "INSERT INTO t VALUES ($2, $3)"]
+        );
+        assert_eq!(runs[1].1, values![7_i64, 4_i64, "x"]);
+        assert_eq!(super::runs("", &vec![], (0..700).map(|n: i64| values![n]).collect()).len(), 7);
+    }
+
+    #[test]
+    fn both_databases_have_the_same_migrations() {
+        let names = |files: Files| files.iter().map(|file| file.1).collect::<Vec<_>>();
+        assert_eq!(names(POSTGRES), names(SQLITE));
+        assert!(POSTGRES.iter().enumerate().all(|(at, file)| file.0 == at as i64 + 1));
+    }
+}
