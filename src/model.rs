@@ -1,5 +1,7 @@
 //! Plain data that the stages hand to each other. No behaviour but parsing and naming.
 
 mod account;
+mod room;
 
 pub use account::{Account, AccountId, Role};
+pub use room::{Membership, Relay};

@@ -12,6 +12,9 @@ pub mod accounts;
 mod conformance;
 pub mod db;
 pub mod leases;
+pub mod messages;
+pub mod pending;
+pub mod rooms;
 mod seal;
 
 use std::sync::{Arc, OnceLock};
