@@ -2,6 +2,8 @@
 
 mod account;
 mod room;
+mod sync;
 
 pub use account::{Account, AccountId, Role};
 pub use room::{Membership, Relay};
+pub use sync::SyncPage;
