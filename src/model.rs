@@ -1,9 +1,11 @@
 //! Plain data that the stages hand to each other. No behaviour but parsing and naming.
 
 mod account;
+mod pattern;
 mod room;
 mod sync;
 
 pub use account::{Account, AccountId, Role};
+pub use pattern::Pattern;
 pub use room::{Membership, Relay};
 pub use sync::SyncPage;
