@@ -7,5 +7,5 @@ mod sync;
 
 pub use account::{Account, AccountId, Role};
 pub use pattern::Pattern;
-pub use room::{Membership, Relay};
+pub use room::{Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;

@@ -4,6 +4,7 @@ CREATE TABLE rooms (
     -- 'unknown' until the state was read, then 'yes' or 'no'.
     relay TEXT NOT NULL,
     network TEXT,
+    bridge_bot TEXT,
     state BLOB,
     last_sequence BIGINT NOT NULL,
     -- When the room's state is to be read (again); NULL when there is no need.
@@ -12,6 +13,7 @@ CREATE TABLE rooms (
     created_at BIGINT NOT NULL
 );
 CREATE INDEX rooms_due ON rooms (due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX rooms_bridge_bot ON rooms (bridge_bot) WHERE bridge_bot IS NOT NULL;
 CREATE INDEX rooms_network ON rooms (network) WHERE network IS NOT NULL;
 
 -- Which of our accounts is in which room, or invited to it.

@@ -36,6 +36,8 @@ impl Relay {
 /// ([`m.room.member`](https://spec.matrix.org/latest/client-server-api/#mroommember)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Membership {
+    /// Nothing yet, but to be invited by the owner; never in an event.
+    Wanted,
     /// Invited, not yet in.
     Invite,
     /// In.
@@ -49,6 +51,7 @@ impl Membership {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Wanted => "wanted",
             Self::Invite => "invite",
             Self::Join => "join",
             Self::Leave => "leave",
@@ -59,9 +62,21 @@ impl Membership {
     #[must_use]
     pub fn parse(membership: &str) -> Self {
         match membership {
+            "wanted" => Self::Wanted,
             "invite" => Self::Invite,
             "join" => Self::Join,
             _ => Self::Leave,
         }
     }
+}
+
+/// Which rooms are relayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RelayPolicy {
+    /// Rooms with a believable bridge.
+    Bridged,
+    /// Every room that an account is in.
+    All,
+    /// These rooms.
+    Only(Vec<ruma::OwnedRoomId>),
 }

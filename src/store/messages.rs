@@ -3,42 +3,17 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Db, Seal, StoreError, Tx, db::values};
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, model::Message};
 
 /// The table, as the seal knows it; the row is the message id.
 pub const TABLE: &str = "messages";
-
-/// A message to be stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewMessage {
-    /// The stable id: `webhook-id`.
-    pub message_id: String,
-    /// The Matrix event.
-    pub event_id: String,
-    /// The room.
-    pub room_id: String,
-    /// Its place in the room, from 1.
-    pub sequence: i64,
-    /// `message.created` and so on.
-    pub kind: &'static str,
-    /// The network of the room.
-    pub network: Option<String>,
-    /// `in` or `out`.
-    pub direction: &'static str,
-    /// Who sent it.
-    pub sender: String,
-    /// When it was sent.
-    pub origin_server_ts: Timestamp,
-    /// The body of the webhook call.
-    pub payload: Vec<u8>,
-}
 
 /// Which of these messages are stored already.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn known(tx: &mut Tx, message_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
-    let rows: Vec<(String,)> = tx
+pub async fn known(db: &Db, message_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let rows: Vec<(String,)> = db
         .fetch_many(
             "SELECT message_id FROM messages WHERE message_id IN (VALUES {rows})",
             vec![],
@@ -55,7 +30,7 @@ pub async fn known(tx: &mut Tx, message_ids: &[&str]) -> Result<HashSet<String>,
 pub async fn insert(
     tx: &mut Tx,
     seal: &Seal,
-    messages: &[NewMessage],
+    messages: &[Message],
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let mut rows = Vec::with_capacity(messages.len());
@@ -64,14 +39,14 @@ pub async fn insert(
             message.message_id.as_str(),
             message.event_id.as_str(),
             message.room_id.as_str(),
-            message.sequence,
-            message.kind,
+            i64::try_from(message.sequence).map_err(|_| StoreError::Corrupt(TABLE))?,
+            message.message_type.as_str(),
             message.network.as_deref(),
-            message.direction,
+            message.direction.as_str(),
             message.sender.as_str(),
             message.origin_server_ts,
             now,
-            seal.seal(TABLE, &message.message_id, &message.payload)?,
+            seal.seal(TABLE, message.message_id.as_str(), &message.payload)?,
         ]);
     }
     tx.execute_many(
@@ -106,10 +81,10 @@ pub type MegolmIndex = (String, String, i64);
 /// # Errors
 /// When the database fails.
 pub async fn used_indexes(
-    tx: &mut Tx,
+    db: &Db,
     indexes: &[MegolmIndex],
 ) -> Result<HashMap<MegolmIndex, String>, StoreError> {
-    let rows: Vec<(String, String, i64, String)> = tx
+    let rows: Vec<(String, String, i64, String)> = db
         .fetch_many(
             "SELECT m.room_id, m.session_id, m.message_index, m.event_id FROM (VALUES {rows}) AS v \
              JOIN megolm_indexes m ON m.room_id = v.column1 AND m.session_id = v.column2 \

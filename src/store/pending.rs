@@ -83,10 +83,24 @@ pub async fn insert(tx: &mut Tx, seal: &Seal, events: &[NewPending]) -> Result<(
     }
     tx.execute_many(
         "INSERT INTO pending_events (event_id, room_id, session_id, sender, state, reason, event, \
-         origin_server_ts, received_at) VALUES {rows} ON CONFLICT (event_id) DO UPDATE SET \
-         state = excluded.state, reason = excluded.reason, session_id = excluded.session_id",
+         origin_server_ts, received_at) VALUES {rows} ON CONFLICT (event_id) DO NOTHING",
         vec![],
         rows,
+    )
+    .await?;
+    Ok(())
+}
+
+/// Takes events out of their room's order: from now on they wait for their key alone.
+///
+/// # Errors
+/// When the database fails.
+pub async fn to_ledger(tx: &mut Tx, events: &[(String, String)]) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE pending_events SET state = 'ledger', reason = v.column2 FROM (VALUES {rows}) AS v \
+         WHERE event_id = v.column1",
+        vec![],
+        events.iter().map(|(event_id, reason)| values![event_id.as_str(), reason.as_str()]).collect(),
     )
     .await?;
     Ok(())

@@ -23,6 +23,8 @@ pub struct RoomRow {
     pub relay: Relay,
     /// The network it is bridged to, for statistics.
     pub network: Option<String>,
+    /// The bridge bot that is believed, so that its invites to other rooms are known.
+    pub bridge_bot: Option<OwnedUserId>,
     /// The serialised state, as its owner wrote it.
     pub state: Option<Vec<u8>>,
     /// The sequence of the room's newest message; 0 before the first.
@@ -34,8 +36,10 @@ pub struct RoomRow {
 pub struct DueInvite {
     /// The room.
     pub room_id: OwnedRoomId,
-    /// Who is invited.
+    /// Who is invited, or is to be.
     pub account_id: AccountId,
+    /// `invite`, or `wanted` when the account is still to be invited.
+    pub membership: Membership,
     /// Who invites.
     pub inviter: Option<OwnedUserId>,
     /// How often an answer was tried.
@@ -60,20 +64,22 @@ pub async fn find_many(
     seal: &Seal,
     room_ids: &[&RoomId],
 ) -> Result<HashMap<OwnedRoomId, RoomRow>, StoreError> {
-    type FoundRow = (String, String, Option<String>, Option<Vec<u8>>, i64);
+    type FoundRow = (String, String, Option<String>, Option<String>, Option<Vec<u8>>, i64);
     let rows: Vec<FoundRow> = db
         .fetch_many(
-            "SELECT room_id, relay, network, state, last_sequence FROM rooms WHERE room_id IN (VALUES {rows})",
+            "SELECT room_id, relay, network, bridge_bot, state, last_sequence FROM rooms \
+             WHERE room_id IN (VALUES {rows})",
             vec![],
             room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
         )
         .await?;
     rows.into_iter()
-        .map(|(room_id, relay, network, state, last_sequence)| {
+        .map(|(room_id, relay, network, bridge_bot, state, last_sequence)| {
+            let bridge_bot = bridge_bot.map(OwnedUserId::try_from).transpose().map_err(|_| CORRUPT)?;
             let state = state.map(|state| seal.open(TABLE, &room_id, &state)).transpose()?;
             let relay = Relay::parse(&relay).ok_or(CORRUPT)?;
             let room_id = OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)?;
-            Ok((room_id, RoomRow { relay, network, state, last_sequence }))
+            Ok((room_id, RoomRow { relay, network, bridge_bot, state, last_sequence }))
         })
         .collect()
 }
@@ -95,6 +101,7 @@ pub async fn put_many(
             room_id.as_str(),
             room.relay.as_str(),
             room.network.as_deref(),
+            room.bridge_bot.as_ref().map(|bot| bot.as_str()),
             state,
             room.last_sequence,
             0_i64,
@@ -102,14 +109,61 @@ pub async fn put_many(
         ]);
     }
     tx.execute_many(
-        "INSERT INTO rooms (room_id, relay, network, state, last_sequence, tries, created_at) \
+        "INSERT INTO rooms (room_id, relay, network, bridge_bot, state, last_sequence, tries, created_at) \
          VALUES {rows} ON CONFLICT (room_id) DO UPDATE SET relay = excluded.relay, \
-         network = excluded.network, state = excluded.state, last_sequence = excluded.last_sequence",
+         network = excluded.network, bridge_bot = excluded.bridge_bot, state = excluded.state, last_sequence = excluded.last_sequence",
         vec![],
         rows,
     )
     .await?;
     Ok(())
+}
+
+/// Writes only the newest sequence of rooms.
+///
+/// # Errors
+/// When the database fails.
+pub async fn put_sequences(tx: &mut Tx, sequences: &[(OwnedRoomId, i64)]) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE rooms SET last_sequence = v.column2 FROM (VALUES {rows}) AS v WHERE room_id = v.column1",
+        vec![],
+        sequences.iter().map(|(room_id, last)| values![room_id.as_str(), *last]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Makes rows for rooms that have none, with their state due to be read; rooms that are stored stay as they
+/// are.
+///
+/// # Errors
+/// When the database fails.
+pub async fn ensure(tx: &mut Tx, room_ids: &[&RoomId], now: Timestamp) -> Result<(), StoreError> {
+    let row = |room_id: &&RoomId| {
+        values![room_id.as_str(), Relay::Unknown.as_str(), 0_i64, now, 0_i64, now]
+    };
+    tx.execute_many(
+        "INSERT INTO rooms (room_id, relay, last_sequence, due_at, tries, created_at) VALUES {rows} \
+         ON CONFLICT (room_id) DO NOTHING",
+        vec![],
+        room_ids.iter().map(row).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Whether a user is the believed bridge bot of a relayed room.
+///
+/// # Errors
+/// When the database fails.
+pub async fn is_bridge_bot(db: &Db, user_id: &ruma::UserId) -> Result<bool, StoreError> {
+    let found: Option<(i64,)> = db
+        .fetch_optional(
+            "SELECT CAST(1 AS BIGINT) FROM rooms WHERE bridge_bot = $1 AND relay = 'yes' LIMIT 1",
+            values![user_id.as_str()],
+        )
+        .await?;
+    Ok(found.is_some())
 }
 
 /// Asks for rooms' state to be read at `due_at`; the rooms must be stored.
@@ -206,6 +260,27 @@ pub async fn put_memberships(
     Ok(())
 }
 
+/// Asks for an account to be invited to rooms that it has nothing to do with yet.
+///
+/// # Errors
+/// When the database fails.
+pub async fn want(
+    tx: &mut Tx,
+    room_ids: &[&RoomId],
+    account_id: AccountId,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let wanted = Membership::Wanted.as_str();
+    tx.execute_many(
+        "INSERT INTO room_accounts (room_id, account_id, membership, due_at, tries) VALUES {rows} \
+         ON CONFLICT (room_id, account_id) DO NOTHING",
+        vec![],
+        room_ids.iter().map(|room_id| values![room_id.as_str(), account_id.0, wanted, now, 0_i64]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
 /// The rooms that an account has joined.
 ///
 /// # Errors
@@ -240,18 +315,19 @@ pub async fn members(db: &Db, room_id: &RoomId) -> Result<Vec<AccountId>, StoreE
 /// # Errors
 /// When the database fails.
 pub async fn due_invites(db: &Db, now: Timestamp, most: i64) -> Result<Vec<DueInvite>, StoreError> {
-    let rows: Vec<(String, i64, Option<String>, i64)> = db
+    let rows: Vec<(String, i64, String, Option<String>, i64)> = db
         .fetch_all(
-            "SELECT room_id, account_id, inviter, tries FROM room_accounts \
+            "SELECT room_id, account_id, membership, inviter, tries FROM room_accounts \
              WHERE due_at <= $1 ORDER BY due_at LIMIT $2",
             values![now, most],
         )
         .await?;
     rows.into_iter()
-        .map(|(room_id, account_id, inviter, tries)| {
+        .map(|(room_id, account_id, membership, inviter, tries)| {
             Ok(DueInvite {
                 room_id: OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)?,
                 account_id: AccountId(account_id),
+                membership: Membership::parse(&membership),
                 inviter: inviter.map(OwnedUserId::try_from).transpose().map_err(|_| CORRUPT)?,
                 tries,
             })
