@@ -10,6 +10,7 @@
 
 pub mod clock;
 pub mod lifecycle;
+pub mod messages;
 pub mod model;
 pub mod store;
 
