@@ -12,6 +12,7 @@ pub mod clock;
 pub mod homeserver;
 pub mod config;
 pub mod lifecycle;
+pub mod messages;
 pub mod model;
 pub mod store;
 

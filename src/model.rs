@@ -9,3 +9,8 @@ pub use account::{Account, AccountId, Role};
 pub use pattern::Pattern;
 pub use room::{Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
+mod event;
+mod message;
+
+pub use event::{ClearEvent, Encryption, Trust};
+pub use message::{Direction, Message, MessageId, MessageType, RoomContext, RoomKind, SenderProfile};
