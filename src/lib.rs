@@ -11,6 +11,7 @@
 pub mod clock;
 pub mod lifecycle;
 pub mod model;
+pub mod outbox;
 pub mod store;
 
 #[cfg(test)]

@@ -12,7 +12,9 @@ pub mod accounts;
 mod conformance;
 pub mod db;
 pub mod leases;
+pub mod outbox;
 mod seal;
+pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};
 
