@@ -11,6 +11,9 @@ mod enqueue;
 mod finish;
 mod stats;
 
+#[cfg(test)]
+mod tests;
+
 pub use claim::{Claimed, Loaded, claim_due, load, next_due};
 pub use enqueue::{Queued, enqueue};
 pub use finish::{Attempted, Finished, finish};
