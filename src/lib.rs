@@ -14,6 +14,7 @@ pub mod config;
 pub mod lifecycle;
 pub mod messages;
 pub mod model;
+pub mod outbox;
 pub mod store;
 
 #[cfg(test)]

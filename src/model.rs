@@ -14,3 +14,6 @@ mod message;
 
 pub use event::{ClearEvent, Encryption, Trust};
 pub use message::{Direction, Message, MessageId, MessageType, RoomContext, RoomKind, SenderProfile};
+mod delivery;
+
+pub use delivery::{DeliveryId, WebhookId};

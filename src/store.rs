@@ -15,7 +15,9 @@ pub mod leases;
 pub mod messages;
 pub mod pending;
 pub mod rooms;
+pub mod outbox;
 mod seal;
+pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};
 
