@@ -233,6 +233,18 @@ async fn rooms_are_listed_entered_and_read() {
 }
 
 #[tokio::test]
+async fn no_two_questions_for_invites_are_the_same() {
+    let (script, homeserver, _lifecycle) = rig().await;
+    let user = user_id!("@owner:example.org");
+    for _ in 0..2 {
+        assert_eq!(homeserver.pending_invites(user).await.unwrap(), []);
+    }
+    // Synapse would answer the second from its cache, and an invite between them would not be in it.
+    let asked = script.asked();
+    assert_ne!(asked[0].query()["filter"], asked[1].query()["filter"]);
+}
+
+#[tokio::test]
 async fn refusals_say_what_and_for_how_long() {
     let (script, homeserver, _lifecycle) = rig().await;
     script.answer(
