@@ -1,15 +1,23 @@
 //! Every setting: meaning, unit, default, validation.
 //!
 //! A setting comes from the environment (`COUCOU_<SECTION>_<NAME>`), from the name of it that operators had
-//! set before (an alias), or from the YAML file, in this order; else it has its default. `SETTINGS` lists
+//! set before (an alias), or from the YAML file, in this order; else it has its default. [`SETTINGS`] lists
 //! them all and drives reading, error messages and documentation alike. A wrong setting stops the start with
 //! one line that names it, its environment variable and an example, and never shows a secret.
 //!
 //! Loading reads files and writes one at most: the pickle key beside a SQLite store that has none yet. That
 //! file appears whole or not at all.
 
+mod check;
+mod error;
 mod file;
+mod load;
 mod registration;
+mod settings;
+mod source;
+mod store;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
@@ -17,7 +25,10 @@ use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName,
 use secrecy::SecretString;
 use url::Url;
 
+pub use error::ConfigError;
 pub use registration::{Namespaces, Registration};
+pub use settings::{SETTINGS, Setting};
+pub use source::{Environment, Sources};
 
 use crate::{model::Pattern, store::Location};
 
@@ -209,9 +220,7 @@ impl Config {
     /// The server's name as far as the settings tell it: set, or the owner's, or the bot's.
     #[must_use]
     pub fn known_server_name(&self) -> Option<OwnedServerName> {
-        let owner = || Some(self.owner.as_ref()?.user_id.server_name().to_owned());
-        let bot = || Some(self.appservice.bot_user_id(None)?.server_name().to_owned());
-        self.homeserver.server_name.clone().or_else(owner).or_else(bot)
+        check::known_server_name(&self.homeserver, &self.appservice, self.owner.as_ref())
     }
 }
 

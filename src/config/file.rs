@@ -15,6 +15,16 @@ pub(super) struct Node {
     pub(super) value: Value,
 }
 
+impl Node {
+    /// What stands under a key, if this is a mapping.
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+        match &self.value {
+            Value::Map(map) => map.get(key),
+            Value::Null | Value::Text(_) | Value::List(_) => None,
+        }
+    }
+}
+
 /// A value as it was written: text stays text, and so do numbers and booleans.
 #[derive(Default)]
 pub(super) enum Value {
