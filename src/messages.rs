@@ -127,7 +127,9 @@ fn bare(
 }
 
 fn direction(event: &ClearEvent, room: &RoomContext) -> Direction {
-    let puppet = event.content.get(DOUBLE_PUPPET).and_then(Value::as_str).is_some_and(|by| !by.is_empty());
+    // Anybody can write the mark; it means something only where there is a bridge to write it.
+    let puppet = room.bridge_bot.is_some()
+        && event.content.get(DOUBLE_PUPPET).and_then(Value::as_str).is_some_and(|by| !by.is_empty());
     if puppet || room.our_users.contains(&event.sender) { Direction::Out } else { Direction::In }
 }
 

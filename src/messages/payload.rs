@@ -139,7 +139,7 @@ impl Draft {
         })
     }
 
-    fn payload(&self, sequence: u64) -> Payload<'_> {
+    pub(super) fn payload(&self, sequence: u64) -> Payload<'_> {
         Payload {
             message_type: self.message_type,
             timestamp: self.origin_server_ts.rfc3339(),
