@@ -338,7 +338,7 @@ async fn two_dispatchers_claim_different_queues() {
     assert!(one.iter().all(|queue| queue.room_id != two[0].room_id));
 }
 
-/// Every statement on a table that grows reads an index, with and without statistics.
+/// Every statement on a table that grows reads an index, at a size at which the planner has a choice.
 #[tokio::test]
 async fn statements_use_the_indexes() {
     for test in testing::both().await {
@@ -388,7 +388,7 @@ async fn statements_use_the_indexes() {
     }
 }
 
-/// 2000 rooms with 20 deliveries each, of which one room in ten has something pending.
+/// 2000 rooms with 20 deliveries each, of which one room in ten has something pending, and 38 000 idle ones.
 async fn fill(tx: &mut crate::store::Tx) {
     let statements: [&'static str; 3] = [
         "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 39999) \
@@ -399,10 +399,10 @@ async fn fill(tx: &mut crate::store::Tx) {
          INSERT INTO messages (message_id, event_id, room_id, sequence, type, direction, sender, \
              origin_server_ts, created_at, payload) \
          SELECT 'm' || n, 'e' || n, '!' || (n % 2000) || ':x', n / 2000, 't', 'in', 's', 0, 0, '' FROM n",
-        "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 1999) \
+        "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 39999) \
          INSERT INTO room_queues \
              (webhook_id, room_id, pending_count, due_at, failures, lease_until, lease_token) \
-         SELECT 1, '!' || n || ':x', CASE WHEN n % 10 = 0 THEN 20 ELSE 0 END, 0, 0, 0, 0 FROM n",
+         SELECT 1, '!' || n || ':x', CASE WHEN n < 2000 AND n % 10 = 0 THEN 20 ELSE 0 END, 0, 0, 0, 0 FROM n",
     ];
     for sql in statements {
         tx.execute(sql, vec![]).await.unwrap();
