@@ -9,9 +9,12 @@
 //! holds them to it.
 
 pub mod clock;
+pub mod homeserver;
 pub mod config;
 pub mod lifecycle;
+pub mod messages;
 pub mod model;
+pub mod outbox;
 pub mod store;
 
 #[cfg(test)]

@@ -2,6 +2,18 @@
 
 mod account;
 mod pattern;
+mod room;
+mod sync;
 
 pub use account::{Account, AccountId, Role};
 pub use pattern::Pattern;
+pub use room::{Membership, Relay, RelayPolicy};
+pub use sync::SyncPage;
+mod event;
+mod message;
+
+pub use event::{ClearEvent, Encryption, Trust};
+pub use message::{Direction, Message, MessageId, MessageType, RoomContext, RoomKind, SenderProfile};
+mod delivery;
+
+pub use delivery::{DeliveryId, WebhookId};

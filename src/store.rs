@@ -12,7 +12,12 @@ pub mod accounts;
 mod conformance;
 pub mod db;
 pub mod leases;
+pub mod messages;
+pub mod pending;
+pub mod rooms;
+pub mod outbox;
 mod seal;
+pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};
 
