@@ -9,6 +9,7 @@
 //! holds them to it.
 
 pub mod clock;
+pub mod crypto;
 pub mod lifecycle;
 pub mod model;
 pub mod store;
