@@ -243,6 +243,9 @@ impl CryptoStore for AccountStore {
     }
 
     async fn save_changes(&self, changes: Changes) -> Result<()> {
+        if save::is_empty(&changes) {
+            return Ok(());
+        }
         let turn = self.turn().await;
         self.save(Batch::gather(changes).await?, turn).await
     }
@@ -455,7 +458,10 @@ impl CryptoStore for AccountStore {
         Ok(olm::is_known(db, &scope, &Key::of([&message.sender_key, &message.hash])).await?)
     }
 
-    async fn get_outgoing_secret_requests(&self, request_id: &TransactionId) -> Result<Option<GossipRequest>> {
+    async fn get_outgoing_secret_requests(
+        &self,
+        request_id: &TransactionId,
+    ) -> Result<Option<GossipRequest>> {
         let (db, scope) = self.read()?;
         let found = requests::find(db, &scope, request_id.as_str()).await?;
         found.map(codec::key_request).transpose()
@@ -481,7 +487,10 @@ impl CryptoStore for AccountStore {
     async fn get_secrets_from_inbox(&self, name: &SecretName) -> Result<Vec<Zeroizing<String>>> {
         let (db, scope) = self.read()?;
         let secrets = requests::secrets(db, &scope, name.as_str()).await?;
-        secrets.iter().map(|secret| Ok(codec::from_json::<String>("crypto_secrets", secret)?.into())).collect()
+        secrets
+            .iter()
+            .map(|secret| Ok(codec::from_json::<String>("crypto_secrets", secret)?.into()))
+            .collect()
     }
 
     async fn delete_secrets_from_inbox(&self, name: &SecretName) -> Result<()> {

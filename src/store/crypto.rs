@@ -159,9 +159,8 @@ async fn find_under(
     let first = Key::of([first]);
     let rows: Vec<(String, Vec<u8>)> = db.fetch_all(sql, scope.values(&first)).await?;
     let [first] = first.0;
-    let open = |(last, sealed): (String, Vec<u8>)| {
-        scope.open(table, &Key::stored([first.clone(), last]), &sealed)
-    };
+    let open =
+        |(last, sealed): (String, Vec<u8>)| scope.open(table, &Key::stored([first.clone(), last]), &sealed);
     rows.into_iter().map(open).collect()
 }
 

@@ -131,12 +131,7 @@ impl Cache {
         (flags(entry.identity.as_ref()) == entry.flags).then_some(entry.identity)
     }
 
-    pub(super) fn fill_identity(
-        &self,
-        ticket: Ticket,
-        user_id: &UserId,
-        identity: Option<UserIdentityData>,
-    ) {
+    pub(super) fn fill_identity(&self, ticket: Ticket, user_id: &UserId, identity: Option<UserIdentityData>) {
         let flags = flags(identity.as_ref());
         self.fill(ticket, || self.identities.insert(user_id.to_owned(), Identity { identity, flags }));
     }

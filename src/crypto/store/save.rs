@@ -37,6 +37,13 @@ impl Touched {
     }
 }
 
+/// Whether there is nothing to save. The SDK's own answer leaves two fields out.
+pub(super) fn is_empty(changes: &Changes) -> bool {
+    changes.is_empty()
+        && changes.room_key_backups_fully_downloaded.is_empty()
+        && changes.rooms_pending_key_bundle.is_empty()
+}
+
 /// The rows of one save.
 #[derive(Default)]
 pub(super) struct Batch {

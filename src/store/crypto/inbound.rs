@@ -40,10 +40,7 @@ pub struct Found {
 
 type Stored = (String, String, Vec<u8>, i64);
 
-fn open(
-    scope: &Scope<'_>,
-    (room_id, session_id, pickle, backed_up): Stored,
-) -> Result<Found, StoreError> {
+fn open(scope: &Scope<'_>, (room_id, session_id, pickle, backed_up): Stored) -> Result<Found, StoreError> {
     let pickle = scope.open(TABLE, &Key::stored([room_id, session_id]), &pickle)?;
     Ok(Found { backed_up: backed_up != 0, pickle })
 }
@@ -196,11 +193,7 @@ pub async fn reset_backup(tx: &mut Tx, scope: &Scope<'_>) -> Result<(), StoreErr
 ///
 /// # Errors
 /// When the database fails.
-pub async fn delete(
-    tx: &mut Tx,
-    scope: &Scope<'_>,
-    sessions: BTreeSet<Key<2>>,
-) -> Result<u64, StoreError> {
+pub async fn delete(tx: &mut Tx, scope: &Scope<'_>, sessions: BTreeSet<Key<2>>) -> Result<u64, StoreError> {
     tx.execute_many(DELETE, vec![], keys(scope, sessions)).await
 }
 

@@ -22,11 +22,7 @@ pub(super) const IS_KNOWN: &str = "SELECT CAST(1 AS BIGINT) FROM olm_hashes \
 ///
 /// # Errors
 /// When the database fails or a pickle does not open.
-pub async fn find_sessions(
-    db: &Db,
-    scope: &Scope<'_>,
-    sender_key: &str,
-) -> Result<Vec<Plain>, StoreError> {
+pub async fn find_sessions(db: &Db, scope: &Scope<'_>, sender_key: &str) -> Result<Vec<Plain>, StoreError> {
     find_under(db, scope, SESSIONS, FIND_SESSIONS, sender_key).await
 }
 

@@ -18,11 +18,7 @@ pub(super) const FIND_WITHHELD: &str =
 ///
 /// # Errors
 /// When the database fails or the pickle does not open.
-pub async fn find_outbound(
-    db: &Db,
-    scope: &Scope<'_>,
-    room_id: &str,
-) -> Result<Option<Plain>, StoreError> {
+pub async fn find_outbound(db: &Db, scope: &Scope<'_>, room_id: &str) -> Result<Option<Plain>, StoreError> {
     let sql = "SELECT pickle FROM megolm_outbound_sessions WHERE account_id = $1 AND room_id = $2";
     find(db, scope, OUTBOUND, sql, Key::of([room_id])).await
 }
@@ -41,11 +37,7 @@ pub async fn save_outbound(tx: &mut Tx, scope: &Scope<'_>, rows: Rows<1>) -> Res
 ///
 /// # Errors
 /// When the database fails or the row does not open.
-pub async fn find_withheld(
-    db: &Db,
-    scope: &Scope<'_>,
-    session: Key<2>,
-) -> Result<Option<Plain>, StoreError> {
+pub async fn find_withheld(db: &Db, scope: &Scope<'_>, session: Key<2>) -> Result<Option<Plain>, StoreError> {
     find(db, scope, WITHHELD, FIND_WITHHELD, session).await
 }
 
@@ -53,11 +45,7 @@ pub async fn find_withheld(
 ///
 /// # Errors
 /// When the database fails or a row does not open.
-pub async fn withheld_of_room(
-    db: &Db,
-    scope: &Scope<'_>,
-    room_id: &str,
-) -> Result<Vec<Plain>, StoreError> {
+pub async fn withheld_of_room(db: &Db, scope: &Scope<'_>, room_id: &str) -> Result<Vec<Plain>, StoreError> {
     let sql = "SELECT session_id, data FROM megolm_withheld WHERE account_id = $1 AND room_id = $2";
     find_under(db, scope, WITHHELD, sql, room_id).await
 }
@@ -76,11 +64,7 @@ pub async fn save_withheld(tx: &mut Tx, scope: &Scope<'_>, rows: Rows<2>) -> Res
 ///
 /// # Errors
 /// When the database fails or the row does not open.
-pub async fn find_settings(
-    db: &Db,
-    scope: &Scope<'_>,
-    room_id: &str,
-) -> Result<Option<Plain>, StoreError> {
+pub async fn find_settings(db: &Db, scope: &Scope<'_>, room_id: &str) -> Result<Option<Plain>, StoreError> {
     let sql = "SELECT data FROM crypto_room_settings WHERE account_id = $1 AND room_id = $2";
     find(db, scope, SETTINGS, sql, Key::of([room_id])).await
 }
@@ -99,11 +83,7 @@ pub async fn save_settings(tx: &mut Tx, scope: &Scope<'_>, rows: Rows<1>) -> Res
 ///
 /// # Errors
 /// When the database fails or the row does not open.
-pub async fn find_bundle(
-    db: &Db,
-    scope: &Scope<'_>,
-    bundle: Key<2>,
-) -> Result<Option<Plain>, StoreError> {
+pub async fn find_bundle(db: &Db, scope: &Scope<'_>, bundle: Key<2>) -> Result<Option<Plain>, StoreError> {
     let sql = "SELECT data FROM crypto_key_bundles WHERE account_id = $1 AND room_id = $2 AND sender = $3";
     find(db, scope, BUNDLES, sql, bundle).await
 }
@@ -122,11 +102,7 @@ pub async fn save_bundles(tx: &mut Tx, scope: &Scope<'_>, rows: Rows<2>) -> Resu
 ///
 /// # Errors
 /// When the database fails or the row does not open.
-pub async fn find_pending(
-    db: &Db,
-    scope: &Scope<'_>,
-    room_id: &str,
-) -> Result<Option<Plain>, StoreError> {
+pub async fn find_pending(db: &Db, scope: &Scope<'_>, room_id: &str) -> Result<Option<Plain>, StoreError> {
     let sql = "SELECT data FROM crypto_pending_key_bundles WHERE account_id = $1 AND room_id = $2";
     find(db, scope, PENDING, sql, Key::of([room_id])).await
 }

@@ -15,8 +15,7 @@ pub(super) const OF_USER: &str =
     "SELECT device_id, data FROM crypto_devices WHERE account_id = $1 AND user_id = $2";
 pub(super) const DELETE_DEVICES: &str =
     "DELETE FROM crypto_devices WHERE (account_id, user_id, device_id) IN (VALUES {rows})";
-pub(super) const IDENTITY: &str =
-    "SELECT data FROM crypto_identities WHERE account_id = $1 AND user_id = $2";
+pub(super) const IDENTITY: &str = "SELECT data FROM crypto_identities WHERE account_id = $1 AND user_id = $2";
 
 /// All devices of a user.
 ///
@@ -53,11 +52,7 @@ pub async fn delete_devices(
 ///
 /// # Errors
 /// When the database fails or the identity does not open.
-pub async fn find_identity(
-    db: &Db,
-    scope: &Scope<'_>,
-    user_id: &str,
-) -> Result<Option<Plain>, StoreError> {
+pub async fn find_identity(db: &Db, scope: &Scope<'_>, user_id: &str) -> Result<Option<Plain>, StoreError> {
     find(db, scope, IDENTITIES, IDENTITY, Key::of([user_id])).await
 }
 
@@ -88,15 +83,10 @@ pub async fn tracked(db: &Db, scope: &Scope<'_>) -> Result<Vec<(String, bool)>, 
 ///
 /// # Errors
 /// When the database fails.
-pub async fn track(
-    tx: &mut Tx,
-    scope: &Scope<'_>,
-    users: BTreeMap<&str, bool>,
-) -> Result<(), StoreError> {
+pub async fn track(tx: &mut Tx, scope: &Scope<'_>, users: BTreeMap<&str, bool>) -> Result<(), StoreError> {
     let users = users.into_iter().filter(|(user_id, _)| column(user_id) == *user_id);
-    let rows = users.map(|(user_id, dirty)| {
-        vec![Value::from(scope.account.0), Value::from(user_id), Value::from(dirty)]
-    });
+    let rows = users
+        .map(|(user_id, dirty)| vec![Value::from(scope.account.0), Value::from(user_id), Value::from(dirty)]);
     let sql = "INSERT INTO crypto_tracked_users (account_id, user_id, dirty) VALUES {rows} \
                ON CONFLICT (account_id, user_id) DO UPDATE SET dirty = excluded.dirty";
     tx.execute_many(sql, vec![], rows.collect()).await?;

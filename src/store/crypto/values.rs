@@ -85,12 +85,7 @@ pub async fn find_custom(db: &Db, scope: &Scope<'_>, name: &str) -> Result<Optio
 ///
 /// # Errors
 /// When the database fails.
-pub async fn set_custom(
-    tx: &mut Tx,
-    scope: &Scope<'_>,
-    name: &str,
-    value: Plain,
-) -> Result<(), StoreError> {
+pub async fn set_custom(tx: &mut Tx, scope: &Scope<'_>, name: &str, value: Plain) -> Result<(), StoreError> {
     let sql = "INSERT INTO crypto_custom_values (account_id, name, value) VALUES {rows} \
                ON CONFLICT (account_id, name) DO UPDATE SET value = excluded.value";
     put(tx, scope, CUSTOM, sql, Rows::from([(Key::of([name]), value)])).await
