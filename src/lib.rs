@@ -11,6 +11,7 @@
 pub mod clock;
 pub mod homeserver;
 pub mod config;
+pub mod crypto;
 pub mod lifecycle;
 pub mod messages;
 pub mod model;

@@ -10,6 +10,7 @@
 pub mod accounts;
 #[cfg(test)]
 mod conformance;
+pub mod crypto;
 pub mod db;
 pub mod leases;
 pub mod messages;
