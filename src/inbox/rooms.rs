@@ -172,11 +172,11 @@ impl Rooms {
     }
 
     /// The next sequence number of a room.
-    pub fn next_sequence(&mut self, room_id: &RoomId) -> i64 {
+    pub fn next_sequence(&mut self, room_id: &RoomId) -> u64 {
         let Some(room) = self.known.get_mut(room_id) else { return 0 };
         room.last_sequence += 1;
         self.advanced.insert(room_id.to_owned());
-        room.last_sequence
+        room.last_sequence.unsigned_abs()
     }
 
     /// The users of a room whose devices are worth following: the bridge bot, and members that are no ghosts

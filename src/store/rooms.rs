@@ -180,6 +180,24 @@ pub async fn set_due(tx: &mut Tx, room_ids: &[&RoomId], due_at: Timestamp) -> Re
     Ok(())
 }
 
+/// As [`set_due`], for rooms that are not relayed yet.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_due_unless_relayed(
+    tx: &mut Tx,
+    room_ids: &[&RoomId],
+    due_at: Timestamp,
+) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE rooms SET due_at = $1, tries = 0 WHERE relay <> 'yes' AND room_id IN (VALUES {rows})",
+        values![due_at],
+        room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
 /// Rooms whose state is due to be read, longest due first.
 ///
 /// # Errors
