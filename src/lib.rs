@@ -10,6 +10,7 @@
 
 pub mod clock;
 pub mod homeserver;
+pub mod inbox;
 pub mod lifecycle;
 pub mod model;
 pub mod store;

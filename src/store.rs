@@ -11,6 +11,7 @@ pub mod accounts;
 #[cfg(test)]
 mod conformance;
 pub mod db;
+pub mod inbox;
 pub mod leases;
 mod seal;
 

@@ -1,0 +1,11 @@
+//! The first stage: what comes in is made durable, then answered, then worked through.
+//!
+//! A transaction of the homeserver, or a page of the key lane, becomes a row before anybody is told that it
+//! was taken. A process that dies before the commit has promised nothing, and the sender sends again; one that
+//! dies after it finds the row.
+
+pub mod accept;
+pub mod envelope;
+
+pub use accept::{AcceptError, Inbox};
+pub use envelope::{Envelope, EnvelopeError};
