@@ -10,6 +10,7 @@
 
 pub mod clock;
 pub mod homeserver;
+pub mod http;
 pub mod inbox;
 pub mod lifecycle;
 pub mod model;
