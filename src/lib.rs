@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod homeserver;
+pub mod http;
 pub mod inbox;
 pub mod lifecycle;
 pub mod messages;
