@@ -13,9 +13,9 @@ mod conformance;
 pub mod db;
 pub mod leases;
 pub mod messages;
+pub mod outbox;
 pub mod pending;
 pub mod rooms;
-pub mod outbox;
 mod seal;
 pub mod webhooks;
 
