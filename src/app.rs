@@ -145,7 +145,7 @@ fn watch_store(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppE
             let looked = tokio::select! { () = stop.cancelled() => return, looked = look => looked };
             let wait = match looked {
                 Ok(()) => {
-                    tell(&state, StoreState::Connected);
+                    tell(&state, StoreState::Ready);
                     LOOK
                 }
                 Err(error) if is_for_a_person(&error) => {
@@ -172,7 +172,7 @@ fn tell(sender: &watch::Sender<StoreState>, state: StoreState) {
         match (&*current, &state) {
             (StoreState::Unavailable { .. }, StoreState::Unavailable { .. }) => {}
             (_, StoreState::Unavailable { reason }) => tracing::error!(reason, "the store is unavailable"),
-            (_, StoreState::Connected) => tracing::info!("the store is connected"),
+            (_, StoreState::Ready) => tracing::info!("the store is connected"),
             _ => {}
         }
         *current = state;

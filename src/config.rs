@@ -62,6 +62,21 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
+/// The settings that matter before there is a registration.
+#[derive(Clone, Debug)]
+pub struct Partial {
+    /// `homeserver.server_name`.
+    pub server_name: Option<OwnedServerName>,
+    /// `appservice.id`.
+    pub id: Option<String>,
+    /// `appservice.bot`, or its default.
+    pub bot: String,
+    /// `owner`.
+    pub owner: Option<OwnedUserId>,
+    /// `http`, or its defaults.
+    pub http: Http,
+}
+
 /// `homeserver`: the homeserver that coucou serves.
 #[derive(Clone, Debug)]
 pub struct Homeserver {

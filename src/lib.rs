@@ -9,6 +9,7 @@
 //! holds them to it.
 
 pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod crypto;
@@ -21,6 +22,7 @@ pub mod model;
 pub mod outbox;
 pub mod rooms;
 pub mod store;
+pub mod telemetry;
 
 #[cfg(test)]
 mod testing;

@@ -90,7 +90,10 @@ pub async fn used_indexes(
              JOIN megolm_indexes m ON m.room_id = v.column1 AND m.session_id = v.column2 \
              AND m.message_index = v.column3",
             vec![],
-            indexes.iter().map(|(room, session, index)| values![room.as_str(), session.as_str(), *index]).collect(),
+            indexes
+                .iter()
+                .map(|(room, session, index)| values![room.as_str(), session.as_str(), *index])
+                .collect(),
         )
         .await?;
     Ok(rows.into_iter().map(|(room, session, index, event)| ((room, session, index), event)).collect())

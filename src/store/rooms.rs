@@ -139,9 +139,7 @@ pub async fn put_sequences(tx: &mut Tx, sequences: &[(OwnedRoomId, i64)]) -> Res
 /// # Errors
 /// When the database fails.
 pub async fn ensure(tx: &mut Tx, room_ids: &[&RoomId], now: Timestamp) -> Result<(), StoreError> {
-    let row = |room_id: &&RoomId| {
-        values![room_id.as_str(), Relay::Unknown.as_str(), 0_i64, now, 0_i64, now]
-    };
+    let row = |room_id: &&RoomId| values![room_id.as_str(), Relay::Unknown.as_str(), 0_i64, now, 0_i64, now];
     tx.execute_many(
         "INSERT INTO rooms (room_id, relay, last_sequence, due_at, tries, created_at) VALUES {rows} \
          ON CONFLICT (room_id) DO NOTHING",
@@ -221,11 +219,7 @@ pub async fn due(db: &Db, now: Timestamp, most: i64) -> Result<Vec<DueRoom>, Sto
 ///
 /// # Errors
 /// When the database fails.
-pub async fn reschedule(
-    tx: &mut Tx,
-    room_id: &RoomId,
-    next: Option<Timestamp>,
-) -> Result<(), StoreError> {
+pub async fn reschedule(tx: &mut Tx, room_id: &RoomId, next: Option<Timestamp>) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE rooms SET due_at = $2, tries = tries + 1 WHERE room_id = $1",
         values![room_id.as_str(), next],
