@@ -357,14 +357,13 @@ async fn outcomes_survive_a_database_that_goes_away() {
     let test = testing::postgres().await;
     let (store, clock) = (&test.store, ManualClock::at(START));
     let main = webhook(store, "main").await;
-    let (release, released) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let sink = Arc::new(Gate { release: Arc::clone(&release), begun: Arc::clone(&released) });
+    let (release, begun) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let sink = Arc::new(Gate { release: Arc::clone(&release), begun: Arc::clone(&begun) });
     let sinks = BTreeMap::from([(main, Arc::clone(&sink) as Arc<dyn Sink>)]);
     put(store, &[main], &[("!a:x", 1)], START).await;
-    let clock_dyn = Arc::clone(&clock);
     let mut dispatcher = Dispatcher::new(
         store.clone(),
-        clock_dyn,
+        clock,
         sinks,
         StdRng::seed_from_u64(1),
         Arc::new(Notify::new()),
@@ -372,15 +371,12 @@ async fn outcomes_survive_a_database_that_goes_away() {
     );
     // The call begins, the database goes, the call succeeds.
     dispatcher.step().await.unwrap();
-    released.notified().await;
+    begun.notified().await;
     allow_connections(&test.location, false).await;
     release.notify_one();
     let mut failures = 0;
     while failures < 3 {
-        if let Err(error) = dispatcher.step().await {
-            assert!(error.is_transient(), "{error:?}");
-            failures += 1;
-        }
+        failures += usize::from(dispatcher.step().await.is_err());
     }
     allow_connections(&test.location, true).await;
     settle(&mut dispatcher).await;
