@@ -12,6 +12,8 @@
 mod cache;
 mod codec;
 mod error;
+#[cfg(test)]
+mod machine;
 mod methods;
 mod save;
 #[cfg(test)]
@@ -164,6 +166,9 @@ impl AccountStore {
     /// # Errors
     /// When the database fails or the lease is lost.
     pub async fn delete_inbound_group_sessions(&self, sessions: &[(OwnedRoomId, String)]) -> Result<u64> {
+        if sessions.is_empty() {
+            return Ok(0);
+        }
         let mut write = self.begin(self.turn().await).await?;
         let keys = sessions.iter().map(|(room_id, id)| Key::of([room_id.as_str(), id])).collect();
         let deleted = inbound::delete(&mut write.tx, &self.scope()?, keys).await?;
