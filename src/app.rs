@@ -250,7 +250,7 @@ type Sinks = BTreeMap<WebhookId, Arc<dyn Sink>>;
 /// The webhooks of the settings, with their numbers; `None` when told to stop before the store was ready.
 async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Option<Sinks>, AppError> {
     // Bad settings are told at once, not when the database is there.
-    let client = crate::outbox::webhook::client().map_err(AppError::Webhook)?;
+    let client = crate::outbox::client().map_err(AppError::Webhook)?;
     while !stop.is_cancelled() {
         if shared.store.is_ready() {
             match connect_webhooks(shared, &client).await {

@@ -159,17 +159,14 @@ impl Errands {
         let invites = rooms::due_invites(self.store.db(), now, MOST).await?;
         let unread = rooms::due(self.store.db(), now, MOST).await?;
         let any = !(invites.is_empty() && unread.is_empty());
-        let mut answered = stream::iter(&invites)
-            .map(|invite| async move { self.settle_invite(invite).await })
-            .buffer_unordered(SIDE_BY_SIDE);
-        while let Some(answered) = answered.next().await {
+        let answers: Vec<_> = invites.into_iter().map(|invite| self.settle_invite(invite)).collect();
+        let mut answers = stream::iter(answers).buffer_unordered(SIDE_BY_SIDE);
+        while let Some(answered) = answers.next().await {
             answered?;
         }
-        drop(answered);
-        let mut read = stream::iter(&unread)
-            .map(|room| async move { self.read(room).await })
-            .buffer_unordered(SIDE_BY_SIDE);
-        while let Some(read) = read.next().await {
+        let reads: Vec<_> = unread.into_iter().map(|room| self.read(room)).collect();
+        let mut reads = stream::iter(reads).buffer_unordered(SIDE_BY_SIDE);
+        while let Some(read) = reads.next().await {
             read?;
         }
         Ok(any)
@@ -184,10 +181,10 @@ impl Errands {
     }
 
     /// Does what one row of invites asks for, and notes how it went.
-    async fn settle_invite(&self, invite: &DueInvite) -> Result<(), RoomsError> {
+    async fn settle_invite(&self, invite: DueInvite) -> Result<(), RoomsError> {
         let room_id = &invite.room_id;
         let account = self.accounts.iter().find(|account| account.id == invite.account_id);
-        let Some(account) = account else { return self.put_off(invite, None).await };
+        let Some(account) = account else { return self.put_off(&invite, None).await };
         let became = match invite.membership {
             Membership::Wanted => match self.owner() {
                 Some(owner) => {
@@ -209,14 +206,14 @@ impl Errands {
             Membership::Join | Membership::Leave => Ok(None),
         };
         match became {
-            Ok(Some((membership, inviter))) => self.note(invite, membership, inviter).await,
-            Ok(None) => self.put_off(invite, None).await,
+            Ok(Some((membership, inviter))) => self.note(&invite, membership, inviter).await,
+            Ok(None) => self.put_off(&invite, None).await,
             Err(error) => {
                 let transient = error.is_transient() || invite.tries < 5;
                 let next = transient.then(|| self.next_try(invite.tries));
                 tracing::warn!(room.id = %room_id, account.user_id = %account.user_id,
                     error = &error as &dyn Error, gave_up = next.is_none(), "could not answer an invite");
-                self.put_off(invite, next).await
+                self.put_off(&invite, next).await
             }
         }
     }
@@ -275,7 +272,7 @@ impl Errands {
     }
 
     /// Reads a room's state as the first account that may, and hands it to the inbox.
-    async fn read(&self, room: &DueRoom) -> Result<(), RoomsError> {
+    async fn read(&self, room: DueRoom) -> Result<(), RoomsError> {
         let room_id = &room.room_id;
         let mut readers = rooms::members(self.store.db(), room_id).await?;
         // An account whose membership was missed may still be in.

@@ -65,8 +65,7 @@ impl Term {
             Ok(Ok(())) => true,
             Ok(Err(error)) if error.is_of_the_store() => return Err(error),
             Ok(Err(error)) => {
-                let error = &error as &dyn Error;
-                tracing::warn!(error, "the homeserver is away; what is here is worked through meanwhile");
+                tracing::warn!(error = &error as &dyn Error, "the homeserver is away; what is here is worked through meanwhile");
                 false
             }
             Err(_) => false,
@@ -100,8 +99,7 @@ impl Term {
                 Ok(accounts) => return Ok(Some(accounts)),
                 Err(CryptoError::Homeserver(error)) => {
                     failures += 1;
-                    let error = &error as &dyn Error;
-                    tracing::warn!(error, failures, "could not set up the accounts on the homeserver");
+                    tracing::warn!(error = &error as &dyn Error, failures, "could not set up the accounts on the homeserver");
                     tokio::select! { () = stop.cancelled() => {}, () = sleep(backoff(failures)) => {} }
                 }
                 Err(error) => return Err(error),

@@ -5,7 +5,10 @@
 //! Everything it does can be done twice: the same room key again changes nothing, and decrypting has no
 //! effect but an advanced ratchet in memory.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use matrix_sdk_common::deserialized_responses::{
     AlgorithmInfo, DecryptedRoomEvent, DeviceLinkProblem, VerificationLevel, VerificationState,
@@ -15,7 +18,7 @@ use matrix_sdk_crypto::{
     TrustRequirement, olm::SenderData, vodozemac::megolm::DecryptionError,
 };
 use ruma::{
-    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
+    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt,
     api::client::sync::sync_events::DeviceLists, events::AnyToDeviceEvent, serde::Raw,
 };
 use serde_json::value::RawValue;
@@ -268,7 +271,8 @@ impl Engine {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn track(&self, users: impl IntoIterator<Item = &UserId>) -> Result<(), CryptoError> {
+    pub async fn track(&self, users: &BTreeSet<OwnedUserId>) -> Result<(), CryptoError> {
+        let users: Vec<&ruma::UserId> = users.iter().map(|user| &**user).collect();
         self.machine.update_tracked_users(users).await?;
         Ok(())
     }

@@ -109,7 +109,7 @@ impl Worker {
         // room's state changes or is read again, and by the devices that come with the keys themselves.
         if !outcome.track.is_empty() {
             for engine in self.decrypter.engines() {
-                engine.track(outcome.track.iter().map(|user| &**user)).await?;
+                engine.track(&outcome.track).await?;
             }
             wakes.outgoing.notify_one();
         }

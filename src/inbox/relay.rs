@@ -54,7 +54,7 @@ impl Worker {
         let queues = self.load_queues(due).await?;
         let late = self.load_ledger(keys).await?;
         let waiting = queues.values().flat_map(|queue| &queue.events).chain(&late);
-        let mut known = self.look_up(waiting.chain(&batch.events)).await?;
+        let mut known = self.look_up(waiting.chain(&batch.events).collect()).await?;
         for event in late {
             self.release_late(&event, &mut known, outcome)?;
         }
@@ -95,7 +95,7 @@ impl Worker {
     }
 
     /// All that the store and the machines know of these events, in a handful of statements.
-    async fn look_up(&self, events: impl Iterator<Item = &WireEvent>) -> Result<Known, CryptoError> {
+    async fn look_up(&self, events: Vec<&WireEvent>) -> Result<Known, CryptoError> {
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
         for event in events {
             if event.state_key.is_some() || self.relays(&event.room_id) != Relay::Yes {

@@ -81,20 +81,15 @@ impl Rooms {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn load<'a>(
-        &mut self,
-        db: &Db,
-        seal: &Seal,
-        room_ids: impl Iterator<Item = &'a RoomId>,
-    ) -> Result<(), StoreError> {
+    pub async fn load(&mut self, db: &Db, seal: &Seal, room_ids: HashSet<&RoomId>) -> Result<(), StoreError> {
         if self.known.len() > MOST_ROOMS {
             self.known.clear();
         }
-        let missing: HashSet<&RoomId> = room_ids.filter(|id| !self.known.contains_key(*id)).collect();
+        let missing: Vec<&RoomId> =
+            room_ids.into_iter().filter(|id| !self.known.contains_key(*id)).collect();
         if missing.is_empty() {
             return Ok(());
         }
-        let missing: Vec<_> = missing.into_iter().collect();
         for (room_id, row) in rooms::find_many(db, seal, &missing).await? {
             let state: RoomState = match &row.state {
                 Some(state) => serde_json::from_slice(state).map_err(|_| StoreError::Corrupt("rooms"))?,

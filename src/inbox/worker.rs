@@ -105,7 +105,7 @@ impl Worker {
         let queued = pending::queued_rooms(parts.store.db()).await?;
         let decrypter = Decrypter::new(parts.store.clone(), parts.engines.clone());
         let mut rooms = Rooms::new(parts.policy.clone());
-        let ids = queued.iter().map(|(room_id, _)| &**room_id);
+        let ids = queued.iter().map(|(room_id, _)| &**room_id).collect();
         rooms.load(parts.store.db(), parts.store.seal()?, ids).await?;
         let queues = queued
             .into_iter()
@@ -154,7 +154,8 @@ impl Worker {
         let batch = Batch::read(rows, &self.readers());
         let keys = self.take_in(&batch, &mut due).await?;
         let mut outcome = Outcome::default();
-        let touched = batch.rooms().chain(keys.iter().map(|key| &*key.room_id)).chain(due.iter().map(|id| &**id));
+        let mut touched: HashSet<_> = batch.rooms().collect();
+        touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
         self.rooms.load(db, seal, touched).await?;
         self.drop_unwanted_keys(&keys).await?;
         let released = self.settle_rooms(&batch, &mut outcome).await?;

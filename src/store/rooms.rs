@@ -139,12 +139,14 @@ pub async fn put_sequences(tx: &mut Tx, sequences: &[(OwnedRoomId, i64)]) -> Res
 /// # Errors
 /// When the database fails.
 pub async fn ensure(tx: &mut Tx, room_ids: &[&RoomId], now: Timestamp) -> Result<(), StoreError> {
-    let row = |room_id: &&RoomId| values![room_id.as_str(), Relay::Unknown.as_str(), 0_i64, now, 0_i64, now];
+    let unknown = Relay::Unknown.as_str();
+    let rows =
+        room_ids.iter().map(|room_id| values![room_id.as_str(), unknown, 0_i64, now, 0_i64, now]).collect();
     tx.execute_many(
         "INSERT INTO rooms (room_id, relay, last_sequence, due_at, tries, created_at) VALUES {rows} \
          ON CONFLICT (room_id) DO NOTHING",
         vec![],
-        room_ids.iter().map(row).collect(),
+        rows,
     )
     .await?;
     Ok(())
@@ -255,18 +257,19 @@ pub async fn put_memberships(
     for change in changes {
         last.insert((&change.room_id, change.account_id), change);
     }
-    let rows = last.into_values().map(|change| {
+    let row = |change: &MembershipChange| {
         let due_at = (change.membership == Membership::Invite).then_some(now);
         let inviter = change.inviter.as_ref().map(|inviter| inviter.as_str());
         let membership = change.membership.as_str();
         values![change.room_id.as_str(), change.account_id.0, membership, inviter, due_at, 0_i64]
-    });
+    };
+    let rows = last.into_values().map(row).collect();
     tx.execute_many(
         "INSERT INTO room_accounts (room_id, account_id, membership, inviter, due_at, tries) VALUES {rows} \
          ON CONFLICT (room_id, account_id) DO UPDATE SET membership = excluded.membership, \
          inviter = excluded.inviter, due_at = excluded.due_at, tries = 0",
         vec![],
-        rows.collect(),
+        rows,
     )
     .await?;
     Ok(())
