@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 const BOT: &str = "@coucou:localhost";
-const ARRIVAL: Duration = Duration::from_secs(60);
+const ARRIVAL: Duration = Duration::from_mins(1);
 /// Every kind of content, the relations last.
 const KINDS: &str = "text,notice,emote,image,sticker,text,edit,reply";
 

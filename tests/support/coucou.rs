@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use super::{free_port, http, process::Process, receiver::Receiver, run, until};
 
 /// How long coucou may take to answer after its start, on a busy machine.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 /// How long it may take to stop when asked to.
 const STOP: Duration = Duration::from_secs(30);
 

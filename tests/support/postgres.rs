@@ -88,14 +88,14 @@ impl Cluster {
 
     /// Stops it, ending every connection; its data stays.
     pub(crate) async fn stop(&self) {
-        let mut command = self.script("stop");
+        let mut command = script("stop");
         command.arg(self.folder.path());
         run(command).await;
     }
 
     /// Starts it again, on the same port.
     pub(crate) async fn resume(&self) {
-        let mut command = self.script("start");
+        let mut command = script("start");
         command.arg(self.folder.path()).arg(self.port.to_string());
         run(command).await;
     }
@@ -104,16 +104,16 @@ impl Cluster {
     pub(crate) async fn database(&self) -> Database {
         Database::on(format!("postgres://postgres@127.0.0.1:{}/postgres", self.port), false).await
     }
-
-    fn script(&self, verb: &str) -> Command {
-        let mut command = Command::new(repository().join("tests/postgres.sh"));
-        command.arg(verb);
-        command
-    }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let _ = self.script("stop").arg(self.folder.path()).arg("immediate").output();
+        let _ = script("stop").arg(self.folder.path()).arg("immediate").output();
     }
+}
+
+fn script(verb: &str) -> Command {
+    let mut command = Command::new(repository().join("tests/postgres.sh"));
+    command.arg(verb);
+    command
 }

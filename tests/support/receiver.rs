@@ -1,7 +1,7 @@
 //! A webhook that writes down what it is told, verifies it, and fails on request.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     mem,
     panic::resume_unwind,
     sync::{Arc, Mutex},
@@ -164,9 +164,9 @@ impl Receiver {
 
     /// The deliveries taken so far, each once, in the order in which they were taken.
     pub(crate) fn taken(&self) -> Vec<Attempt> {
-        let mut seen = HashMap::new();
+        let mut seen = HashSet::new();
         let mut attempts = self.attempts();
-        attempts.retain(|attempt| attempt.accepted() && seen.insert(attempt.id.clone(), ()).is_none());
+        attempts.retain(|attempt| attempt.accepted() && seen.insert(attempt.id.clone()));
         attempts
     }
 
@@ -189,7 +189,7 @@ impl Receiver {
         &self,
         what: &str,
         deadline: Duration,
-        enough: impl Fn(&[Attempt]) -> bool,
+        enough: impl Fn(&[Attempt]) -> bool + Send + Sync,
     ) -> Vec<Attempt> {
         let began = Instant::now();
         until(what, deadline, async || {

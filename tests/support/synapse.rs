@@ -18,7 +18,7 @@ mod sender;
 pub(crate) use sender::{Bridge, Line, Sent};
 
 /// How long a Synapse may take to start on a busy machine.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_mins(2);
 
 /// Each takes some 150 MB and a processor while it starts.
 static AT_ONCE: Semaphore = Semaphore::const_new(2);

@@ -18,7 +18,7 @@ use super::{python, run};
 use crate::support::process::last_lines;
 
 /// How long the sender may be silent.
-const SILENCE: Duration = Duration::from_secs(120);
+const SILENCE: Duration = Duration::from_mins(2);
 
 /// A bridge: its registration, its bot's device and keys. All it sends comes from that one device.
 pub(crate) struct Bridge {
