@@ -9,8 +9,13 @@
 //! holds them to it.
 
 pub mod clock;
+pub mod homeserver;
+pub mod config;
+pub mod crypto;
 pub mod lifecycle;
+pub mod messages;
 pub mod model;
+pub mod outbox;
 pub mod store;
 
 #[cfg(test)]

@@ -10,9 +10,15 @@
 pub mod accounts;
 #[cfg(test)]
 mod conformance;
+pub mod crypto;
 pub mod db;
 pub mod leases;
+pub mod messages;
+pub mod pending;
+pub mod rooms;
+pub mod outbox;
 mod seal;
+pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};
 

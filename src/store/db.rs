@@ -71,6 +71,25 @@ macro_rules! values {
 }
 pub(crate) use values;
 
+/// A statement that locks rows it reads: see [`locking!`] and [`Tx::text`].
+#[derive(Clone, Copy, Debug)]
+pub struct Locking {
+    pub(super) postgres: &'static str,
+    pub(super) sqlite: &'static str,
+}
+
+/// Makes a [`Locking`] of the text before the lock, the lock (`FOR UPDATE …`, and the order that goes with
+/// it), and the text after. SQLite leaves the lock out: its one writer has locked everything.
+macro_rules! locking {
+    ($before:literal, $lock:literal, $after:literal $(,)?) => {
+        $crate::store::db::Locking {
+            postgres: concat!($before, " ", $lock, " ", $after),
+            sqlite: concat!($before, " ", $after),
+        }
+    };
+}
+pub(crate) use locking;
+
 /// A row that either database can give: any tuple of `String`, `i64`, `Vec<u8>` and their `Option`s.
 pub trait Row: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
 impl<T> Row for T where T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
@@ -326,6 +345,15 @@ impl Db {
 }
 
 impl Tx {
+    /// The text of a locking statement for this database.
+    #[must_use]
+    pub fn text(&self, sql: Locking) -> &'static str {
+        match self.0 {
+            Inner::Postgres(_) => sql.postgres,
+            Inner::Sqlite(_) => sql.sqlite,
+        }
+    }
+
     /// Runs a statement and answers how many rows it touched.
     ///
     /// # Errors
@@ -407,6 +435,27 @@ impl Tx {
             found.extend(part);
         }
         Ok(found)
+    }
+
+    /// The plan of a statement, one step a line.
+    #[cfg(test)]
+    pub(crate) async fn explain(&mut self, sql: &'static str, shared: Values, rows: Vec<Values>) -> String {
+        let (text, values) = runs(sql, &shared, rows).pop().unwrap_or_else(|| (sql.to_owned(), shared));
+        let steps: Vec<String> = match &mut self.0 {
+            Inner::Postgres(tx) => {
+                let text = AssertSqlSafe(format!("EXPLAIN {text}"));
+                let steps: Vec<(String,)> =
+                    sqlx::query_as(text).bind_values(values).fetch_all(&mut **tx).await.unwrap();
+                steps.into_iter().map(|step| step.0).collect()
+            }
+            Inner::Sqlite(tx) => {
+                let text = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}"));
+                let steps: Vec<(i64, i64, i64, String)> =
+                    sqlx::query_as(text).bind_values(values).fetch_all(&mut **tx).await.unwrap();
+                steps.into_iter().map(|step| step.3).collect()
+            }
+        };
+        steps.join("\n")
     }
 
     /// Commits.

@@ -1,0 +1,252 @@
+//! Every setting: meaning, unit, default, validation.
+//!
+//! A setting comes from the environment (`COUCOU_<SECTION>_<NAME>`), from the name of it that operators had
+//! set before (an alias), or from the YAML file, in this order; else it has its default. [`SETTINGS`] lists
+//! them all and drives reading, error messages and documentation alike. A wrong setting stops the start with
+//! one line that names it, its environment variable and an example, and never shows a secret.
+//!
+//! Loading reads files and writes one at most: the pickle key beside a SQLite store that has none yet. That
+//! file appears whole or not at all.
+
+mod check;
+mod error;
+mod file;
+mod load;
+mod registration;
+mod settings;
+mod source;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId};
+use secrecy::SecretString;
+use url::Url;
+
+pub use error::ConfigError;
+pub use registration::{Namespaces, Registration};
+pub use settings::{SETTINGS, Setting};
+pub use source::{Environment, Sources};
+
+use crate::{model::Pattern, store::Location};
+
+/// All settings, validated.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The homeserver that coucou serves.
+    pub homeserver: Homeserver,
+    /// Who coucou is to the homeserver.
+    pub appservice: Appservice,
+    /// Where coucou listens.
+    pub http: Http,
+    /// Where coucou keeps what lasts.
+    pub store: StoreSettings,
+    /// Where messages go; none means that they are only kept for the REST API.
+    pub webhooks: Vec<Webhook>,
+    /// The REST API.
+    pub api: Api,
+    /// The real user whose conversations are relayed; none means only rooms that the bot is invited to.
+    pub owner: Option<Owner>,
+    /// Which rooms.
+    pub rooms: Rooms,
+    /// Bridges known beforehand; others are pinned when first seen.
+    pub bridges: Vec<Bridge>,
+    /// Names of networks by the `protocol.id` of `m.bridge`, beside the built-in ones.
+    pub networks: BTreeMap<String, String>,
+    /// The log.
+    pub log: Log,
+    /// What the operator should know, one line each; to be logged once.
+    pub warnings: Vec<String>,
+}
+
+/// `homeserver`: the homeserver that coucou serves.
+#[derive(Clone, Debug)]
+pub struct Homeserver {
+    /// Base URL of its client-server API; its path ends with a slash only when it is the root.
+    pub url: Url,
+    /// The part of its user ids after the colon; to be asked of the homeserver when absent.
+    pub server_name: Option<OwnedServerName>,
+}
+
+/// `appservice`: who coucou is to the homeserver.
+#[derive(Clone, Debug)]
+pub struct Appservice {
+    /// The registration's `id`; needed to ask the homeserver for a ping.
+    pub id: Option<String>,
+    /// The token with which coucou speaks to the homeserver.
+    pub as_token: SecretString,
+    /// The token with which the homeserver speaks to coucou.
+    pub hs_token: SecretString,
+    /// The bot: a localpart, or a whole user id.
+    pub bot: String,
+    /// The registration's own user, which cannot be the bot: `/sync` fails for it.
+    pub sender_localpart: Option<String>,
+    /// The bot's device, when it shall be a certain one; else one is made and kept in the store.
+    pub device_id: Option<OwnedDeviceId>,
+    /// Which users the registration claims, when it is known.
+    pub namespaces: Option<Namespaces>,
+}
+
+/// `http`: where coucou listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Http {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes any free one.
+    pub port: u16,
+}
+
+/// `store`: where coucou keeps what lasts.
+#[derive(Clone)]
+pub struct StoreSettings {
+    /// PostgreSQL or a SQLite file.
+    pub location: Location,
+    /// What protects the secrets in it.
+    pub pickle_key: SecretString,
+    /// One line for the log: which store, where, and why that one. Holds no password.
+    pub chosen_because: String,
+}
+
+/// One of `webhooks`: a destination.
+#[derive(Clone)]
+pub struct Webhook {
+    /// Its name, unique; the one from the environment is `default`.
+    pub name: String,
+    /// Where deliveries are posted.
+    pub url: Url,
+    /// Standard Webhooks secret (`whsec_…`); one is made and kept in the store when absent.
+    pub secret: Option<SecretString>,
+}
+
+/// `api`: the REST API.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// Tokens that are let in; without any, everything but health answers 403.
+    pub tokens: Vec<SecretString>,
+}
+
+/// `owner`, `owner_mode`, `owner_accept`: the real user whose conversations are relayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user.
+    pub user_id: OwnedUserId,
+    /// How coucou gets at the conversations.
+    pub mode: OwnerMode,
+    /// Whether coucou accepts invites of known bridge bots for the owner.
+    pub accept: bool,
+}
+
+/// How coucou gets at the owner's conversations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnerMode {
+    /// Through a device of coucou's on the owner's account.
+    #[default]
+    Read,
+    /// By inviting the bot, as the owner, into bridged rooms.
+    Invite,
+}
+
+/// `rooms`: which rooms coucou reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rooms {
+    /// What is relayed; the rest is neither stored nor decrypted.
+    pub relay: Relay,
+    /// Whose invites the bot accepts; absent means those from its own server.
+    pub invite_from: Option<Vec<Inviter>>,
+}
+
+/// Which rooms are relayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Relay {
+    /// Rooms with a believable `m.bridge`; the default with an owner.
+    Bridged,
+    /// Every room that an account is in; the default without an owner.
+    All,
+    /// These rooms.
+    Only(Vec<OwnedRoomId>),
+}
+
+/// Somebody whose invites are accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inviter {
+    /// Every user of the servers that match.
+    Server(Pattern),
+    /// The users whose whole id matches.
+    User(Pattern),
+}
+
+impl Inviter {
+    /// Whether an invite by `user_id` is accepted.
+    #[must_use]
+    pub fn matches(&self, user_id: &UserId) -> bool {
+        match self {
+            Self::Server(pattern) => pattern.matches(user_id.server_name().as_str()),
+            Self::User(pattern) => pattern.matches(user_id.as_str()),
+        }
+    }
+}
+
+/// One of `bridges`: a bridge known beforehand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// The bridge's bot, whose device encrypts for its ghosts.
+    pub bot: OwnedUserId,
+    /// The bridge's ghosts, for example `@instagram_*:example.org`.
+    pub ghosts: Option<Pattern>,
+}
+
+/// `log`: what is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Which lines, as a `tracing` filter: `info,coucou::outbox=debug`.
+    pub filter: String,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// The server's name as far as the settings tell it: set, or the owner's, or the bot's.
+    #[must_use]
+    pub fn known_server_name(&self) -> Option<OwnedServerName> {
+        check::known_server_name(&self.homeserver, &self.appservice, self.owner.as_ref())
+    }
+}
+
+impl Appservice {
+    /// The bot's user id; `None` when the bot is a localpart and no server is given.
+    #[must_use]
+    pub fn bot_user_id(&self, server_name: Option<&ServerName>) -> Option<OwnedUserId> {
+        if self.bot.starts_with('@') {
+            return UserId::parse(&self.bot).ok();
+        }
+        UserId::parse(format!("@{}:{}", self.bot, server_name?)).ok()
+    }
+}
+
+impl fmt::Debug for StoreSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreSettings").field("chosen_because", &self.chosen_because).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Many receivers carry their token in the path or the query.
+        f.debug_struct("Webhook")
+            .field("name", &self.name)
+            .field("host", &self.url.host_str())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,383 @@
+//! From sources to a [`Config`]: one function a section.
+
+use std::{collections::BTreeMap, fs, io, net::IpAddr};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use ruma::{OwnedUserId, RoomId, ServerName, UserId};
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::{
+    Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, Log, LogFormat, Owner,
+    OwnerMode, Registration, Relay, Rooms, Sources, Webhook, check,
+    file::Value,
+    settings::{self, Setting, other},
+    source::{Given, Reader},
+    store,
+};
+use crate::model::Pattern;
+
+/// The registration that is read when none is named and it is there.
+const DEFAULT_REGISTRATION: &str = "registration.yaml";
+
+impl Config {
+    /// Reads, checks and completes all settings.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, in one line that shows no secret.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let reader = Reader::open(sources)?;
+        let mut warnings = Vec::new();
+        if reader.environment.get(other::ETKE_PASSWORD).is_some() {
+            warnings.push(format!(
+                "{} is not needed, and ignored: coucou never logs in with a password",
+                other::ETKE_PASSWORD
+            ));
+        }
+        let homeserver = homeserver(&reader)?;
+        let appservice = appservice(&reader)?;
+        let owner = owner(&reader, &mut warnings)?;
+        check::check(&homeserver, &appservice, owner.as_ref())?;
+        Ok(Self {
+            homeserver,
+            appservice,
+            http: http(&reader)?,
+            webhooks: webhooks(&reader)?,
+            api: api(&reader)?,
+            rooms: rooms(&reader, owner.is_some())?,
+            owner,
+            bridges: bridges(&reader)?,
+            networks: networks(&reader)?,
+            log: log(&reader)?,
+            // Last, for it may write the pickle key: nothing is written for settings that are wrong.
+            store: store::choose(&reader, &mut warnings)?,
+            warnings,
+        })
+    }
+}
+
+fn homeserver(reader: &Reader<'_>) -> Result<Homeserver, ConfigError> {
+    let must = "must be an http or https URL without user, query or fragment";
+    let url = reader.parsed(&settings::HOMESERVER_URL, must, |text| {
+        let url = http_url(text)?;
+        let plain = url.username().is_empty() && url.password().is_none();
+        (plain && url.query().is_none() && url.fragment().is_none()).then_some(url)
+    })?;
+    let url = url.ok_or_else(|| missing(&settings::HOMESERVER_URL, ""))?;
+    let must = "must be a server name, without scheme or path";
+    let server_name =
+        reader.parsed(&settings::HOMESERVER_SERVER_NAME, must, |text| ServerName::parse(text).ok())?;
+    Ok(Homeserver { url, server_name })
+}
+
+fn appservice(reader: &Reader<'_>) -> Result<Appservice, ConfigError> {
+    let registration = registration(reader)?;
+    let because = if registration.is_some() {
+        " and not in the registration, either"
+    } else {
+        ", and there is no registration.yaml (`coucou registration` makes one)"
+    };
+    let (id, as_token, hs_token, sender_localpart, namespaces) = match registration {
+        Some(Registration { id, as_token, hs_token, sender_localpart, namespaces }) => {
+            (id, as_token, hs_token, sender_localpart, Some(namespaces))
+        }
+        None => (None, None, None, None, None),
+    };
+    let as_token = token(reader, &settings::AS_TOKEN)?.or(as_token);
+    let as_token = as_token.ok_or_else(|| missing(&settings::AS_TOKEN, because))?;
+    let hs_token = token(reader, &settings::HS_TOKEN)?.or(hs_token);
+    let hs_token = hs_token.ok_or_else(|| missing(&settings::HS_TOKEN, because))?;
+    if as_token.expose_secret() == hs_token.expose_secret() {
+        return Err(ConfigError::Conflict(
+            "appservice.as_token and appservice.hs_token (COUCOU_APPSERVICE_AS_TOKEN, \
+             COUCOU_APPSERVICE_HS_TOKEN) are the same: they must differ, `coucou registration` makes two"
+                .to_owned(),
+        ));
+    }
+    let must = "must be a localpart such as coucou, or a user id such as @coucou:example.org";
+    let bot = reader.parsed(&settings::BOT, must, |text| bot_is_valid(text).then(|| text.to_owned()))?;
+    let sender = reader.given(&settings::SENDER_LOCALPART)?.map(|given| given.text);
+    let must = "must be one word of letters, digits and . _ = - /";
+    let device_id = reader.parsed(&settings::DEVICE_ID, must, |text| {
+        text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._=-/".contains(&byte)).then(|| text.into())
+    })?;
+    Ok(Appservice {
+        id: reader.given(&settings::APPSERVICE_ID)?.map(|given| given.text).or(id),
+        as_token,
+        hs_token,
+        bot: bot.unwrap_or_else(|| settings::BOT.default.to_owned()),
+        sender_localpart: sender.or(sender_localpart),
+        device_id,
+        namespaces,
+    })
+}
+
+/// The registration file, if one is named or there.
+fn registration(reader: &Reader<'_>) -> Result<Option<Registration>, ConfigError> {
+    let given = reader.given(&settings::REGISTRATION)?;
+    let named = given.as_ref().map_or(DEFAULT_REGISTRATION, |given| &given.text);
+    match fs::read_to_string(reader.resolve(named)) {
+        Ok(text) => Registration::parse(&text)
+            .map(Some)
+            .map_err(|what| ConfigError::File { path: named.to_owned(), what }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && given.is_none() => Ok(None),
+        Err(error) => {
+            let setting = &settings::REGISTRATION;
+            let origin = given.as_ref().map_or("the default", |given| &given.origin);
+            Err(ConfigError::Invalid {
+                setting,
+                must: "must be a file that can be read".to_owned(),
+                found: format!("{origin} names {named}: {error}"),
+            })
+        }
+    }
+}
+
+fn bot_is_valid(text: &str) -> bool {
+    let user_id = if text.starts_with('@') { text.to_owned() } else { format!("@{text}:localhost") };
+    // A colon in a localpart would move the server name.
+    let whole = text.starts_with('@') || !text.contains(':');
+    whole && UserId::parse(user_id).is_ok_and(|id| !id.localpart().is_empty() && !id.is_historical())
+}
+
+fn http(reader: &Reader<'_>) -> Result<Http, ConfigError> {
+    let host = reader.parsed(&settings::HTTP_HOST, "must be an IP address", |text| match text {
+        "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+        text => text.parse().ok(),
+    })?;
+    let port =
+        reader.parsed(&settings::HTTP_PORT, "must be a number from 0 to 65535", |text| text.parse().ok())?;
+    Ok(Http { host: host.unwrap_or(IpAddr::from([127, 0, 0, 1])), port: port.unwrap_or(8080) })
+}
+
+fn webhooks(reader: &Reader<'_>) -> Result<Vec<Webhook>, ConfigError> {
+    let mut webhooks: Vec<Webhook> = Vec::new();
+    for entry in reader.entries("webhooks") {
+        let field = |key: &str, setting: &'static Setting| match entry.get(key) {
+            Some(node) => reader.text(node, setting),
+            None => Ok(None),
+        };
+        let place = format!(" in {}", reader.origin(entry.line));
+        let name = field("name", &settings::WEBHOOK_NAME)?;
+        let name = name.ok_or_else(|| missing(&settings::WEBHOOK_NAME, &place))?;
+        if webhooks.iter().any(|webhook| webhook.name == name.text) {
+            return Err(name.invalid(&settings::WEBHOOK_NAME, "must be unique"));
+        }
+        let url = field("url", &settings::WEBHOOK_URL)?;
+        let url = url.ok_or_else(|| missing(&settings::WEBHOOK_URL, &place))?;
+        let secret = field("secret", &settings::WEBHOOK_SECRET)?;
+        webhooks.push(Webhook {
+            name: name.text.clone(),
+            url: webhook_url(&url)?,
+            secret: secret.as_ref().map(webhook_secret).transpose()?,
+        });
+    }
+    let url = reader.from_environment(&settings::WEBHOOK_URL)?;
+    let url = url.as_ref().map(webhook_url).transpose()?;
+    let secret = reader.from_environment(&settings::WEBHOOK_SECRET)?;
+    let secret = secret.as_ref().map(webhook_secret).transpose()?;
+    match (webhooks.iter_mut().find(|webhook| webhook.name == "default"), url, secret) {
+        (Some(webhook), url, secret) => {
+            webhook.url = url.unwrap_or_else(|| webhook.url.clone());
+            webhook.secret = secret.or(webhook.secret.take());
+        }
+        (None, Some(url), secret) => webhooks.push(Webhook { name: "default".to_owned(), url, secret }),
+        (None, None, Some(_)) => {
+            return Err(missing(&settings::WEBHOOK_URL, ", while COUCOU_WEBHOOK_SECRET is set"));
+        }
+        (None, None, None) => {}
+    }
+    Ok(webhooks)
+}
+
+fn webhook_url(given: &Given) -> Result<Url, ConfigError> {
+    http_url(&given.text).ok_or_else(|| {
+        // Not the value: receivers put tokens into it.
+        let found = format!("the value of {} is not", given.origin);
+        ConfigError::Invalid {
+            setting: &settings::WEBHOOK_URL,
+            must: "must be an http or https URL".to_owned(),
+            found,
+        }
+    })
+}
+
+fn webhook_secret(given: &Given) -> Result<SecretString, ConfigError> {
+    let key = given.text.trim().strip_prefix("whsec_").unwrap_or(given.text.trim());
+    let valid = STANDARD.decode(key).is_ok_and(|key| (24..=64).contains(&key.len()));
+    let must = "must be whsec_ and base64 of 24 to 64 bytes (whsec_$(openssl rand -base64 32))";
+    if valid {
+        Ok(SecretString::from(given.text.trim()))
+    } else {
+        Err(given.invalid(&settings::WEBHOOK_SECRET, must))
+    }
+}
+
+fn api(reader: &Reader<'_>) -> Result<Api, ConfigError> {
+    let given = reader.list(&settings::API_TOKEN, None)?.unwrap_or_default();
+    let tokens = given.iter().map(|given| header_safe(given, &settings::API_TOKEN));
+    Ok(Api { tokens: tokens.collect::<Result<_, _>>()? })
+}
+
+fn owner(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<Option<Owner>, ConfigError> {
+    let must = "must be a whole user id";
+    let user_id = reader.parsed(&settings::OWNER, must, user_id)?;
+    let mode = reader.parsed(&settings::OWNER_MODE, "must be read or invite", |text| match text {
+        "read" => Some(OwnerMode::Read),
+        "invite" => Some(OwnerMode::Invite),
+        _ => None,
+    })?;
+    let accept = reader.parsed(&settings::OWNER_ACCEPT, "must be true or false", boolean)?;
+    if user_id.is_none() && (mode.is_some() || accept.is_some()) {
+        warnings.push("owner_mode and owner_accept do nothing without an owner (COUCOU_OWNER)".to_owned());
+    }
+    Ok(user_id.map(|user_id| Owner {
+        user_id,
+        mode: mode.unwrap_or_default(),
+        accept: accept.unwrap_or(true),
+    }))
+}
+
+fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
+    let relay = match reader.list(&settings::ROOMS_RELAY, Some(','))? {
+        None => None,
+        Some(given) => match given.as_slice() {
+            [] => None,
+            [one] if one.text == "bridged" => Some(Relay::Bridged),
+            [one] if one.text == "all" => Some(Relay::All),
+            rooms => {
+                let must = "must be bridged, all, or a list of room ids";
+                let room_id = |given: &Given| {
+                    let room_id = RoomId::parse(&given.text).ok();
+                    room_id.ok_or_else(|| given.invalid(&settings::ROOMS_RELAY, must))
+                };
+                Some(Relay::Only(rooms.iter().map(room_id).collect::<Result<_, _>>()?))
+            }
+        },
+    };
+    let invite_from = reader.list(&settings::ROOMS_INVITE_FROM, Some(','))?;
+    let inviter = |given: Given| {
+        let pattern = Pattern::new(&given.text);
+        let user = given.text.starts_with('@');
+        // A user pattern without a server would match users of any.
+        let valid = if user { given.text.contains(':') } else { !given.text.contains([' ', '/', '@']) };
+        if !valid {
+            let must = "must be server names and user ids, in which * stands for anything";
+            return Err(given.invalid(&settings::ROOMS_INVITE_FROM, must));
+        }
+        Ok(if user { Inviter::User(pattern) } else { Inviter::Server(pattern) })
+    };
+    Ok(Rooms {
+        relay: relay.unwrap_or(if with_owner { Relay::Bridged } else { Relay::All }),
+        invite_from: invite_from
+            .map(|given| given.into_iter().map(inviter).collect::<Result<_, _>>())
+            .transpose()?,
+    })
+}
+
+fn bridges(reader: &Reader<'_>) -> Result<Vec<Bridge>, ConfigError> {
+    let bridge = |entry: &super::file::Node| {
+        let field = |key: &str, setting: &'static Setting| match entry.get(key) {
+            Some(node) => reader.text(node, setting),
+            None => Ok(None),
+        };
+        let place = format!(" in {}", reader.origin(entry.line));
+        let bot = field("bot", &settings::BRIDGE_BOT)?;
+        let bot = bot.ok_or_else(|| missing(&settings::BRIDGE_BOT, &place))?;
+        let ghosts = field("ghosts", &settings::BRIDGE_GHOSTS)?;
+        if let Some(ghosts) = ghosts.as_ref().filter(|ghosts| !is_user_pattern(&ghosts.text)) {
+            let must = "must be a user id, in which * stands for anything";
+            return Err(ghosts.invalid(&settings::BRIDGE_GHOSTS, must));
+        }
+        Ok(Bridge {
+            bot: user_id(&bot.text)
+                .ok_or_else(|| bot.invalid(&settings::BRIDGE_BOT, "must be a whole user id"))?,
+            ghosts: ghosts.map(|ghosts| Pattern::new(&ghosts.text)),
+        })
+    };
+    reader.entries("bridges").iter().map(bridge).collect()
+}
+
+fn networks(reader: &Reader<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
+    let setting = &settings::NETWORKS;
+    let Some(node) = reader.node(setting) else { return Ok(BTreeMap::new()) };
+    let map = match &node.value {
+        Value::Map(map) => map,
+        Value::Null => return Ok(BTreeMap::new()),
+        Value::Text(_) | Value::List(_) => {
+            return Err(ConfigError::Invalid {
+                setting,
+                must: "must be a mapping of protocol ids to names".to_owned(),
+                found: format!("{} has none", reader.origin(node.line)),
+            });
+        }
+    };
+    let mut networks = BTreeMap::new();
+    for (protocol, node) in map {
+        let name = reader.text(node, setting)?;
+        let name = name.ok_or_else(|| missing(setting, &format!(" a name for {protocol}")))?;
+        let must = "must be mapped to names of small letters, digits, - and _";
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+        if !name.text.bytes().all(plain) {
+            return Err(name.invalid(setting, must));
+        }
+        networks.insert(protocol.clone(), name.text);
+    }
+    Ok(networks)
+}
+
+fn log(reader: &Reader<'_>) -> Result<Log, ConfigError> {
+    let format = reader.parsed(&settings::LOG_FORMAT, "must be text or json", |text| match text {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    })?;
+    let must = "must be a level (error, warn, info, debug, trace), or module=level with commas between";
+    let filter = reader.parsed(&settings::LOG_FILTER, must, |text| {
+        tracing_subscriber::EnvFilter::try_new(text).is_ok().then(|| text.to_owned())
+    })?;
+    Ok(Log {
+        format: format.unwrap_or_default(),
+        filter: filter.unwrap_or_else(|| settings::LOG_FILTER.default.to_owned()),
+    })
+}
+
+/// A token that can stand in a header.
+fn token(reader: &Reader<'_>, setting: &'static Setting) -> Result<Option<SecretString>, ConfigError> {
+    reader.given(setting)?.map(|given| header_safe(&given, setting)).transpose()
+}
+
+fn header_safe(given: &Given, setting: &'static Setting) -> Result<SecretString, ConfigError> {
+    if given.text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(SecretString::from(given.text.as_str()))
+    } else {
+        Err(given.invalid(setting, "must be of visible ASCII characters without spaces"))
+    }
+}
+
+fn http_url(text: &str) -> Option<Url> {
+    let url = Url::parse(text).ok()?;
+    (matches!(url.scheme(), "http" | "https") && url.host().is_some()).then_some(url)
+}
+
+fn user_id(text: &str) -> Option<OwnedUserId> {
+    UserId::parse(text).ok().filter(|id| !id.localpart().is_empty())
+}
+
+fn is_user_pattern(text: &str) -> bool {
+    text.starts_with('@') && text.contains(':') && !text.contains(' ')
+}
+
+/// `true` or `false`, in the ways that people write it.
+pub(super) fn boolean(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Some(true),
+        "false" | "no" | "off" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// The error that a setting is required.
+pub(super) fn missing(setting: &'static Setting, because: &str) -> ConfigError {
+    ConfigError::Missing { setting, because: because.to_owned() }
+}

@@ -1,0 +1,224 @@
+//! The list of settings: what reading, error messages, the example files and the documentation agree on.
+
+/// What there is to know about one setting beside its type.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Where it stands in the file: `http.port`; `webhooks[].url` for the entries of a list.
+    pub path: &'static str,
+    /// Its environment variable; lists and mappings have none.
+    pub env: Option<&'static str>,
+    /// Environment variables that mean the same, looked at in this order when `env` is not set.
+    pub aliases: &'static [&'static str],
+    /// Whether its value is never shown, and `<env>_FILE` may name a file that holds it.
+    pub secret: bool,
+    /// What it is when not set, as text for the documentation.
+    pub default: &'static str,
+    /// A value that works.
+    pub example: &'static str,
+    /// What it is for, with its unit, as one sentence for the documentation.
+    pub meaning: &'static str,
+}
+
+impl Setting {
+    /// The variable that names a file with the secret: `COUCOU_API_TOKEN_FILE`.
+    #[must_use]
+    pub fn file_env(&self) -> Option<String> {
+        self.env.filter(|_| self.secret).map(|env| format!("{env}_FILE"))
+    }
+}
+
+macro_rules! settings {
+    ($($(#[$attribute:meta])* $name:ident {
+        $path:literal $(, env: $env:literal)? $(, aliases: [$($alias:literal),+])? $(, secret: $secret:literal)?,
+        default: $default:literal, example: $example:literal, $meaning:literal $(,)?
+    })+) => {
+        $(pub(super) const $name: Setting = Setting {
+            path: $path,
+            env: settings!(@option $($env)?),
+            aliases: &[$($($alias),+)?],
+            secret: settings!(@flag $($secret)?),
+            default: $default,
+            example: $example,
+            meaning: $meaning,
+        };)+
+
+        /// Every setting there is, in the order of the documentation.
+        pub const SETTINGS: &[Setting] = &[$($name),+];
+    };
+    (@option) => { None };
+    (@option $value:literal) => { Some($value) };
+    (@flag) => { false };
+    (@flag $value:literal) => { $value };
+}
+
+settings! {
+    HOMESERVER_URL {
+        "homeserver.url", env: "COUCOU_HOMESERVER_URL", aliases: ["ETKE_HOMESERVER"],
+        default: "required", example: "https://matrix.example.org",
+        "Base URL of the homeserver's client-server API, http or https.",
+    }
+    HOMESERVER_SERVER_NAME {
+        "homeserver.server_name", env: "COUCOU_HOMESERVER_SERVER_NAME",
+        default: "asked of the homeserver", example: "example.org",
+        "The part of the homeserver's user ids after the colon.",
+    }
+    REGISTRATION {
+        "appservice.registration", env: "COUCOU_APPSERVICE_REGISTRATION",
+        default: "registration.yaml, if present", example: "registration.yaml",
+        "Path of the registration file that the homeserver has, too.",
+    }
+    AS_TOKEN {
+        "appservice.as_token", env: "COUCOU_APPSERVICE_AS_TOKEN", aliases: ["AS_TOKEN"], secret: true,
+        default: "from the registration", example: "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a6978",
+        "The token with which coucou speaks to the homeserver.",
+    }
+    HS_TOKEN {
+        "appservice.hs_token", env: "COUCOU_APPSERVICE_HS_TOKEN", aliases: ["HS_TOKEN"], secret: true,
+        default: "from the registration", example: "f0e1d2c3b4a5968778695a4b3c2d1e0ff0e1d2c3b4a59687",
+        "The token with which the homeserver speaks to coucou.",
+    }
+    APPSERVICE_ID {
+        "appservice.id", env: "COUCOU_APPSERVICE_ID",
+        default: "from the registration", example: "coucou",
+        "The id of the registration; with it coucou can ask the homeserver for a ping.",
+    }
+    SENDER_LOCALPART {
+        "appservice.sender_localpart", env: "COUCOU_APPSERVICE_SENDER_LOCALPART",
+        default: "from the registration", example: "_coucou_as",
+        "The registration's own user; it cannot be the bot.",
+    }
+    BOT {
+        "appservice.bot", env: "COUCOU_APPSERVICE_BOT",
+        default: "coucou", example: "coucou",
+        "The bot that is invited to rooms: a localpart, or a whole user id.",
+    }
+    DEVICE_ID {
+        "appservice.device_id", env: "COUCOU_APPSERVICE_DEVICE_ID",
+        default: "made at the first start, kept in the store", example: "COUCOU01",
+        "The id of the bot's device. A lost store wants a new one.",
+    }
+    HTTP_HOST {
+        "http.host", env: "COUCOU_HTTP_HOST", aliases: ["API_HOST"],
+        default: "127.0.0.1", example: "0.0.0.0",
+        "IP address to listen on; 0.0.0.0 for all.",
+    }
+    HTTP_PORT {
+        "http.port", env: "COUCOU_HTTP_PORT", aliases: ["PORT", "API_PORT"],
+        default: "8080", example: "8080",
+        "TCP port to listen on; 0 takes any free one.",
+    }
+    STORE_URL {
+        "store.url", env: "COUCOU_STORE_URL", aliases: ["DATABASE_URL", "POSTGRESQL_ADDON_URI"], secret: true,
+        default: "sqlite:coucou.db", example: "postgres://coucou:password@localhost:5432/coucou",
+        "Where the data is: postgres://user:password@host:port/database (with ?sslmode=… as libpq knows it) \
+         or sqlite:path. POSTGRESQL_ADDON_HOST, _PORT, _DB, _USER and _PASSWORD together do as well, and \
+         USE_POSTGRES_STORE=false ignores a PostgreSQL that is set by another name than COUCOU_STORE_URL.",
+    }
+    PICKLE_KEY {
+        "store.pickle_key", env: "COUCOU_STORE_PICKLE_KEY", aliases: ["PICKLE_KEY"], secret: true,
+        default: "required with PostgreSQL; made beside the file with SQLite",
+        example: "dGhpcyBpcyBhbiBleGFtcGxlIG9mIGEgcGlja2xlIGs=",
+        "What the secrets in the store are encrypted with. Any long random text: openssl rand -base64 32. \
+         Lost, the store cannot be read.",
+    }
+    POOL_SIZE {
+        "store.pool_size", env: "COUCOU_STORE_POOL_SIZE",
+        default: "10", example: "10",
+        "Most connections to PostgreSQL at once, 1 to 100.",
+    }
+    WEBHOOK_NAME {
+        "webhooks[].name",
+        default: "required", example: "default",
+        "Name of the webhook, unique; the one set by environment is called default.",
+    }
+    WEBHOOK_URL {
+        "webhooks[].url", env: "COUCOU_WEBHOOK_URL", aliases: ["WEBHOOK_URL"],
+        default: "none: messages are kept for the REST API", example: "https://hooks.example.org/coucou",
+        "Where deliveries are posted, http or https, any address.",
+    }
+    WEBHOOK_SECRET {
+        "webhooks[].secret", env: "COUCOU_WEBHOOK_SECRET", aliases: ["WEBHOOK_SECRET"], secret: true,
+        default: "made at the first start, kept in the store",
+        example: "whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=",
+        "Secret that signs deliveries by Standard Webhooks: whsec_ and base64 of 24 to 64 bytes.",
+    }
+    API_TOKEN {
+        "api.tokens", env: "COUCOU_API_TOKEN", aliases: ["API_TOKEN"], secret: true,
+        default: "none: the REST API answers 403", example: "c0ffee00c0ffee00c0ffee00c0ffee00",
+        "Tokens that the REST API lets in: a list in the file, one by environment.",
+    }
+    OWNER {
+        "owner", env: "COUCOU_OWNER", aliases: ["ETKE_USERNAME"],
+        default: "none", example: "@owner:example.org",
+        "The real user whose bridged conversations are relayed, as a whole user id.",
+    }
+    OWNER_MODE {
+        "owner_mode", env: "COUCOU_OWNER_MODE",
+        default: "read", example: "read",
+        "How: read (through a device of coucou's on the owner's account) or invite (by inviting the bot, as \
+         the owner, into bridged rooms).",
+    }
+    OWNER_ACCEPT {
+        "owner_accept", env: "COUCOU_OWNER_ACCEPT",
+        default: "true", example: "true",
+        "Whether coucou accepts invites of known bridge bots for the owner.",
+    }
+    ROOMS_RELAY {
+        "rooms.relay", env: "COUCOU_ROOMS_RELAY",
+        default: "bridged with an owner, else all", example: "bridged",
+        "Which rooms are relayed: bridged, all, or a list of room ids (by environment: with commas).",
+    }
+    ROOMS_INVITE_FROM {
+        "rooms.invite_from", env: "COUCOU_ROOMS_INVITE_FROM",
+        default: "the bot's own server", example: "example.org",
+        "Whose invites the bot accepts: a list (by environment: with commas) of server names and user ids, in \
+         which * stands for anything.",
+    }
+    BRIDGE_BOT {
+        "bridges[].bot",
+        default: "required", example: "@instagrambot:example.org",
+        "User id of a bridge's bot. Bridges that are not listed are pinned when first seen.",
+    }
+    BRIDGE_GHOSTS {
+        "bridges[].ghosts",
+        default: "any user of the bridge", example: "@instagram_*:example.org",
+        "User ids of the bridge's ghosts, in which * stands for anything.",
+    }
+    NETWORKS {
+        "networks",
+        default: "none beside the built-in names", example: "instagramgo: instagram",
+        "Names of networks by the protocol id that a bridge states.",
+    }
+    LOG_FORMAT {
+        "log.format", env: "COUCOU_LOG_FORMAT",
+        default: "text", example: "json",
+        "How a line of the log looks: text or json.",
+    }
+    LOG_FILTER {
+        "log.filter", env: "COUCOU_LOG_FILTER",
+        default: "info,matrix_sdk_crypto=warn,sqlx=warn", example: "info,coucou::outbox=debug",
+        "Which lines are logged: a level, and levels by module.",
+    }
+}
+
+/// Environment variables that matter beside those of [`SETTINGS`].
+pub(super) mod other {
+    /// Whether a PostgreSQL that is set by an alias counts.
+    pub(crate) const USE_POSTGRES_STORE: &str = "USE_POSTGRES_STORE";
+    /// The parts of a PostgreSQL URL, as Clever Cloud injects them.
+    pub(crate) const ADDON_HOST: &str = "POSTGRESQL_ADDON_HOST";
+    /// The port.
+    pub(crate) const ADDON_PORT: &str = "POSTGRESQL_ADDON_PORT";
+    /// The database.
+    pub(crate) const ADDON_DB: &str = "POSTGRESQL_ADDON_DB";
+    /// The user.
+    pub(crate) const ADDON_USER: &str = "POSTGRESQL_ADDON_USER";
+    /// The password.
+    pub(crate) const ADDON_PASSWORD: &str = "POSTGRESQL_ADDON_PASSWORD";
+    /// Set by operators who came from programs that log in as the owner; never read.
+    pub(crate) const ETKE_PASSWORD: &str = "ETKE_PASSWORD";
+    /// `COUCOU_` variables that are not ours to judge: those of the tests and of the development rig.
+    pub(crate) fn is_foreign(name: &str) -> bool {
+        name == "COUCOU_HOMESERVER" || name.starts_with("COUCOU_TEST_")
+    }
+}

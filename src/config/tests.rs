@@ -1,0 +1,595 @@
+//! Settings from all sources, and what is said about wrong ones.
+
+mod store;
+
+use std::{fs, path::Path};
+
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+
+use super::*;
+
+/// The least that loads, by environment.
+const LEAST: [(&str, &str); 3] = [
+    ("COUCOU_HOMESERVER_URL", "https://matrix.example.org"),
+    ("COUCOU_APPSERVICE_AS_TOKEN", "as-secret"),
+    ("COUCOU_APPSERVICE_HS_TOKEN", "hs-secret"),
+];
+
+const YAML: &str = include_str!("../../docs/coucou.example.yaml");
+const ENV: &str = include_str!("../../.env.example");
+const REGISTRATION: &str = include_str!("../../registration.yaml.example");
+
+fn load_in(folder: &Path, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let pairs = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+    Config::load(&Sources { file: None, folder: folder.to_owned(), environment: pairs.collect() })
+}
+
+/// Loads `file` as coucou.yaml, [`LEAST`] and `variables`, which win over `LEAST`.
+fn load(file: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("coucou.yaml"), file).unwrap();
+    load_in(folder.path(), &[&LEAST, variables].concat())
+}
+
+fn message(file: &str, variables: &[(&str, &str)]) -> String {
+    load(file, variables).unwrap_err().to_string()
+}
+
+fn folder_with(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn the_least_settings_load_with_the_documented_defaults() {
+    let config = load("", &[]).unwrap();
+    assert_eq!(config.homeserver.url.as_str(), "https://matrix.example.org/");
+    assert_eq!(config.appservice.bot, "coucou");
+    assert_eq!(config.appservice.as_token.expose_secret(), "as-secret");
+    assert_eq!((config.http.host.to_string(), config.http.port), ("127.0.0.1".to_owned(), 8080));
+    assert!(matches!(&config.store.location, Location::Sqlite { path } if path.ends_with("coucou.db")));
+    assert!(config.webhooks.is_empty() && config.api.tokens.is_empty() && config.owner.is_none());
+    assert_eq!(config.rooms, Rooms { relay: Relay::All, invite_from: None });
+    assert_eq!(config.log.filter, "info,matrix_sdk_crypto=warn,sqlx=warn");
+    assert_eq!(config.log.format, LogFormat::Text);
+    assert_eq!(config.warnings, [""; 0]);
+    assert_eq!(config.known_server_name(), None);
+}
+
+#[test]
+fn the_environment_wins_over_aliases_and_those_over_the_file() {
+    let file = "http: {port: 1}";
+    let port = |variables: &[(&str, &str)]| load(file, variables).unwrap().http.port;
+    assert_eq!(port(&[("COUCOU_HTTP_PORT", "4"), ("PORT", "3"), ("API_PORT", "2")]), 4);
+    assert_eq!(port(&[("PORT", "3"), ("API_PORT", "2")]), 3);
+    assert_eq!(port(&[("API_PORT", "2")]), 2);
+    assert_eq!(port(&[]), 1);
+    // Empty is not set.
+    assert_eq!(port(&[("COUCOU_HTTP_PORT", ""), ("PORT", " ")]), 1);
+    assert_eq!(load("http: {port: }", &[]).unwrap().http.port, 8080);
+}
+
+#[test]
+fn every_alias_means_its_setting() {
+    let config = load(
+        "",
+        &[
+            ("COUCOU_HOMESERVER_URL", ""),
+            ("ETKE_HOMESERVER", "https://etke.example.org"),
+            ("COUCOU_APPSERVICE_AS_TOKEN", ""),
+            ("AS_TOKEN", "one"),
+            ("COUCOU_APPSERVICE_HS_TOKEN", ""),
+            ("HS_TOKEN", "two"),
+            ("API_HOST", "0.0.0.0"),
+            ("PORT", "9"),
+            ("PICKLE_KEY", "a pickle key of good length"),
+            ("WEBHOOK_URL", "http://127.0.0.1:9000/hook"),
+            ("WEBHOOK_SECRET", "whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE="),
+            ("API_TOKEN", "three"),
+            ("ETKE_USERNAME", "@owner:example.org"),
+            ("ETKE_PASSWORD", "not-to-be-read"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.homeserver.url.host_str(), Some("etke.example.org"));
+    assert_eq!(config.appservice.as_token.expose_secret(), "one");
+    assert_eq!(config.appservice.hs_token.expose_secret(), "two");
+    assert_eq!((config.http.host.to_string(), config.http.port), ("0.0.0.0".to_owned(), 9));
+    assert_eq!(config.store.pickle_key.expose_secret(), "a pickle key of good length");
+    let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
+    assert_eq!((webhook.name.as_str(), webhook.url.as_str()), ("default", "http://127.0.0.1:9000/hook"));
+    assert!(webhook.secret.is_some());
+    assert_eq!(config.api.tokens[0].expose_secret(), "three");
+    let owner = config.owner.as_ref().unwrap();
+    assert_eq!(
+        (owner.user_id.as_str(), owner.mode, owner.accept),
+        ("@owner:example.org", OwnerMode::Read, true)
+    );
+    assert_eq!(config.rooms.relay, Relay::Bridged, "the default with an owner");
+    assert_eq!(
+        config.warnings,
+        ["ETKE_PASSWORD is not needed, and ignored: coucou never logs in with a password"]
+    );
+    let tested = ["ETKE_HOMESERVER", "AS_TOKEN", "HS_TOKEN", "API_HOST", "PORT", "API_PORT", "DATABASE_URL"];
+    let tested = tested.into_iter().chain(["POSTGRESQL_ADDON_URI", "PICKLE_KEY", "WEBHOOK_URL"]);
+    let tested: Vec<_> = tested.chain(["WEBHOOK_SECRET", "API_TOKEN", "ETKE_USERNAME"]).collect();
+    let all: Vec<_> = SETTINGS.iter().flat_map(|setting| setting.aliases).copied().collect();
+    assert_eq!(all, tested, "a new alias belongs into a test");
+}
+
+#[test]
+fn the_file_can_hold_everything() {
+    let config = load(
+        r#"
+owner: "@owner:example.org"
+owner_mode: invite
+owner_accept: no
+webhooks:
+  - {name: first, url: "https://one.example.org/?token=x"}
+  - {name: default, url: "https://two.example.org", secret: whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=}
+api: {tokens: [0123, 1e3, "quoted"]}
+rooms:
+  relay: ["!one:example.org", "!hydrapantzMaxKgBrJyXZ9jZYMdYz_FLdaULfDWEcJ4"]
+  invite_from: ["*.example.org", "@friend:example.net"]
+bridges:
+  - {bot: "@instagrambot:example.org", ghosts: "@instagram_*:example.org"}
+  - bot: "@messengerbot:example.org"
+networks: {instagramgo: insta}
+log: {format: json, filter: debug}
+"#,
+        &[("COUCOU_WEBHOOK_URL", "http://[::1]:9000"), ("COUCOU_HOMESERVER_SERVER_NAME", "example.org")],
+    )
+    .unwrap();
+    let owner = config.owner.as_ref().unwrap();
+    assert_eq!((owner.mode, owner.accept), (OwnerMode::Invite, false));
+    let webhooks: Vec<_> =
+        config.webhooks.iter().map(|webhook| (webhook.name.as_str(), webhook.url.as_str())).collect();
+    assert_eq!(webhooks, [("first", "https://one.example.org/?token=x"), ("default", "http://[::1]:9000/")]);
+    assert!(config.webhooks[1].secret.is_some(), "the environment replaces the URL alone");
+    let tokens: Vec<_> = config.api.tokens.iter().map(|token| token.expose_secret()).collect();
+    assert_eq!(tokens, ["0123", "1e3", "quoted"], "tokens are what was written");
+    assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
+    let inviters = config.rooms.invite_from.as_ref().unwrap();
+    let accepted = |id: &str| inviters.iter().any(|inviter| inviter.matches(&UserId::parse(id).unwrap()));
+    assert!(accepted("@any:a.example.org") && accepted("@friend:example.net"));
+    assert!(!accepted("@other:example.net") && !accepted("@any:example.org"));
+    assert_eq!(config.bridges.len(), 2);
+    assert!(config.bridges[0].ghosts.as_ref().unwrap().matches("@instagram_1:example.org"));
+    assert_eq!(config.networks["instagramgo"], "insta");
+    assert_eq!(config.log, Log { format: LogFormat::Json, filter: "debug".to_owned() });
+}
+
+#[test]
+fn lists_have_commas_in_the_environment() {
+    let config = load(
+        "rooms: {relay: all}",
+        &[
+            ("COUCOU_ROOMS_RELAY", "!a:example.org, !b:example.org"),
+            ("COUCOU_ROOMS_INVITE_FROM", "example.org,@friend:example.net"),
+        ],
+    )
+    .unwrap();
+    assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
+    assert_eq!(config.rooms.invite_from.unwrap().len(), 2);
+}
+
+#[test]
+fn a_secret_can_come_from_a_file() {
+    let folder = folder_with(&[("token", "from-a-file\r\n"), ("empty", "\n")]);
+    let variables = |more: &[(&'static str, &'static str)]| [&LEAST[..], more].concat();
+    let config = load_in(folder.path(), &variables(&[("COUCOU_API_TOKEN_FILE", "token")])).unwrap();
+    assert_eq!(config.api.tokens[0].expose_secret(), "from-a-file");
+    let fails = |more| load_in(folder.path(), &variables(more)).unwrap_err().to_string();
+    assert_eq!(
+        fails(&[("COUCOU_API_TOKEN_FILE", "token"), ("COUCOU_API_TOKEN", "x")]),
+        "api.tokens is set twice, as COUCOU_API_TOKEN and as COUCOU_API_TOKEN_FILE: remove one of the two"
+    );
+    assert!(fails(&[("COUCOU_API_TOKEN_FILE", "absent")]).starts_with(
+        "api.tokens must be a file that can be read, but COUCOU_API_TOKEN_FILE names absent: No such file"
+    ));
+    assert!(fails(&[("COUCOU_API_TOKEN_FILE", "empty")]).contains("which is empty"));
+    // Only secrets have one.
+    assert!(fails(&[("COUCOU_HTTP_PORT_FILE", "token")]).starts_with("COUCOU_HTTP_PORT_FILE is set, but"));
+}
+
+#[test]
+fn a_registration_gives_what_is_not_set() {
+    let folder = folder_with(&[("registration.yaml", REGISTRATION)]);
+    let url = ("COUCOU_HOMESERVER_URL", "https://matrix.example.org");
+    let config =
+        load_in(folder.path(), &[url, ("HS_TOKEN", "other"), ("COUCOU_OWNER", "@owner:example.org")]);
+    let config = config.unwrap();
+    assert_eq!(config.appservice.id.as_deref(), Some("coucou"));
+    assert_eq!(config.appservice.sender_localpart.as_deref(), Some("_coucou_as"));
+    assert!(config.appservice.as_token.expose_secret().starts_with("0f1e2d3c"));
+    assert_eq!(config.appservice.hs_token.expose_secret(), "other");
+    assert_eq!(config.known_server_name().unwrap(), "example.org");
+
+    let fails =
+        |more: &[(&str, &str)]| load_in(folder.path(), &[&[url][..], more].concat()).unwrap_err().to_string();
+    assert_eq!(
+        fails(&[("COUCOU_APPSERVICE_BOT", "_coucou_as")]),
+        "appservice.bot (COUCOU_APPSERVICE_BOT) is _coucou_as, which is the registration's sender_localpart: \
+         Synapse fails on /sync for that user, so set another one, for example COUCOU_APPSERVICE_BOT=coucou, \
+         or make a registration whose sender_localpart differs (`coucou registration`)"
+    );
+    assert!(fails(&[("COUCOU_APPSERVICE_BOT", "@_coucou_as:example.org")]).contains("sender_localpart"));
+    assert_eq!(
+        fails(&[("COUCOU_APPSERVICE_BOT", "@other:example.org")]),
+        "appservice.bot (COUCOU_APPSERVICE_BOT) is @other:example.org, but no entry of namespaces.users in the \
+         registration matches it: correct the setting, for example COUCOU_APPSERVICE_BOT=coucou, or make a new \
+         registration with `coucou registration` and give it to the homeserver's administrator"
+    );
+    assert!(
+        fails(&[("COUCOU_OWNER", "@stranger:example.org")])
+            .starts_with("owner (COUCOU_OWNER) is @stranger:example.org, but no entry of namespaces.users")
+    );
+    assert!(
+        fails(&[("COUCOU_OWNER", "@owner:example.org"), ("COUCOU_HOMESERVER_SERVER_NAME", "other.org")])
+            .starts_with("owner (COUCOU_OWNER) is @owner:example.org, but the homeserver is other.org")
+    );
+    assert!(fails(&[("COUCOU_OWNER", "@coucou:example.org")]).contains("are the same user"));
+    assert!(
+        fails(&[("COUCOU_APPSERVICE_REGISTRATION", "absent.yaml")])
+            .contains("COUCOU_APPSERVICE_REGISTRATION names absent.yaml: No such file")
+    );
+}
+
+#[test]
+fn a_broken_registration_is_named() {
+    let fails = |text| {
+        let folder = folder_with(&[("registration.yaml", text)]);
+        load_in(folder.path(), &LEAST).unwrap_err().to_string()
+    };
+    assert!(fails("as_token: [").starts_with("registration.yaml: "));
+    let bad = fails("namespaces: {users: [{regex: '('}]}");
+    assert_eq!(bad, "registration.yaml: the user namespace \"(\" is not a valid pattern");
+    assert!(!fails("as_token: [secretive]").contains("secretive"));
+}
+
+/// Loads with one variable changed, and expects this one line.
+fn refused(variable: (&str, &str), expected: &str) {
+    assert_eq!(message("", &[variable]), expected, "{variable:?}");
+}
+
+#[test]
+fn a_missing_setting_is_named_with_its_variable_and_an_example() {
+    refused(
+        ("COUCOU_HOMESERVER_URL", ""),
+        "homeserver.url is missing: set it in coucou.yaml or as COUCOU_HOMESERVER_URL, for example \
+         COUCOU_HOMESERVER_URL=https://matrix.example.org",
+    );
+    refused(
+        ("COUCOU_APPSERVICE_AS_TOKEN", ""),
+        "appservice.as_token is missing, and there is no registration.yaml (`coucou registration` makes one): \
+         set it in coucou.yaml or as COUCOU_APPSERVICE_AS_TOKEN, for example \
+         COUCOU_APPSERVICE_AS_TOKEN=0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a6978",
+    );
+    refused(
+        ("COUCOU_APPSERVICE_HS_TOKEN", ""),
+        "appservice.hs_token is missing, and there is no registration.yaml (`coucou registration` makes one): \
+         set it in coucou.yaml or as COUCOU_APPSERVICE_HS_TOKEN, for example \
+         COUCOU_APPSERVICE_HS_TOKEN=f0e1d2c3b4a5968778695a4b3c2d1e0ff0e1d2c3b4a59687",
+    );
+    refused(
+        ("COUCOU_STORE_URL", "postgres://localhost/coucou"),
+        "store.pickle_key is missing, and with PostgreSQL it is required (openssl rand -base64 32): set it in \
+         coucou.yaml or as COUCOU_STORE_PICKLE_KEY, for example \
+         COUCOU_STORE_PICKLE_KEY=dGhpcyBpcyBhbiBleGFtcGxlIG9mIGEgcGlja2xlIGs=",
+    );
+    refused(
+        ("COUCOU_WEBHOOK_SECRET", "whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE="),
+        "webhooks[].url is missing, while COUCOU_WEBHOOK_SECRET is set: set it in coucou.yaml or as \
+         COUCOU_WEBHOOK_URL, for example COUCOU_WEBHOOK_URL=https://hooks.example.org/coucou",
+    );
+    assert_eq!(
+        message("webhooks:\n  - url: https://example.org", &[]),
+        "webhooks[].name is missing in coucou.yaml line 2: set it in coucou.yaml, for example name: default"
+    );
+}
+
+/// A value that each setting with a variable must refuse, and what is said. Free text has none.
+const MALFORMED: &[(&str, &str, &str)] = &[
+    (
+        "COUCOU_HOMESERVER_URL",
+        "matrix.example.org",
+        "homeserver.url must be an http or https URL without user, query or fragment, but \
+         COUCOU_HOMESERVER_URL has \"matrix.example.org\": set it in coucou.yaml or as COUCOU_HOMESERVER_URL, \
+         for example COUCOU_HOMESERVER_URL=https://matrix.example.org",
+    ),
+    (
+        "COUCOU_HOMESERVER_SERVER_NAME",
+        "https://example.org",
+        "homeserver.server_name must be a server name, without scheme or path, but \
+         COUCOU_HOMESERVER_SERVER_NAME has \"https://example.org\": set it in coucou.yaml or as \
+         COUCOU_HOMESERVER_SERVER_NAME, for example COUCOU_HOMESERVER_SERVER_NAME=example.org",
+    ),
+    (
+        "COUCOU_APPSERVICE_REGISTRATION",
+        "absent.yaml",
+        "appservice.registration must be a file that can be read, but COUCOU_APPSERVICE_REGISTRATION names \
+         absent.yaml: No such file or directory (os error 2): set it in coucou.yaml or as \
+         COUCOU_APPSERVICE_REGISTRATION, for example COUCOU_APPSERVICE_REGISTRATION=registration.yaml",
+    ),
+    (
+        "COUCOU_APPSERVICE_AS_TOKEN",
+        "hushhush with space",
+        "appservice.as_token must be of visible ASCII characters without spaces, but the value of \
+         COUCOU_APPSERVICE_AS_TOKEN is not: set it in coucou.yaml or as COUCOU_APPSERVICE_AS_TOKEN, for \
+         example COUCOU_APPSERVICE_AS_TOKEN=0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a6978",
+    ),
+    (
+        "COUCOU_APPSERVICE_HS_TOKEN",
+        "hushhushü",
+        "appservice.hs_token must be of visible ASCII characters without spaces, but the value of \
+         COUCOU_APPSERVICE_HS_TOKEN is not: set it in coucou.yaml or as COUCOU_APPSERVICE_HS_TOKEN, for \
+         example COUCOU_APPSERVICE_HS_TOKEN=f0e1d2c3b4a5968778695a4b3c2d1e0ff0e1d2c3b4a59687",
+    ),
+    (
+        "COUCOU_APPSERVICE_BOT",
+        "coucou:example.org",
+        "appservice.bot must be a localpart such as coucou, or a user id such as @coucou:example.org, but \
+         COUCOU_APPSERVICE_BOT has \"coucou:example.org\": set it in coucou.yaml or as COUCOU_APPSERVICE_BOT, \
+         for example COUCOU_APPSERVICE_BOT=coucou",
+    ),
+    (
+        "COUCOU_APPSERVICE_DEVICE_ID",
+        "MY PHONE",
+        "appservice.device_id must be one word of letters, digits and . _ = - /, but \
+         COUCOU_APPSERVICE_DEVICE_ID has \"MY PHONE\": set it in coucou.yaml or as \
+         COUCOU_APPSERVICE_DEVICE_ID, for example COUCOU_APPSERVICE_DEVICE_ID=COUCOU01",
+    ),
+    (
+        "API_HOST",
+        "all",
+        "http.host must be an IP address, but API_HOST has \"all\": set it in coucou.yaml or as \
+         COUCOU_HTTP_HOST, for example COUCOU_HTTP_HOST=0.0.0.0",
+    ),
+    (
+        "PORT",
+        "65536",
+        "http.port must be a number from 0 to 65535, but PORT has \"65536\": set it in coucou.yaml or as \
+         COUCOU_HTTP_PORT, for example COUCOU_HTTP_PORT=8080",
+    ),
+    (
+        "DATABASE_URL",
+        "mysql://root:hushhush@localhost/db",
+        "store.url must be postgres://user:password@host:port/database or sqlite:path, a file, but the value \
+         of DATABASE_URL is not: set it in coucou.yaml or as COUCOU_STORE_URL, for example \
+         COUCOU_STORE_URL=postgres://coucou:password@localhost:5432/coucou",
+    ),
+    (
+        "COUCOU_STORE_POOL_SIZE",
+        "0",
+        "store.pool_size must be a number from 1 to 100, but COUCOU_STORE_POOL_SIZE has \"0\": set it in \
+         coucou.yaml or as COUCOU_STORE_POOL_SIZE, for example COUCOU_STORE_POOL_SIZE=10",
+    ),
+    (
+        "COUCOU_WEBHOOK_URL",
+        "ftp://hushhush@example.org",
+        "webhooks[].url must be an http or https URL, but the value of COUCOU_WEBHOOK_URL is not: set it in \
+         coucou.yaml or as COUCOU_WEBHOOK_URL, for example \
+         COUCOU_WEBHOOK_URL=https://hooks.example.org/coucou",
+    ),
+    (
+        "COUCOU_WEBHOOK_SECRET",
+        "hushhush",
+        "webhooks[].secret must be whsec_ and base64 of 24 to 64 bytes (whsec_$(openssl rand -base64 32)), but \
+         the value of COUCOU_WEBHOOK_SECRET is not: set it in coucou.yaml or as COUCOU_WEBHOOK_SECRET, for \
+         example COUCOU_WEBHOOK_SECRET=whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=",
+    ),
+    (
+        "API_TOKEN",
+        "hushhush hushhush",
+        "api.tokens must be of visible ASCII characters without spaces, but the value of API_TOKEN is not: set \
+         it in coucou.yaml or as COUCOU_API_TOKEN, for example \
+         COUCOU_API_TOKEN=c0ffee00c0ffee00c0ffee00c0ffee00",
+    ),
+    (
+        "ETKE_USERNAME",
+        "owner",
+        "owner must be a whole user id, but ETKE_USERNAME has \"owner\": set it in coucou.yaml or as \
+         COUCOU_OWNER, for example COUCOU_OWNER=@owner:example.org",
+    ),
+    (
+        "COUCOU_OWNER_MODE",
+        "write",
+        "owner_mode must be read or invite, but COUCOU_OWNER_MODE has \"write\": set it in coucou.yaml or as \
+         COUCOU_OWNER_MODE, for example COUCOU_OWNER_MODE=read",
+    ),
+    (
+        "COUCOU_OWNER_ACCEPT",
+        "perhaps",
+        "owner_accept must be true or false, but COUCOU_OWNER_ACCEPT has \"perhaps\": set it in coucou.yaml or \
+         as COUCOU_OWNER_ACCEPT, for example COUCOU_OWNER_ACCEPT=true",
+    ),
+    (
+        "COUCOU_ROOMS_RELAY",
+        "bridged,all",
+        "rooms.relay must be bridged, all, or a list of room ids, but COUCOU_ROOMS_RELAY has \"bridged\": set \
+         it in coucou.yaml or as COUCOU_ROOMS_RELAY, for example COUCOU_ROOMS_RELAY=bridged",
+    ),
+    (
+        "COUCOU_ROOMS_INVITE_FROM",
+        "@friend",
+        "rooms.invite_from must be server names and user ids, in which * stands for anything, but \
+         COUCOU_ROOMS_INVITE_FROM has \"@friend\": set it in coucou.yaml or as COUCOU_ROOMS_INVITE_FROM, for \
+         example COUCOU_ROOMS_INVITE_FROM=example.org",
+    ),
+    (
+        "COUCOU_LOG_FORMAT",
+        "xml",
+        "log.format must be text or json, but COUCOU_LOG_FORMAT has \"xml\": set it in coucou.yaml or as \
+         COUCOU_LOG_FORMAT, for example COUCOU_LOG_FORMAT=json",
+    ),
+    (
+        "COUCOU_LOG_FILTER",
+        "a=b=c",
+        "log.filter must be a level (error, warn, info, debug, trace), or module=level with commas between, but \
+         COUCOU_LOG_FILTER has \"a=b=c\": set it in coucou.yaml or as COUCOU_LOG_FILTER, for example \
+         COUCOU_LOG_FILTER=info,coucou::outbox=debug",
+    ),
+];
+
+#[test]
+fn a_malformed_setting_is_named_with_its_variable_and_an_example() {
+    for &(name, value, expected) in MALFORMED {
+        refused((name, value), expected);
+        assert!(!expected.contains("hushhush") && !expected.contains('\n'));
+    }
+    let refuses = |setting: &Setting| {
+        let names = || setting.env.into_iter().chain(setting.aliases.iter().copied());
+        MALFORMED.iter().any(|(name, ..)| names().any(|known| known == *name))
+    };
+    let free: Vec<_> = SETTINGS.iter().filter(|setting| setting.env.is_some() && !refuses(setting)).collect();
+    let free: Vec<_> = free.into_iter().map(|setting| setting.path).collect();
+    assert_eq!(free, ["appservice.id", "appservice.sender_localpart", "store.pickle_key"]);
+}
+
+#[test]
+fn a_wrong_place_in_the_file_is_named_with_its_line() {
+    let cases = [
+        ("http:\n  prot: 1", "coucou.yaml line 2: there is no setting http.prot; did you mean http.port?"),
+        ("nonsense_at_all: 1", "coucou.yaml line 1: there is no setting nonsense_at_all"),
+        ("store: {fallback: sqlite}", "coucou.yaml line 1: there is no setting store.fallback"),
+        (
+            "webhooks:\n  - name: x\n    ulr: y",
+            "coucou.yaml line 3: there is no setting webhooks[].ulr; did you mean webhooks[].url?",
+        ),
+        ("http: 8080", "coucou.yaml: line 1: http must be a mapping of settings, key: value"),
+        ("- a", "coucou.yaml: line 1: the file must be a mapping of settings, key: value"),
+        ("webhooks: {name: x}", "coucou.yaml: line 1: webhooks must be a list"),
+        ("webhooks: [x]", "coucou.yaml: line 1: webhooks must be a mapping of settings, key: value"),
+        (
+            "http:\n  port: [1]",
+            "http.port must be a single value, but coucou.yaml line 2 has a list: set it in coucou.yaml or as \
+             COUCOU_HTTP_PORT, for example COUCOU_HTTP_PORT=8080",
+        ),
+        (
+            "\n\nhttp:\n  port: abc",
+            "http.port must be a number from 0 to 65535, but coucou.yaml line 4 has \"abc\": set it in \
+             coucou.yaml or as COUCOU_HTTP_PORT, for example COUCOU_HTTP_PORT=8080",
+        ),
+        (
+            "webhooks: [{name: x, url: 'http://a'}, {name: x, url: 'http://b'}]",
+            "webhooks[].name must be unique, but coucou.yaml line 1 has \"x\": set it in coucou.yaml, for \
+             example name: default",
+        ),
+        (
+            "bridges: [{bot: instagrambot}]",
+            "bridges[].bot must be a whole user id, but coucou.yaml line 1 has \"instagrambot\": set it in \
+             coucou.yaml, for example bot: @instagrambot:example.org",
+        ),
+        (
+            "networks: {x: Insta Gram}",
+            "networks must be mapped to names of small letters, digits, - and _, but coucou.yaml line 1 has \
+             \"Insta Gram\": set it in coucou.yaml, for example networks: instagramgo: instagram",
+        ),
+    ];
+    for (file, expected) in cases {
+        assert_eq!(message(file, &[]), expected, "{file}");
+    }
+}
+
+#[test]
+fn what_is_no_yaml_is_refused_in_one_line_with_the_place() {
+    for file in ["http:\n  port: 1\n  port: 2", "http: [", "a: b: c", "api: {tokens: [hushhush", "http: 'x"] {
+        let message = message(file, &[]);
+        assert!(message.starts_with("coucou.yaml: ") && message.contains("line "), "{message}");
+        assert!(!message.contains('\n') && !message.contains("hushhush"), "{message}");
+    }
+    assert!(message("http:\n  port: 1\n  port: 2", &[]).contains("line 3"));
+}
+
+#[test]
+fn a_named_file_must_be_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let environment = Environment::default();
+    let sources = Sources { file: Some("other.yaml".into()), folder: folder.path().to_owned(), environment };
+    let message = Config::load(&sources).unwrap_err().to_string();
+    assert_eq!(message, "other.yaml: cannot be read: No such file or directory (os error 2)");
+}
+
+#[test]
+fn a_variable_that_is_no_setting_is_refused_but_those_of_the_rig_are_not() {
+    refused(
+        ("COUCOU_HTTP_PROT", "1"),
+        "COUCOU_HTTP_PROT is set, but there is no such setting; did you mean COUCOU_HTTP_PORT?",
+    );
+    refused(("COUCOU_ZZZ", "1"), "COUCOU_ZZZ is set, but there is no such setting");
+    load("", &[("COUCOU_TEST_DATABASE_URL", "x"), ("COUCOU_HOMESERVER", "x"), ("OTHER", "x")]).unwrap();
+}
+
+#[test]
+fn nothing_secret_is_in_the_debug_output() {
+    let variables = [
+        ("COUCOU_APPSERVICE_AS_TOKEN", "hush-1"),
+        ("COUCOU_APPSERVICE_HS_TOKEN", "hush-2"),
+        ("COUCOU_STORE_URL", "postgres://user:hush-3@localhost/coucou?sslmode=require"),
+        ("COUCOU_STORE_PICKLE_KEY", "hush-4-hush-4-hush-4"),
+        ("COUCOU_WEBHOOK_URL", "https://hush-5@example.org/hush-6?token=hush-7"),
+        ("COUCOU_WEBHOOK_SECRET", "whsec_hushhushhushhushhushhushhushhush"),
+        ("COUCOU_API_TOKEN", "hush-8"),
+        ("ETKE_PASSWORD", "hush-9"),
+    ];
+    let config = load("", &variables).unwrap();
+    let debug = format!("{config:?} {config:#?}");
+    assert!(!debug.contains("hush"), "{debug}");
+    assert!(
+        debug.contains("PostgreSQL, database coucou on localhost:5432, because COUCOU_STORE_URL names it")
+    );
+    let pairs = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+    assert!(!format!("{:?}", pairs.collect::<Environment>()).contains("hush"));
+}
+
+/// A line that begins with # and no space is a setting that is off: turns all of them on.
+fn with_all_on(example: &str) -> String {
+    let on = |line: &str| match line.trim_start().strip_prefix('#') {
+        Some(rest) if !rest.starts_with(' ') || rest.starts_with("  ") => line.replacen('#', "", 1),
+        _ => line.to_owned(),
+    };
+    example.lines().map(on).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_example_file_loads_and_has_every_setting() {
+    let all = with_all_on(YAML);
+    for text in [YAML, &all] {
+        let folder = folder_with(&[("coucou.yaml", text), ("registration.yaml", REGISTRATION)]);
+        load_in(folder.path(), &[]).unwrap();
+    }
+    let tree = file::parse(&all).unwrap();
+    for setting in SETTINGS {
+        let found = setting.path.split('.').try_fold(&tree, |node, key| match key.strip_suffix("[]") {
+            Some(list) => match &node.get(list)?.value {
+                file::Value::List(entries) => entries.first(),
+                _ => None,
+            },
+            None => node.get(key),
+        });
+        assert!(found.is_some(), "{} is not in docs/coucou.example.yaml", setting.path);
+    }
+}
+
+#[test]
+fn the_example_environment_loads_and_has_every_variable() {
+    let parse = |text: &str| -> Vec<(String, String)> {
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines.map(|line| line.split_once('=').unwrap()).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+    };
+    let all = parse(&with_all_on(ENV));
+    for pairs in [parse(ENV), all.clone()] {
+        let folder = folder_with(&[("registration.yaml", REGISTRATION)]);
+        let pairs: Vec<_> = pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        load_in(folder.path(), &pairs).unwrap();
+    }
+    for setting in SETTINGS {
+        let Some(env) = setting.env else { continue };
+        assert!(all.iter().any(|(name, _)| name == env), "{env} is not in .env.example");
+        assert!(setting.aliases.iter().all(|alias| ENV.contains(alias)), "an alias of {env} is not there");
+    }
+}

@@ -1,0 +1,298 @@
+//! One account's [`OlmMachine`]: what it takes in, what it decrypts.
+//!
+//! An engine is made by whoever holds the crypto lease and dropped with it. After an error of the store the
+//! machine in memory is ahead of what is stored and would lose keys: its owner drops it and loads a new one.
+//! Everything it does can be done twice: the same room key again changes nothing, and decrypting has no
+//! effect but an advanced ratchet in memory.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use matrix_sdk_common::deserialized_responses::{
+    AlgorithmInfo, DecryptedRoomEvent, DeviceLinkProblem, VerificationLevel, VerificationState,
+};
+use matrix_sdk_crypto::{
+    CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
+    TrustRequirement, vodozemac::megolm::DecryptionError,
+};
+use ruma::{
+    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
+    api::client::sync::sync_events::DeviceLists, events::AnyToDeviceEvent, serde::Raw,
+};
+use serde_json::value::RawValue;
+
+use super::store::AccountStore;
+use crate::{
+    clock::SharedClock,
+    homeserver::{Homeserver, Identity},
+    model::{Account, Trust},
+    store::{Lease, Store, StoreError},
+};
+
+/// What can go wrong with an engine.
+#[derive(Debug, thiserror::Error)]
+pub enum CryptoError {
+    /// The crypto store failed: drop the engine and load a new one.
+    #[error("the crypto store failed")]
+    Store(#[source] CryptoStoreError),
+    /// Our own store failed, with the same consequence.
+    #[error("the store failed")]
+    Database(#[from] StoreError),
+    /// The machine refused what it was given.
+    #[error("the crypto machine failed")]
+    Machine(#[source] OlmError),
+    /// The homeserver could not be reached or refused.
+    #[error("the homeserver failed")]
+    Homeserver(#[from] crate::homeserver::HomeserverError),
+    /// A task of this process panicked or was cut off.
+    #[error("a task ended early")]
+    Task(#[from] tokio::task::JoinError),
+    /// The start is refused until a person has acted; the text says how.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<CryptoStoreError> for CryptoError {
+    fn from(error: CryptoStoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<OlmError> for CryptoError {
+    fn from(error: OlmError) -> Self {
+        match error {
+            OlmError::Store(error) => Self::Store(error),
+            other => Self::Machine(other),
+        }
+    }
+}
+
+impl CryptoError {
+    /// Whether the machine may be ahead of the store, so that it must be dropped.
+    #[must_use]
+    pub fn is_of_the_store(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::Database(_))
+    }
+}
+
+/// What a push or a page of the key lane tells one device.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// To-device messages for this device, in order.
+    pub to_device: Vec<Box<RawValue>>,
+    /// Users whose device lists changed.
+    pub changed: Vec<OwnedUserId>,
+    /// One-time keys left on the homeserver; empty when it did not say.
+    pub one_time_key_counts: BTreeMap<String, u64>,
+    /// Algorithms that have an unused fallback key; `None` when the homeserver did not say.
+    pub unused_fallback_keys: Option<Vec<String>>,
+}
+
+impl Changes {
+    /// Whether there is nothing to take in.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.to_device.is_empty()
+            && self.changed.is_empty()
+            && self.one_time_key_counts.is_empty()
+            && self.unused_fallback_keys.is_none()
+    }
+}
+
+/// A room key that was taken in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoomKey {
+    /// The room it is for.
+    pub room_id: OwnedRoomId,
+    /// Its Megolm session.
+    pub session_id: String,
+}
+
+/// An event that was decrypted.
+#[derive(Debug)]
+pub struct Clear {
+    /// The event with the decrypted type and content.
+    pub event: Box<RawValue>,
+    /// The algorithm it was encrypted with.
+    pub algorithm: &'static str,
+    /// What the SDK says of its sender; the bridge rule comes after ([`super::trust`]).
+    pub trust: Trust,
+    /// Who owns the device that made the session, when that is known.
+    pub session_owner: Option<OwnedUserId>,
+}
+
+/// What came of an attempt to decrypt.
+#[derive(Debug)]
+pub enum Decrypted {
+    /// It worked.
+    Clear(Box<Clear>),
+    /// The key has not come yet.
+    AwaitingKey,
+    /// The key does not reach back to this message.
+    UnknownIndex,
+    /// The sender told that it withholds the key; the code of `m.room_key.withheld`.
+    Withheld(String),
+    /// The algorithm is not one that this version can decrypt.
+    UnsupportedAlgorithm,
+    /// The ciphertext is damaged or was not made with this session.
+    BadCiphertext,
+}
+
+/// One account's crypto.
+#[derive(Clone)]
+pub struct Engine {
+    account: Account,
+    pub(super) machine: OlmMachine,
+    store: Arc<AccountStore>,
+    pub(super) homeserver: Homeserver,
+    pub(super) identity: Identity,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("account", &self.account).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Loads an account's machine, making its keys when there are none yet.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn load(
+        account: Account,
+        store: Store,
+        lease: Lease,
+        homeserver: Homeserver,
+        clock: SharedClock,
+    ) -> Result<Self, CryptoError> {
+        let store = Arc::new(AccountStore::new(store, account.id, Some(lease), clock));
+        let (user_id, device_id) = (&account.user_id, &account.device_id);
+        let machine = OlmMachine::with_store(user_id, device_id, Arc::clone(&store), None).await?;
+        let identity = Identity { user_id: user_id.clone(), device_id: Some(device_id.clone()) };
+        Ok(Self { account, machine, store, homeserver, identity })
+    }
+
+    /// The account.
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// Takes in what the homeserver told the device: messages first, then device lists and key counts.
+    /// Answers the room keys that are new or better now.
+    ///
+    /// # Errors
+    /// When the store fails: nothing of the changes is then certain, and they must come again.
+    pub async fn receive(&self, changes: Changes) -> Result<Vec<RoomKey>, CryptoError> {
+        let to_device = changes.to_device.into_iter().map(Raw::<AnyToDeviceEvent>::from_json).collect();
+        let mut lists = DeviceLists::new();
+        lists.changed = changes.changed;
+        let counts = changes.one_time_key_counts.into_iter();
+        let counts = counts.map(|(name, count)| (name.into(), UInt::new_saturating(count))).collect();
+        let fallback: Option<Vec<OneTimeKeyAlgorithm>> =
+            changes.unused_fallback_keys.map(|names| names.into_iter().map(Into::into).collect());
+        let changes = EncryptionSyncChanges {
+            to_device_events: to_device,
+            changed_devices: &lists,
+            one_time_keys_counts: &counts,
+            unused_fallback_keys: fallback.as_deref(),
+            next_batch_token: None,
+        };
+        let (_, keys) = self.machine.receive_sync_changes(changes, &settings()).await?;
+        let mut keys: Vec<_> = keys
+            .into_iter()
+            .map(|key| RoomKey { room_id: key.room_id, session_id: key.session_id })
+            .collect();
+        keys.sort();
+        keys.dedup();
+        Ok(keys)
+    }
+
+    /// Decrypts an `m.room.encrypted` event.
+    ///
+    /// # Errors
+    /// When the store fails. Everything that is wrong with the event is an outcome.
+    pub async fn decrypt(&self, room_id: &RoomId, event: Box<RawValue>) -> Result<Decrypted, CryptoError> {
+        let decrypted = self.machine.decrypt_room_event(&Raw::from_json(event), room_id, &settings()).await;
+        Ok(match decrypted {
+            Ok(decrypted) => Decrypted::Clear(Box::new(self.clear(room_id, decrypted).await?)),
+            Err(MegolmError::Store(error)) => return Err(error.into()),
+            Err(MegolmError::MissingRoomKey(None)) => Decrypted::AwaitingKey,
+            Err(MegolmError::MissingRoomKey(Some(code))) => Decrypted::Withheld(code.to_string()),
+            Err(MegolmError::Decryption(DecryptionError::UnknownMessageIndex(..))) => Decrypted::UnknownIndex,
+            Err(MegolmError::EventError(matrix_sdk_crypto::EventError::UnsupportedAlgorithm)) => {
+                Decrypted::UnsupportedAlgorithm
+            }
+            Err(_) => Decrypted::BadCiphertext,
+        })
+    }
+
+    async fn clear(&self, room_id: &RoomId, decrypted: DecryptedRoomEvent) -> Result<Clear, CryptoError> {
+        let info = &decrypted.encryption_info;
+        let algorithm = match info.algorithm_info {
+            AlgorithmInfo::MegolmV1AesSha2 { .. } => "m.megolm.v1.aes-sha2",
+            AlgorithmInfo::OlmV1Curve25519AesSha2 { .. } => "m.olm.v1.curve25519-aes-sha2",
+        };
+        // Comes from the cache that the decryption has just filled.
+        let session = match info.session_id() {
+            Some(session_id) => self.machine.store().get_inbound_group_session(room_id, session_id).await?,
+            None => None,
+        };
+        let trust = match &info.verification_state {
+            VerificationState::Verified => Trust::Verified,
+            VerificationState::Unverified(VerificationLevel::UnverifiedIdentity) => Trust::CrossSigned,
+            VerificationState::Unverified(VerificationLevel::MismatchedSender) => Trust::MismatchedSender,
+            VerificationState::Unverified(VerificationLevel::None(DeviceLinkProblem::InsecureSource)) => {
+                Trust::Imported
+            }
+            VerificationState::Unverified(VerificationLevel::None(_)) => Trust::UnknownDevice,
+            VerificationState::Unverified(
+                VerificationLevel::UnsignedDevice | VerificationLevel::VerificationViolation,
+            ) => Trust::Unverified,
+        };
+        let session_owner =
+            session.and_then(|session| session.sender_data.user_id().map(ToOwned::to_owned));
+        Ok(Clear { event: decrypted.event.into_json(), algorithm, trust, session_owner })
+    }
+
+    /// Why a key is not there, when the sender has said so: the code of `m.room_key.withheld`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn withheld(&self, room_id: &RoomId, session_id: &str) -> Result<Option<String>, CryptoError> {
+        let entry = self.machine.store().get_withheld_info(room_id, session_id).await?;
+        Ok(entry.map(|entry| entry.content.withheld_code().to_string()))
+    }
+
+    /// Follows the devices of users from now on.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn track(&self, users: impl IntoIterator<Item = &UserId>) -> Result<(), CryptoError> {
+        self.machine.update_tracked_users(users).await?;
+        Ok(())
+    }
+
+    /// Forgets room keys of rooms that are not relayed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forget_keys(&self, keys: &[RoomKey]) -> Result<(), CryptoError> {
+        let keys: Vec<_> = keys.iter().map(|key| (&*key.room_id, key.session_id.as_str())).collect();
+        self.store.delete_inbound_group_sessions(&keys).await?;
+        Ok(())
+    }
+
+    /// Forgets all room keys of a room that is not relayed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forget_room(&self, room_id: &RoomId) -> Result<u64, CryptoError> {
+        Ok(self.store.delete_inbound_group_sessions_of_room(room_id).await?)
+    }
+}
+
+/// Bridges encrypt for their ghosts, which every stricter requirement refuses; coucou judges afterwards.
+fn settings() -> DecryptionSettings {
+    DecryptionSettings { sender_device_trust_requirement: TrustRequirement::Untrusted }
+}

@@ -1,0 +1,138 @@
+//! What the machine wants to tell the homeserver: keys to upload, devices to ask for, messages to send.
+
+use matrix_sdk_crypto::types::requests::{
+    AnyOutgoingRequest, KeysQueryRequest, OutgoingRequest, ToDeviceRequest, UploadSigningKeysRequest,
+};
+use ruma::{
+    TransactionId,
+    api::client::{
+        keys::{get_keys, upload_signing_keys},
+        message::send_message_event,
+        to_device::send_event_to_device,
+    },
+    events::MessageLikeEventContent,
+    serde::Raw,
+};
+
+use super::engine::{CryptoError, Engine};
+
+/// Rounds of requests that one drain makes at most; each may give rise to the next.
+const MOST_ROUNDS: usize = 16;
+
+/// The name under which the store remembers that the bot's identity was published.
+const IDENTITY_PUBLISHED: &str = "coucou.identity_published";
+
+impl Engine {
+    /// Sends what the machine has to send, until there is nothing left. A request is marked as sent only
+    /// when the homeserver has taken it; what fails is made again by the next drain.
+    ///
+    /// # Errors
+    /// When the homeserver or the store fails.
+    pub async fn drain_outgoing(&self) -> Result<usize, CryptoError> {
+        let mut sent = 0;
+        for _ in 0..MOST_ROUNDS {
+            let requests = self.machine.outgoing_requests().await?;
+            if requests.is_empty() {
+                break;
+            }
+            for request in requests {
+                self.send_request(&request).await?;
+                sent += 1;
+            }
+        }
+        Ok(sent)
+    }
+
+    async fn send_request(&self, request: &OutgoingRequest) -> Result<(), CryptoError> {
+        let id = request.request_id();
+        match request.request() {
+            AnyOutgoingRequest::KeysUpload(request) => {
+                let response = self.homeserver.send(&self.identity, request.clone()).await?;
+                self.machine.mark_request_as_sent(id, &response).await?;
+            }
+            AnyOutgoingRequest::KeysQuery(request) => self.query_keys(id, request).await?,
+            AnyOutgoingRequest::KeysClaim(request) => {
+                let response = self.homeserver.send(&self.identity, request.clone()).await?;
+                self.machine.mark_request_as_sent(id, &response).await?;
+            }
+            AnyOutgoingRequest::ToDeviceRequest(request) => self.send_to_device(id, request).await?,
+            AnyOutgoingRequest::SignatureUpload(request) => {
+                let response = self.homeserver.send(&self.identity, request.clone()).await?;
+                self.machine.mark_request_as_sent(id, &response).await?;
+            }
+            AnyOutgoingRequest::RoomMessage(request) => {
+                let content = request.content.clone();
+                let event_type = content.event_type();
+                let body = Raw::new(&*content).map_err(matrix_sdk_crypto::OlmError::from)?.cast_unchecked();
+                let (room_id, txn_id) = (request.room_id.clone(), request.txn_id.clone());
+                let request = send_message_event::v3::Request::new_raw(room_id, txn_id, event_type, body);
+                let response = self.homeserver.send(&self.identity, request).await?;
+                self.machine.mark_request_as_sent(id, &response).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn query_keys(&self, id: &TransactionId, request: &KeysQueryRequest) -> Result<(), CryptoError> {
+        let mut query = get_keys::v3::Request::new();
+        query.timeout = request.timeout;
+        query.device_keys = request.device_keys.clone();
+        let response = self.homeserver.send(&self.identity, query).await?;
+        self.machine.mark_request_as_sent(id, &response).await?;
+        Ok(())
+    }
+
+    async fn send_to_device(&self, id: &TransactionId, request: &ToDeviceRequest) -> Result<(), CryptoError> {
+        let request = send_event_to_device::v3::Request::new_raw(
+            request.event_type.clone(),
+            request.txn_id.clone(),
+            request.messages.clone(),
+        );
+        let response = self.homeserver.send(&self.identity, request).await?;
+        self.machine.mark_request_as_sent(id, &response).await?;
+        Ok(())
+    }
+
+    /// Uploads the device's keys.
+    ///
+    /// # Errors
+    /// When the homeserver or the store fails.
+    pub async fn publish_device(&self) -> Result<(), CryptoError> {
+        self.drain_outgoing().await?;
+        Ok(())
+    }
+
+    /// Gives the account a cross-signing identity and signs the device with it, once. Only for a user that
+    /// is ours alone: the homeserver lets an application service replace anybody's identity.
+    ///
+    /// # Errors
+    /// When the homeserver or the store fails; the next call goes on where this one stopped.
+    pub async fn publish_identity(&self) -> Result<(), CryptoError> {
+        let store = self.machine.store();
+        if store.get_custom_value(IDENTITY_PUBLISHED).await?.is_some() {
+            return Ok(());
+        }
+        let requests = self.machine.bootstrap_cross_signing(false).await?;
+        if let Some(keys) = &requests.upload_keys_req {
+            self.send_request(keys).await?;
+        }
+        let request = signing_keys(requests.upload_signing_keys_req)?;
+        self.homeserver.send(&self.identity, request).await?;
+        self.homeserver.send(&self.identity, requests.upload_signatures_req).await?;
+        store.set_custom_value(IDENTITY_PUBLISHED, vec![1]).await?;
+        tracing::info!(account.user_id = %self.identity.user_id, "published a cross-signing identity");
+        Ok(())
+    }
+}
+
+fn signing_keys(request: UploadSigningKeysRequest) -> Result<upload_signing_keys::v3::Request, CryptoError> {
+    fn raw<T: serde::Serialize, U>(key: Option<T>) -> Result<Option<Raw<U>>, CryptoError> {
+        let raw = key.map(|key| Raw::new(&key)).transpose().map_err(matrix_sdk_crypto::OlmError::from)?;
+        Ok(raw.map(Raw::cast_unchecked))
+    }
+    let mut upload = upload_signing_keys::v3::Request::new();
+    upload.master_key = raw(request.master_key)?;
+    upload.self_signing_key = raw(request.self_signing_key)?;
+    upload.user_signing_key = raw(request.user_signing_key)?;
+    Ok(upload)
+}

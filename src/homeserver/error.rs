@@ -1,0 +1,100 @@
+//! What can go wrong when speaking with the homeserver.
+
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value as Json;
+
+/// The most characters of a homeserver's own words that are kept.
+const MESSAGE_LENGTH: usize = 300;
+
+/// What can go wrong with a request to the homeserver. No message contains a token.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeserverError {
+    /// No answer: no connection, a broken one, or none in time.
+    #[error("the homeserver cannot be reached")]
+    Unreachable(#[source] reqwest::Error),
+    /// The homeserver answered with another status than success.
+    #[error("the homeserver answered {status} {errcode}: {message}")]
+    Status {
+        /// The HTTP status.
+        status: u16,
+        /// The Matrix error code; `M_UNKNOWN` when the answer has none, as a proxy's.
+        errcode: String,
+        /// The homeserver's own words.
+        message: String,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// The named thing is not what it must be.
+    #[error("{0} cannot be used")]
+    Malformed(&'static str),
+    /// The HTTP client cannot be set up, or a request not be made.
+    #[error("the HTTP client failed")]
+    Client(#[source] reqwest::Error),
+}
+
+impl HomeserverError {
+    /// Whether the same request can succeed later without anybody's doing.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..),
+            Self::Malformed(_) | Self::Client(_) => false,
+        }
+    }
+
+    /// The Matrix error code, when the homeserver gave an answer.
+    #[must_use]
+    pub fn errcode(&self) -> Option<&str> {
+        match self {
+            Self::Status { errcode, .. } => Some(errcode),
+            _ => None,
+        }
+    }
+
+    /// How long the homeserver asks to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    pub(super) fn unreachable(error: reqwest::Error) -> Self {
+        Self::Unreachable(error.without_url())
+    }
+
+    /// Reads a refusal, which may come from a proxy that speaks no Matrix.
+    pub(super) fn refused(
+        status: u16,
+        retry_after: Option<Duration>,
+        body: &[u8],
+        as_token: &SecretString,
+    ) -> Self {
+        let body: Json = serde_json::from_slice(body).unwrap_or_default();
+        let text = |name: &str, otherwise: &str| {
+            let text = body.get(name).and_then(Json::as_str).unwrap_or(otherwise);
+            // A homeserver that repeats the token it does not know must not put it into our log.
+            let text = text.replace(as_token.expose_secret(), "<as_token>");
+            text.chars().filter(|character| !character.is_control()).take(MESSAGE_LENGTH).collect::<String>()
+        };
+        let asked = body.get("retry_after_ms").and_then(Json::as_u64).map(Duration::from_millis);
+        Self::Status {
+            status,
+            errcode: text("errcode", "M_UNKNOWN"),
+            message: text("error", "no Matrix error in the answer"),
+            retry_after: retry_after.max(asked),
+        }
+    }
+}
+
+/// The `Retry-After` header in its form of seconds, the one that Matrix uses
+/// ([spec](https://spec.matrix.org/latest/client-server-api/#rate-limiting)).
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}

@@ -1,0 +1,172 @@
+//! A room event as the homeserver sent it, parsed as far as the inbox needs it.
+
+use matrix_sdk_crypto::vodozemac::megolm::MegolmMessage;
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
+
+use crate::{clock::Timestamp, crypto::RoomKey};
+
+/// A room event as it came.
+#[derive(Debug)]
+pub struct WireEvent {
+    /// The event's id.
+    pub event_id: OwnedEventId,
+    /// Its room.
+    pub room_id: OwnedRoomId,
+    /// Who sent it.
+    pub sender: OwnedUserId,
+    /// Its type, `m.room.encrypted` for an encrypted one.
+    pub event_type: String,
+    /// Present on state events only.
+    pub state_key: Option<String>,
+    /// When it was sent, as its sender's homeserver says.
+    pub origin_server_ts: Timestamp,
+    /// What a redaction redacts, in room versions that say so beside the content.
+    pub redacts: Option<OwnedEventId>,
+    /// The Megolm session, for an event that is encrypted with one.
+    pub session: Option<SessionPlace>,
+    /// The whole event.
+    pub raw: Box<RawValue>,
+    /// When it reached coucou.
+    pub received_at: Timestamp,
+}
+
+/// Where in which Megolm session an event was encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionPlace {
+    /// The room and the session id.
+    pub key: RoomKey,
+    /// The message index; `None` when the ciphertext cannot be read.
+    pub index: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    event_id: OwnedEventId,
+    room_id: OwnedRoomId,
+    sender: OwnedUserId,
+    #[serde(rename = "type")]
+    event_type: String,
+    state_key: Option<String>,
+    #[serde(default)]
+    origin_server_ts: f64,
+    redacts: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Encrypted<'a> {
+    #[serde(borrow)]
+    content: Option<EncryptedContent<'a>>,
+}
+
+#[derive(Deserialize)]
+struct EncryptedContent<'a> {
+    session_id: Option<String>,
+    #[serde(borrow)]
+    ciphertext: Option<std::borrow::Cow<'a, str>>,
+}
+
+/// The type of encrypted events
+/// ([spec](https://spec.matrix.org/latest/client-server-api/#mroomencrypted)).
+pub const ENCRYPTED: &str = "m.room.encrypted";
+
+impl WireEvent {
+    /// Reads an event.
+    ///
+    /// # Errors
+    /// When it is not an event of a room: an id is missing or malformed. The text says which, without
+    /// anything of the content.
+    pub fn parse(raw: Box<RawValue>, received_at: Timestamp) -> Result<Self, String> {
+        let head: Head = serde_json::from_str(raw.get()).map_err(|error| {
+            // serde_json quotes at most the value of the wrong type, which for an id can be anything.
+            format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column())
+        })?;
+        let session = (head.event_type == ENCRYPTED).then(|| place(&raw, &head.room_id)).flatten();
+        let redacts = head.redacts.and_then(|redacts| OwnedEventId::try_from(redacts.as_str()?).ok());
+        #[expect(clippy::cast_possible_truncation, reason = "saturates, and no real time is near the ends")]
+        let origin_server_ts = Timestamp(head.origin_server_ts as i64);
+        Ok(Self {
+            event_id: head.event_id,
+            room_id: head.room_id,
+            sender: head.sender,
+            event_type: head.event_type,
+            state_key: head.state_key,
+            origin_server_ts,
+            redacts,
+            session,
+            raw,
+            received_at,
+        })
+    }
+
+    /// Whether it is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.event_type == ENCRYPTED
+    }
+
+    /// The content; empty when it is none.
+    #[must_use]
+    pub fn content(&self) -> Map<String, Value> {
+        content(&self.raw)
+    }
+}
+
+/// The content of an event; empty when it is none.
+#[must_use]
+pub fn content(raw: &RawValue) -> Map<String, Value> {
+    #[derive(Deserialize)]
+    struct Body {
+        content: Option<Value>,
+    }
+    match serde_json::from_str::<Body>(raw.get()) {
+        Ok(Body { content: Some(Value::Object(content)) }) => content,
+        _ => Map::new(),
+    }
+}
+
+fn place(raw: &RawValue, room_id: &OwnedRoomId) -> Option<SessionPlace> {
+    let content = serde_json::from_str::<Encrypted<'_>>(raw.get()).ok()?.content?;
+    let key = RoomKey { room_id: room_id.clone(), session_id: content.session_id? };
+    let message = content.ciphertext.and_then(|text| MegolmMessage::from_base64(&text).ok());
+    Some(SessionPlace { key, index: message.map(|message| i64::from(message.message_index())) })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(event: &Value) -> Result<WireEvent, String> {
+        WireEvent::parse(serde_json::value::to_raw_value(event).unwrap(), Timestamp(5))
+    }
+
+    #[test]
+    fn an_event_needs_its_ids() {
+        let good = json!({"event_id": "$a", "room_id": "!r", "sender": "@a:b", "type": "m.room.message",
+            "origin_server_ts": 17, "content": {"body": "x"}});
+        let event = parse(&good).unwrap();
+        assert_eq!((event.origin_server_ts, event.state_key.is_none()), (Timestamp(17), true));
+        assert_eq!(event.content()["body"], "x");
+        for key in ["event_id", "room_id", "sender", "type"] {
+            let mut bad = good.clone();
+            bad[key] = json!(3);
+            assert!(parse(&bad).is_err());
+            bad.as_object_mut().unwrap().remove(key);
+            let error = parse(&bad).unwrap_err();
+            assert!(!error.contains('x'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_place_in_a_session_is_read_from_the_ciphertext() {
+        let mut event = json!({"event_id": "$a", "room_id": "!r", "sender": "@a:b", "type": ENCRYPTED,
+            "content": {"algorithm": "m.megolm.v1.aes-sha2", "session_id": "s", "ciphertext": "garbage"}});
+        let place = parse(&event).unwrap().session.unwrap();
+        assert_eq!((place.key.session_id.as_str(), place.index), ("s", None));
+        event["content"] = json!({"ciphertext": 3});
+        assert_eq!(parse(&event).unwrap().session, None);
+    }
+}

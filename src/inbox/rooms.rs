@@ -1,0 +1,244 @@
+//! What the worker knows of rooms: a bounded cache in front of the store.
+//!
+//! Only the worker writes rooms, under the crypto lease, so the cache is never behind. Changes are collected
+//! during a step and written in its transaction; after a failure the worker is dropped, cache and all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use serde_json::{Value, value::RawValue};
+
+use crate::{
+    messages::room::{Change, RoomState},
+    model::{Relay, RelayPolicy, RoomContext},
+    store::{Db, Seal, StoreError, rooms::{self, RoomRow}},
+};
+
+/// Rooms kept in memory between steps. A room is a few kilobytes, so this bounds the cache to tens of
+/// megabytes.
+const MOST_ROOMS: usize = 5_000;
+
+/// Members whose devices are followed in one room at most: bridge rooms have a handful besides ghosts, and a
+/// session's owner is learned with its key anyway.
+const MOST_TRACKED: usize = 50;
+
+/// What is fixed for all rooms.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Which rooms are relayed.
+    pub relay: RelayPolicy,
+    /// The owner and the accounts.
+    pub our_users: Arc<BTreeSet<OwnedUserId>>,
+    /// Names of networks by protocol id, before the built-in ones.
+    pub networks: BTreeMap<String, String>,
+}
+
+impl Policy {
+    fn decide(&self, room_id: &RoomId, state: &RoomState) -> Relay {
+        let relayed = match &self.relay {
+            RelayPolicy::All => true,
+            RelayPolicy::Bridged => state.bridge.is_some(),
+            RelayPolicy::Only(rooms) => rooms.iter().any(|room| room == room_id),
+        };
+        if relayed { Relay::Yes } else { Relay::No }
+    }
+}
+
+/// A room in the cache.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// Whether it is relayed.
+    pub relay: Relay,
+    /// Its state; empty unless it is relayed.
+    pub state: RoomState,
+    /// What payloads say of it.
+    pub context: RoomContext,
+    /// The sequence of its newest message.
+    pub last_sequence: i64,
+}
+
+/// The rooms that the worker has met lately.
+#[derive(Debug)]
+pub struct Rooms {
+    policy: Policy,
+    known: HashMap<OwnedRoomId, Room>,
+    changed: HashSet<OwnedRoomId>,
+    advanced: HashSet<OwnedRoomId>,
+}
+
+impl Rooms {
+    /// An empty cache.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self { policy, known: HashMap::new(), changed: HashSet::new(), advanced: HashSet::new() }
+    }
+
+    /// Loads what is stored of these rooms and not in the cache. Between steps the cache is emptied when it
+    /// has grown too large; a step's own rooms always fit.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn load<'a>(
+        &mut self,
+        db: &Db,
+        seal: &Seal,
+        room_ids: impl Iterator<Item = &'a RoomId>,
+    ) -> Result<(), StoreError> {
+        if self.known.len() > MOST_ROOMS {
+            self.known.clear();
+        }
+        let missing: HashSet<&RoomId> = room_ids.filter(|id| !self.known.contains_key(*id)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let missing: Vec<_> = missing.into_iter().collect();
+        for (room_id, row) in rooms::find_many(db, seal, &missing).await? {
+            let state: RoomState = match &row.state {
+                Some(state) => serde_json::from_slice(state).map_err(|_| StoreError::Corrupt("rooms"))?,
+                None => RoomState::default(),
+            };
+            let mut relay = row.relay;
+            // The policy may have changed since: what was decided by the state is decided anew.
+            if relay != Relay::Unknown && row.state.is_some() {
+                relay = self.policy.decide(&room_id, &state);
+            }
+            let context = state.context(&self.policy.our_users, &self.policy.networks);
+            self.known.insert(room_id, Room { relay, state, context, last_sequence: row.last_sequence });
+        }
+        Ok(())
+    }
+
+    /// A room, when it is known.
+    #[must_use]
+    pub fn get(&self, room_id: &RoomId) -> Option<&Room> {
+        self.known.get(room_id)
+    }
+
+    /// Whether a room's messages are relayed.
+    #[must_use]
+    pub fn relay(&self, room_id: &RoomId) -> Relay {
+        self.known.get(room_id).map_or(Relay::Unknown, |room| room.relay)
+    }
+
+    /// Notes a room of which nothing is known yet, or no more; answers whether that is news.
+    pub fn forget(&mut self, room_id: &RoomId) -> bool {
+        let last_sequence = match self.known.get(room_id) {
+            Some(room) if room.relay == Relay::Unknown => return false,
+            Some(room) => room.last_sequence,
+            None => 0,
+        };
+        let context = RoomState::default().context(&self.policy.our_users, &self.policy.networks);
+        let room = Room { relay: Relay::Unknown, state: RoomState::default(), context, last_sequence };
+        self.known.insert(room_id.to_owned(), room);
+        self.changed.insert(room_id.to_owned());
+        true
+    }
+
+    /// Takes in the whole state of a room, `None` when no account of ours may read it; answers whether the
+    /// room is relayed. State of rooms that are not is not kept.
+    pub fn settle(&mut self, room_id: &RoomId, state: Option<&[Value]>) -> Relay {
+        let before = self.known.get(room_id);
+        let last_sequence = before.map_or(0, |room| room.last_sequence);
+        let base = before.map(|room| room.state.clone()).unwrap_or_default();
+        let (relay, state) = match state {
+            Some(state) => {
+                let state = base.rebuild(state);
+                (self.policy.decide(room_id, &state), state)
+            }
+            None => (Relay::No, RoomState::default()),
+        };
+        let state = if relay == Relay::Yes { state } else { RoomState::default() };
+        let context = state.context(&self.policy.our_users, &self.policy.networks);
+        self.known.insert(room_id.to_owned(), Room { relay, state, context, last_sequence });
+        self.changed.insert(room_id.to_owned());
+        relay
+    }
+
+    /// Takes in one state event of a relayed room.
+    pub fn apply(&mut self, room_id: &RoomId, event: &RawValue) -> Change {
+        let Some(room) = self.known.get_mut(room_id).filter(|room| room.relay == Relay::Yes) else {
+            return Change::None;
+        };
+        let Ok(event) = serde_json::from_str::<Value>(event.get()) else { return Change::None };
+        let change = room.state.apply(&event);
+        if change != Change::None {
+            room.context = room.state.context(&self.policy.our_users, &self.policy.networks);
+            self.changed.insert(room_id.to_owned());
+        }
+        change
+    }
+
+    /// The next sequence number of a room.
+    pub fn next_sequence(&mut self, room_id: &RoomId) -> i64 {
+        let Some(room) = self.known.get_mut(room_id) else { return 0 };
+        room.last_sequence += 1;
+        self.advanced.insert(room_id.to_owned());
+        room.last_sequence
+    }
+
+    /// The users of a room whose devices are worth following: the bridge bot, and members that are no ghosts
+    /// of the bridge (a bridge's ghosts share the first part of their name and have no devices).
+    #[must_use]
+    pub fn users_to_track(&self, room_id: &RoomId) -> Vec<OwnedUserId> {
+        let Some(room) = self.known.get(room_id) else { return Vec::new() };
+        let bot = room.state.bridge.as_ref().map(|bridge| bridge.bot.clone());
+        let prefix = bot.as_ref().map(|bot| bot.localpart().trim_end_matches("bot").to_owned());
+        let is_ghost = |user: &UserId| {
+            prefix.as_ref().is_some_and(|prefix| {
+                user.localpart().strip_prefix(prefix.as_str()).is_some_and(|rest| rest.starts_with('_'))
+            })
+        };
+        let members = room.state.members.keys().filter(|user| !is_ghost(user)).take(MOST_TRACKED).cloned();
+        let mut users: Vec<_> = bot.iter().cloned().chain(members).collect();
+        users.sort();
+        users.dedup();
+        users
+    }
+
+    /// What this step changed, to be written: whole rooms, and sequences of the others.
+    ///
+    /// # Errors
+    /// When a state cannot be serialised.
+    pub fn take_changes(&mut self) -> Result<RoomChanges, StoreError> {
+        let mut whole = Vec::new();
+        for room_id in self.changed.drain() {
+            self.advanced.remove(&room_id);
+            let Some(room) = self.known.get(&room_id) else { continue };
+            let state = match room.relay {
+                Relay::Yes => Some(&room.state),
+                Relay::No | Relay::Unknown => None,
+            };
+            let state = state.map(serde_json::to_vec).transpose().map_err(|_| StoreError::Corrupt("rooms"))?;
+            let row = RoomRow {
+                relay: room.relay,
+                network: room.context.network.clone(),
+                bridge_bot: room.context.bridge_bot.clone(),
+                state,
+                last_sequence: room.last_sequence,
+            };
+            whole.push((room_id, row));
+        }
+        let known = &self.known;
+        let sequences = self
+            .advanced
+            .drain()
+            .filter_map(|room_id| {
+                let last = known.get(&room_id)?.last_sequence;
+                Some((room_id, last))
+            })
+            .collect();
+        Ok(RoomChanges { whole, sequences })
+    }
+}
+
+/// What a step changed about rooms.
+#[derive(Debug, Default)]
+pub struct RoomChanges {
+    /// Rooms to be written whole.
+    pub whole: Vec<(OwnedRoomId, RoomRow)>,
+    /// Rooms of which only the newest sequence changed.
+    pub sequences: Vec<(OwnedRoomId, i64)>,
+}

@@ -1,0 +1,254 @@
+//! What is known about a room, from its state events: name, encryption, bridge, members.
+//!
+//! Plain data that its owner stores; [`RoomState::apply`] takes one state event after the other, each at the
+//! cost of a map insert, so rooms with thousands of members cost no more than small ones. State comes from the
+//! homeserver as others wrote it: a part of the wrong shape is as if it were not there.
+
+mod bridge;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ruma::{OwnedUserId, RoomId, UserId};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use bridge::{Bridge, BridgeConflict};
+
+use crate::{
+    messages::network,
+    model::{RoomContext, RoomKind, SenderProfile},
+};
+
+/// What a state event changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing that is kept here.
+    None,
+    /// Something about the room itself: name, encryption, tombstone, creator.
+    Room,
+    /// The bridge: it came, changed or went, or another one claims the room ([`RoomState::bridge_conflict`]).
+    Bridge,
+    /// This member: joined, was invited, left, or has another name. [`RoomState::members`] has it while joined
+    /// or invited.
+    Member(OwnedUserId),
+}
+
+/// A room, from its state events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RoomState {
+    /// `m.room.name`, unless empty.
+    pub name: Option<String>,
+    /// The algorithm of `m.room.encryption`. Once there it stays, whatever later events say: a room never
+    /// stops being encrypted.
+    pub encryption: Option<String>,
+    /// Who made the room: the sender of `m.room.create`.
+    pub creator: Option<OwnedUserId>,
+    /// The `type` of `m.room.create`, e.g. `m.space`.
+    pub room_type: Option<String>,
+    /// Whether the room was replaced (`m.room.tombstone`).
+    pub tombstoned: bool,
+    /// The room that replaced it, where the tombstone names one.
+    pub replacement: Option<String>,
+    /// The bridge that is believed.
+    pub bridge: Option<Bridge>,
+    /// The latest other bridge bot that claims the room; the believed one stays.
+    pub bridge_conflict: Option<BridgeConflict>,
+    /// Whether somebody was invited to it as to a direct chat.
+    pub direct: bool,
+    /// Who is joined or invited. Kept apart by whoever stores large rooms row by row: see [`Change::Member`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub members: BTreeMap<OwnedUserId, Member>,
+}
+
+/// Somebody in a room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Joined or invited.
+    pub membership: Membership,
+    /// The display name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The avatar, an `mxc://` address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub avatar: Option<String>,
+}
+
+/// How somebody is in a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Membership {
+    /// In it.
+    Join,
+    /// Asked in. Bridges share room keys with invited users too.
+    Invite,
+}
+
+impl RoomState {
+    /// Takes in one state event, full or stripped. Anything else changes nothing.
+    pub fn apply(&mut self, event: &Value) -> Change {
+        let text = |key| event.get(key).and_then(Value::as_str);
+        let (Some(event_type), Some(state_key)) = (text("type"), text("state_key")) else {
+            return Change::None;
+        };
+        let content = event.get("content").unwrap_or(&Value::Null);
+        match (event_type, state_key) {
+            ("m.room.member", user) => self.apply_member(user, content),
+            ("m.bridge" | "uk.half-shot.bridge", key) => {
+                self.apply_bridge(event_type, key, text("sender"), content)
+            }
+            ("m.room.name", "") => replace(&mut self.name, filled(content, "name")),
+            ("m.room.encryption", "") => match filled(content, "algorithm") {
+                None => Change::None,
+                algorithm => replace(&mut self.encryption, algorithm),
+            },
+            ("m.room.create", "") => {
+                let creator = text("sender").or_else(|| content.get("creator").and_then(Value::as_str));
+                let creator = creator.and_then(|id| UserId::parse(id).ok());
+                let room_type = replace(&mut self.room_type, filled(content, "type"));
+                any(replace(&mut self.creator, creator), room_type)
+            }
+            ("m.room.tombstone", "") => {
+                let replacement = filled(content, "replacement_room").filter(|id| RoomId::parse(id).is_ok());
+                let replacement = replace(&mut self.replacement, replacement);
+                any(replace(&mut self.tombstoned, true), replacement)
+            }
+            _ => Change::None,
+        }
+    }
+
+    /// Takes in the whole current state of a room, as `/state` lists it, in place of what was known. A bridge
+    /// that was believed stays the one that is, if it still claims the room; encryption stays on.
+    #[must_use]
+    pub fn rebuild(&self, state: &[Value]) -> Self {
+        let mut fresh = Self { encryption: self.encryption.clone(), ..Self::default() };
+        let is_bridge = |event: &&Value| {
+            matches!(event.get("type").and_then(Value::as_str), Some("m.bridge" | "uk.half-shot.bridge"))
+        };
+        for event in state.iter().filter(|event| !is_bridge(event)) {
+            fresh.apply(event);
+        }
+        // The list has no order of its own: the bot believed before comes first, then the room's maker, then
+        // whoever spoke first.
+        let known = self.bridge.as_ref().map(|bridge| bridge.bot.as_str());
+        let creator = fresh.creator.as_ref().map(|creator| creator.as_str().to_owned());
+        let mut bridges = state.iter().filter(is_bridge).collect::<Vec<_>>();
+        bridges.sort_by_key(|event| {
+            let sender = event.get("sender").and_then(Value::as_str);
+            let sent_at = event.get("origin_server_ts").and_then(Value::as_i64).unwrap_or(i64::MAX);
+            let is = |user: Option<&str>| user.is_some() && user == sender;
+            (!is(known), !is(creator.as_deref()), sent_at)
+        });
+        for event in bridges {
+            fresh.apply(event);
+        }
+        fresh
+    }
+
+    /// What payloads need to know of the room. `our_users`: owner and accounts; `networks`: names for protocol
+    /// ids, before the built-in ones.
+    #[must_use]
+    pub fn context(
+        &self,
+        our_users: &Arc<BTreeSet<OwnedUserId>>,
+        networks: &BTreeMap<String, String>,
+    ) -> RoomContext {
+        let bridge = self.bridge.as_ref();
+        let kind = self.kind(our_users);
+        let channel_name = bridge.and_then(|bridge| bridge.channel_name.clone());
+        let other = || self.other(our_users).and_then(|member| member.name.clone());
+        RoomContext {
+            name: self
+                .name
+                .clone()
+                .or_else(|| channel_name.clone())
+                .or_else(|| if kind == RoomKind::Dm { other() } else { None }),
+            kind,
+            network: bridge.and_then(|bridge| {
+                let hints = [bridge.protocol_name.as_deref().unwrap_or_default(), bridge.bot.localpart()];
+                Some(network::name(bridge.protocol.as_deref()?, &hints, networks))
+            }),
+            protocol: bridge.and_then(|bridge| bridge.protocol.clone()),
+            channel_id: bridge.and_then(|bridge| bridge.channel_id.clone()),
+            channel_name,
+            bridge_bot: bridge.map(|bridge| bridge.bot.clone()),
+            our_users: Arc::clone(our_users),
+        }
+    }
+
+    /// How `user` presents itself; empty when it is not in the room.
+    #[must_use]
+    pub fn profile(&self, user: &UserId) -> SenderProfile {
+        self.members.get(user).map_or_else(SenderProfile::default, |member| SenderProfile {
+            name: member.name.clone(),
+            avatar: member.avatar.clone(),
+        })
+    }
+
+    /// A DM when the bridge says so; without its word, when there is exactly one other person, and either a
+    /// bridge or somebody invited to a direct chat.
+    fn kind(&self, our_users: &BTreeSet<OwnedUserId>) -> RoomKind {
+        let said = self.bridge.as_ref().and_then(|bridge| bridge.room_type.as_deref());
+        let dm = match said {
+            Some(room_type) => room_type == "dm",
+            None => (self.bridge.is_some() || self.direct) && self.other(our_users).is_some(),
+        };
+        if dm { RoomKind::Dm } else { RoomKind::Group }
+    }
+
+    /// The one member that is neither us nor the bridge bot; none when there are several. Looks at few members
+    /// however many there are.
+    fn other(&self, our_users: &BTreeSet<OwnedUserId>) -> Option<&Member> {
+        let bot = self.bridge.as_ref().map(|bridge| &bridge.bot);
+        let mut others = self
+            .members
+            .iter()
+            .filter(|(user, _)| Some(*user) != bot && !our_users.contains(*user))
+            .map(|(_, member)| member);
+        let first = others.next()?;
+        others.next().is_none().then_some(first)
+    }
+
+    fn apply_member(&mut self, user: &str, content: &Value) -> Change {
+        let Ok(user) = UserId::parse(user) else { return Change::None };
+        let membership = match content.get("membership").and_then(Value::as_str) {
+            Some("join") => Some(Membership::Join),
+            Some("invite") => Some(Membership::Invite),
+            _ => None,
+        };
+        self.direct |= content.get("is_direct") == Some(&Value::Bool(true));
+        let Some(membership) = membership else {
+            return if self.members.remove(&user).is_some() { Change::Member(user) } else { Change::None };
+        };
+        let avatar = filled(content, "avatar_url").filter(|url| url.starts_with("mxc://"));
+        let member = Member { membership, name: filled(content, "displayname"), avatar };
+        if self.members.get(&user) == Some(&member) {
+            return Change::None;
+        }
+        self.members.insert(user.clone(), member);
+        Change::Member(user)
+    }
+}
+
+/// A text that is there and not blank.
+fn filled(content: &Value, key: &str) -> Option<String> {
+    content.get(key).and_then(Value::as_str).filter(|text| !text.trim().is_empty()).map(str::to_owned)
+}
+
+fn replace<T: PartialEq>(place: &mut T, value: T) -> Change {
+    if *place == value {
+        return Change::None;
+    }
+    *place = value;
+    Change::Room
+}
+
+fn any(one: Change, other: Change) -> Change {
+    if one == Change::None { other } else { one }
+}
+
+#[cfg(test)]
+mod tests;

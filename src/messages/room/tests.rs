@@ -1,0 +1,197 @@
+use ruma::{owned_user_id, user_id};
+use serde_json::json;
+
+use super::*;
+
+const BOT: &str = "@instagrambot:localhost";
+
+fn state(event_type: &str, state_key: &str, sender: &str, content: &Value) -> Value {
+    json!({"type": event_type, "state_key": state_key, "sender": sender, "content": content})
+}
+
+fn claim(bot: &str, channel: &str) -> Value {
+    json!({"bridgebot": bot, "creator": "@owner:localhost", "protocol": {"id": "instagramgo", "displayname": "Instagram"},
+        "channel": {"id": channel, "displayname": "alice", "avatar_url": "mxc://localhost/a",
+            "fi.mau.receiver": "178"}, "com.beeper.room_type": "dm"})
+}
+
+fn bridged() -> RoomState {
+    let mut room = RoomState::default();
+    assert_eq!(room.apply(&state("m.bridge", "key", BOT, &claim(BOT, "1"))), Change::Bridge);
+    room
+}
+
+fn join(user: &str, name: &str) -> Value {
+    state("m.room.member", user, user, &json!({"membership": "join", "displayname": name}))
+}
+
+fn context(room: &RoomState) -> RoomContext {
+    let ours = BTreeSet::from([owned_user_id!("@owner:localhost"), owned_user_id!("@coucou:localhost")]);
+    room.context(&Arc::new(ours), &BTreeMap::new())
+}
+
+#[test]
+fn a_bridge_is_believed_when_its_own_bot_says_so() {
+    let room = bridged();
+    let bridge = room.bridge.as_ref().unwrap();
+    assert_eq!(bridge.bot, BOT);
+    assert_eq!(bridge.receiver.as_deref(), Some("178"));
+    assert_eq!(bridge.channel_avatar.as_deref(), Some("mxc://localhost/a"));
+    let context = context(&room);
+    assert_eq!(context.network.as_deref(), Some("instagram"));
+    assert_eq!(context.channel_id.as_deref(), Some("1"));
+    assert_eq!(context.kind, RoomKind::Dm);
+    assert_eq!(context.bridge_bot.unwrap(), BOT);
+}
+
+#[test]
+fn a_bridge_that_somebody_else_claims_is_not() {
+    let mut room = RoomState::default();
+    let forged = state("m.bridge", "key", "@mallory:localhost", &claim(BOT, "1"));
+    assert_eq!(room.apply(&forged), Change::None);
+    assert_eq!(room, RoomState::default());
+    let mut room = bridged();
+    let hijack = state("m.bridge", "key", "@mallory:localhost", &claim(BOT, "2"));
+    assert_eq!(room.apply(&hijack), Change::None);
+    assert_eq!(room, bridged());
+    let emptied = state("m.bridge", "key", "@mallory:localhost", &json!({}));
+    assert_eq!(room.apply(&emptied), Change::None);
+    assert_eq!(room, bridged());
+}
+
+#[test]
+fn a_second_bot_does_not_take_a_room_over() {
+    let mut room = bridged();
+    let mallory = "@mallory:localhost";
+    let other = state("m.bridge", "key", mallory, &claim(mallory, "2"));
+    assert_eq!(room.apply(&other), Change::Bridge);
+    assert_eq!(room.apply(&other), Change::None);
+    assert_eq!(room.bridge.as_ref().unwrap().bot, BOT);
+    let conflict = room.bridge_conflict.clone().unwrap();
+    assert_eq!((conflict.bot.as_str(), conflict.state_key.as_str()), (mallory, "key"));
+    // A withdrawal ends the conflict; the first bot's own claim was never in question.
+    assert_eq!(room.apply(&state("m.bridge", "key", mallory, &json!({}))), Change::Bridge);
+    assert_eq!(room, bridged());
+}
+
+#[test]
+fn a_bot_changes_and_ends_its_own_claim() {
+    let mut room = bridged();
+    let renamed = state("m.bridge", "key", BOT, &claim(BOT, "2"));
+    assert_eq!(room.apply(&renamed), Change::Bridge);
+    assert_eq!(room.apply(&renamed), Change::None);
+    assert_eq!(room.bridge.as_ref().unwrap().channel_id.as_deref(), Some("2"));
+    let older = state("uk.half-shot.bridge", "key", BOT, &claim(BOT, "1"));
+    assert_eq!(room.apply(&older), Change::None, "the newer type counts");
+    assert_eq!(room.apply(&state("m.bridge", "key", BOT, &json!({}))), Change::Bridge);
+    assert_eq!(room.bridge, None);
+}
+
+#[test]
+fn the_older_type_is_enough() {
+    let mut room = RoomState::default();
+    room.apply(&state("uk.half-shot.bridge", "key", BOT, &claim(BOT, "1")));
+    assert_eq!(room.bridge.as_ref().unwrap().bot, BOT);
+    assert_eq!(room.apply(&state("m.bridge", "key", BOT, &claim(BOT, "2"))), Change::Bridge);
+    assert_eq!(room.bridge.as_ref().unwrap().channel_id.as_deref(), Some("2"));
+}
+
+#[test]
+fn reading_the_state_anew_keeps_the_bot_that_was_believed() {
+    let mallory = "@mallory:localhost";
+    let events = |creator: &str| {
+        let mut theirs = state("m.bridge", "other", mallory, &claim(mallory, "2"));
+        theirs["origin_server_ts"] = 1.into();
+        let mut ours = state("m.bridge", "key", BOT, &claim(BOT, "1"));
+        ours["origin_server_ts"] = 2.into();
+        vec![theirs, ours, state("m.room.create", "", creator, &json!({}))]
+    };
+    let bot_of = |room: &RoomState| room.bridge.as_ref().unwrap().bot.to_string();
+    let known = bridged().rebuild(&events("@admin:localhost"));
+    assert_eq!(bot_of(&known), BOT);
+    assert_eq!(known.bridge_conflict.as_ref().unwrap().bot, mallory);
+    let fresh = RoomState::default().rebuild(&events(BOT));
+    assert_eq!(bot_of(&fresh), BOT, "the bot that made the room comes first");
+    let neither = RoomState::default().rebuild(&events("@admin:localhost"));
+    assert_eq!(bot_of(&neither), mallory, "else the one that spoke first");
+    let gone = bridged().rebuild(&[join(BOT, "bot")]);
+    assert_eq!(gone.bridge, None);
+}
+
+#[test]
+fn a_room_stays_encrypted() {
+    let mut room = RoomState::default();
+    let on = state("m.room.encryption", "", BOT, &json!({"algorithm": "m.megolm.v1.aes-sha2"}));
+    assert_eq!(room.apply(&on), Change::Room);
+    assert_eq!(room.apply(&on), Change::None);
+    assert_eq!(room.apply(&state("m.room.encryption", "", BOT, &json!({}))), Change::None);
+    assert_eq!(room.encryption.as_deref(), Some("m.megolm.v1.aes-sha2"));
+    assert_eq!(room.rebuild(&[]).encryption, room.encryption);
+}
+
+#[test]
+fn a_room_is_named_after_itself_its_channel_or_the_other_person() {
+    let ghost = "@instagram_1:localhost";
+    let mut room = bridged();
+    for (user, name) in [(BOT, "bot"), (ghost, "Alice A."), ("@owner:localhost", "Owner")] {
+        room.apply(&join(user, name));
+    }
+    room.apply(&state("m.room.name", "", BOT, &json!({"name": "Alice"})));
+    assert_eq!(context(&room).name.as_deref(), Some("Alice"));
+    assert_eq!(room.apply(&state("m.room.name", "", BOT, &json!({"name": " "}))), Change::Room);
+    assert_eq!(context(&room).name.as_deref(), Some("alice"));
+    room.bridge.as_mut().unwrap().channel_name = None;
+    assert_eq!(context(&room).name.as_deref(), Some("Alice A."));
+    room.bridge.as_mut().unwrap().room_type = Some("group".to_owned());
+    assert_eq!(context(&room).name, None);
+    assert_eq!(context(&room).kind, RoomKind::Group);
+}
+
+#[test]
+fn without_a_bridges_word_two_people_are_a_dm() {
+    let mut room = RoomState::default();
+    room.apply(&join("@coucou:localhost", "coucou"));
+    room.apply(&join("@friend:localhost", "Friend"));
+    assert_eq!(context(&room).kind, RoomKind::Group);
+    let invite = json!({"membership": "invite", "is_direct": true});
+    room.apply(&state("m.room.member", "@owner:localhost", "@friend:localhost", &invite));
+    assert_eq!(context(&room).kind, RoomKind::Dm);
+    assert_eq!(context(&room).name.as_deref(), Some("Friend"));
+    room.apply(&join("@other:localhost", "Other"));
+    assert_eq!(context(&room).kind, RoomKind::Group);
+}
+
+#[test]
+fn members_are_those_who_are_in_or_asked_in() {
+    let mut room = RoomState::default();
+    let user = owned_user_id!("@a:localhost");
+    assert_eq!(room.apply(&join("@a:localhost", "A")), Change::Member(user.clone()));
+    assert_eq!(room.apply(&join("@a:localhost", "A")), Change::None);
+    assert_eq!(room.profile(&user).name.as_deref(), Some("A"));
+    let odd = json!({"membership": "invite", "displayname": 7, "avatar_url": "https://example.org"});
+    room.apply(&state("m.room.member", "@a:localhost", BOT, &odd));
+    let expected = Member { membership: Membership::Invite, name: None, avatar: None };
+    assert_eq!(room.members.get(&user), Some(&expected));
+    let ban = state("m.room.member", "@a:localhost", BOT, &json!({"membership": "ban"}));
+    assert_eq!(room.apply(&ban), Change::Member(user.clone()));
+    assert_eq!(room.apply(&ban), Change::None);
+    assert!(room.members.is_empty());
+    assert_eq!(room.apply(&join("nobody", "X")), Change::None);
+    assert_eq!(room.profile(user_id!("@a:localhost")), SenderProfile::default());
+}
+
+#[test]
+fn a_replaced_room_says_where_it_went() {
+    let mut room = RoomState::default();
+    let content = json!({"body": "moved", "replacement_room": "!new:localhost"});
+    assert_eq!(room.apply(&state("m.room.tombstone", "", BOT, &content)), Change::Room);
+    assert!(room.tombstoned);
+    assert_eq!(room.replacement.as_deref(), Some("!new:localhost"));
+}
+
+#[test]
+fn messages_change_nothing() {
+    let message = json!({"type": "m.room.name", "sender": BOT, "content": {"name": "no state key"}});
+    assert_eq!(RoomState::default().apply(&message), Change::None);
+    assert_eq!(RoomState::default().apply(&json!(["not an event"])), Change::None);
+}

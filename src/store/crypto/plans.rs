@@ -1,0 +1,106 @@
+//! Every lookup on a table that grows goes through an index, on both databases.
+
+use super::{inbound, olm, requests, rooms, users};
+use crate::{
+    store::{Store, db::Values, db::values},
+    testing,
+};
+
+/// How the database would run a statement, sequential scans being the last resort.
+async fn plan(store: &Store, sql: &str, values: Values) -> String {
+    let mut tx = store.begin().await.unwrap();
+    if store.backend() == "postgres" {
+        tx.execute("SET LOCAL enable_seqscan = off", vec![]).await.unwrap();
+        let explain: &'static str = format!("EXPLAIN {sql}").leak();
+        let rows: Vec<(String,)> = tx.fetch_all(explain, values).await.unwrap();
+        rows.into_iter().map(|(line,)| line).collect::<Vec<_>>().join("\n")
+    } else {
+        let explain: &'static str = format!("EXPLAIN QUERY PLAN {sql}").leak();
+        let rows: Vec<(i64, i64, i64, String)> = tx.fetch_all(explain, values).await.unwrap();
+        rows.into_iter().map(|(.., line)| line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Fails unless `table` is reached through an index by (at least) `columns`.
+async fn assert_indexed(store: &Store, table: &str, columns: &[&str], sql: &str, values: Values) {
+    let plan = plan(store, sql, values).await;
+    let postgres = store.backend() == "postgres";
+    let bad = if postgres { format!("Seq Scan on {table}") } else { format!("SCAN {table}") };
+    assert!(!plan.contains(&bad), "{sql}\n{plan}");
+    let by_index = |line: &str| {
+        let line = line.trim_start();
+        if postgres { line.starts_with("Index Cond:") } else { line.contains("INDEX") }
+    };
+    let indexed = plan.lines().filter(|line| by_index(line)).collect::<Vec<_>>().join("\n");
+    for column in columns {
+        assert!(indexed.contains(column), "{column} is not looked up by index\n{sql}\n{plan}");
+    }
+}
+
+const SESSIONS: &str = "megolm_inbound_sessions";
+
+#[tokio::test]
+async fn room_keys_are_found_by_index() {
+    for test in testing::both().await {
+        let store = &test.store;
+        let session = ["account_id", "room_id", "session_id"];
+        assert_indexed(store, SESSIONS, &session, inbound::FIND, values![1_i64, "!r", "s"]).await;
+        assert_indexed(store, SESSIONS, &session[..2], inbound::OF_ROOM, values![1_i64, "!r"]).await;
+        assert_indexed(
+            store,
+            SESSIONS,
+            &["account_id", "sender_key", "sender_data_type", "session_id"],
+            inbound::OF_DEVICE,
+            values![1_i64, "k", 2_i64, "", 10_i64],
+        )
+        .await;
+        assert_indexed(store, SESSIONS, &["account_id"], inbound::TO_BACK_UP, values![1_i64, 9_i64]).await;
+        assert_indexed(store, SESSIONS, &session[..2], inbound::DELETE_OF_ROOM, values![1_i64, "!r"]).await;
+        for many in [inbound::MARK, inbound::DELETE] {
+            let sql = many.replace("{rows}", "($1, $2, $3), ($4, $5, $6)");
+            let values = values![1_i64, "!r", "s", 1_i64, "!r", "t"];
+            assert_indexed(store, SESSIONS, &session, &sql, values).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn to_back_up_uses_the_partial_index() {
+    for test in testing::both().await {
+        let plan = plan(&test.store, inbound::TO_BACK_UP, values![1_i64, 9_i64]).await;
+        assert!(plan.contains("megolm_inbound_sessions_to_back_up"), "{plan}");
+        let plan = self::plan(&test.store, requests::UNSENT, values![1_i64]).await;
+        assert!(plan.contains("crypto_key_requests_unsent"), "{plan}");
+    }
+}
+
+#[tokio::test]
+async fn the_newest_room_key_is_read_off_an_index() {
+    for test in testing::both().await {
+        let sql = "SELECT MAX(created_at) FROM megolm_inbound_sessions";
+        let plan = plan(&test.store, sql, vec![]).await;
+        assert!(plan.contains("megolm_inbound_sessions_created"), "{plan}");
+    }
+}
+
+#[tokio::test]
+async fn users_messages_and_requests_are_found_by_index() {
+    for test in testing::both().await {
+        let store = &test.store;
+        let user = ["account_id", "user_id"];
+        assert_indexed(store, "crypto_devices", &user, users::OF_USER, values![1_i64, "@u"]).await;
+        assert_indexed(store, "crypto_identities", &user, users::IDENTITY, values![1_i64, "@u"]).await;
+        let sql = users::DELETE_DEVICES.replace("{rows}", "($1, $2, $3)");
+        let device = ["account_id", "user_id", "device_id"];
+        assert_indexed(store, "crypto_devices", &device, &sql, values![1_i64, "@u", "D"]).await;
+        let sender = ["account_id", "sender_key"];
+        assert_indexed(store, "olm_sessions", &sender, olm::FIND_SESSIONS, values![1_i64, "k"]).await;
+        let hash = ["account_id", "sender_key", "hash"];
+        assert_indexed(store, "olm_hashes", &hash, olm::IS_KNOWN, values![1_i64, "k", "h"]).await;
+        let withheld = ["account_id", "room_id", "session_id"];
+        let values = values![1_i64, "!r", "s"];
+        assert_indexed(store, "megolm_withheld", &withheld, rooms::FIND_WITHHELD, values).await;
+        let info = ["account_id", "info"];
+        assert_indexed(store, "crypto_key_requests", &info, requests::BY_INFO, values![1_i64, "i"]).await;
+    }
+}

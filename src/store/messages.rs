@@ -1,0 +1,115 @@
+//! What is relayed, under ids that stay the same however often an event is worked through.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Db, Seal, StoreError, Tx, db::values};
+use crate::{clock::Timestamp, model::Message};
+
+/// The table, as the seal knows it; the row is the message id.
+pub const TABLE: &str = "messages";
+
+/// Which of these messages are stored already.
+///
+/// # Errors
+/// When the database fails.
+pub async fn known(db: &Db, message_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let rows: Vec<(String,)> = db
+        .fetch_many(
+            "SELECT message_id FROM messages WHERE message_id IN (VALUES {rows})",
+            vec![],
+            message_ids.iter().map(|id| values![*id]).collect(),
+        )
+        .await?;
+    Ok(rows.into_iter().map(|(id,)| id).collect())
+}
+
+/// Stores messages that are not known yet.
+///
+/// # Errors
+/// When the database fails, or one is known: the caller asked [`known`] in the same transaction.
+pub async fn insert(
+    tx: &mut Tx,
+    seal: &Seal,
+    messages: &[Message],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let mut rows = Vec::with_capacity(messages.len());
+    for message in messages {
+        rows.push(values![
+            message.message_id.as_str(),
+            message.event_id.as_str(),
+            message.room_id.as_str(),
+            i64::try_from(message.sequence).map_err(|_| StoreError::Corrupt(TABLE))?,
+            message.message_type.as_str(),
+            message.network.as_deref(),
+            message.direction.as_str(),
+            message.sender.as_str(),
+            message.origin_server_ts,
+            now,
+            seal.seal(TABLE, message.message_id.as_str(), &message.payload)?,
+        ]);
+    }
+    tx.execute_many(
+        "INSERT INTO messages (message_id, event_id, room_id, sequence, type, network, direction, sender, \
+         origin_server_ts, created_at, payload) VALUES {rows}",
+        vec![],
+        rows,
+    )
+    .await?;
+    Ok(())
+}
+
+/// The payloads of the newest messages, newest first.
+///
+/// # Errors
+/// When the database fails or a payload does not open.
+pub async fn newest(db: &Db, seal: &Seal, most: i64) -> Result<Vec<Vec<u8>>, StoreError> {
+    let rows: Vec<(String, Vec<u8>)> = db
+        .fetch_all(
+            "SELECT message_id, payload FROM messages ORDER BY created_at DESC, sequence DESC LIMIT $1",
+            values![most],
+        )
+        .await?;
+    rows.into_iter().map(|(id, payload)| seal.open(TABLE, &id, &payload)).collect()
+}
+
+/// A place in a Megolm session: room, session and message index.
+pub type MegolmIndex = (String, String, i64);
+
+/// Which events have used these places already.
+///
+/// # Errors
+/// When the database fails.
+pub async fn used_indexes(
+    db: &Db,
+    indexes: &[MegolmIndex],
+) -> Result<HashMap<MegolmIndex, String>, StoreError> {
+    let rows: Vec<(String, String, i64, String)> = db
+        .fetch_many(
+            "SELECT m.room_id, m.session_id, m.message_index, m.event_id FROM (VALUES {rows}) AS v \
+             JOIN megolm_indexes m ON m.room_id = v.column1 AND m.session_id = v.column2 \
+             AND m.message_index = v.column3",
+            vec![],
+            indexes.iter().map(|(room, session, index)| values![room.as_str(), session.as_str(), *index]).collect(),
+        )
+        .await?;
+    Ok(rows.into_iter().map(|(room, session, index, event)| ((room, session, index), event)).collect())
+}
+
+/// Remembers which event used which place; the first one stays.
+///
+/// # Errors
+/// When the database fails.
+pub async fn use_indexes(tx: &mut Tx, used: &[(MegolmIndex, String)]) -> Result<(), StoreError> {
+    let row = |((room, session, index), event): &(MegolmIndex, String)| {
+        values![room.as_str(), session.as_str(), *index, event.as_str()]
+    };
+    tx.execute_many(
+        "INSERT INTO megolm_indexes (room_id, session_id, message_index, event_id) VALUES {rows} \
+         ON CONFLICT DO NOTHING",
+        vec![],
+        used.iter().map(row).collect(),
+    )
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,140 @@
+use std::{collections::BTreeMap, time::Duration};
+
+use super::super::{
+    Db, Seal, StoreError, Tx,
+    db::{Locking, locking, values},
+};
+use crate::{
+    clock::Timestamp,
+    model::{DeliveryId, WebhookId},
+};
+
+/// A queue that is this dispatcher's until its lease ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// Where its deliveries go.
+    pub webhook_id: WebhookId,
+    /// The room.
+    pub room_id: String,
+    /// Failed attempts since the last success.
+    pub failures: u32,
+    /// Proves the claim when its outcome is recorded.
+    pub(super) token: i64,
+}
+
+/// A delivery that is to be sent.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The delivery.
+    pub delivery_id: DeliveryId,
+    /// The message's id, the same for every attempt.
+    pub message_id: String,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// The JSON body, or why it cannot be had: that must stop its own queue, not all of them.
+    pub payload: Result<Vec<u8>, StoreError>,
+}
+
+pub(super) const NEXT_DUE: &str = "SELECT v.column1, \
+         (SELECT MIN(q.due_at) FROM room_queues AS q WHERE q.webhook_id = v.column1 AND q.pending_count > 0) \
+     FROM (VALUES {rows}) AS v";
+
+/// The webhooks among these that have something pending, each with the time at which it is next due.
+///
+/// A cheap look before a claim, which is a write.
+///
+/// # Errors
+/// When the database fails.
+pub async fn next_due(
+    db: &Db,
+    webhooks: impl IntoIterator<Item = WebhookId>,
+) -> Result<Vec<(WebhookId, Timestamp)>, StoreError> {
+    let rows = webhooks.into_iter().map(|id| values![id.0]).collect();
+    let found: Vec<(i64, Option<i64>)> = db.fetch_many(NEXT_DUE, vec![], rows).await?;
+    Ok(found.into_iter().filter_map(|(id, due_at)| Some((WebhookId(id), Timestamp(due_at?)))).collect())
+}
+
+pub(super) const CLAIM: Locking = locking!(
+    // MATERIALIZED: PostgreSQL must not run the inner SELECT twice, which would lock more than the limit.
+    "WITH due AS MATERIALIZED ( \
+         SELECT webhook_id, room_id FROM room_queues \
+         WHERE webhook_id = $1 AND pending_count > 0 AND due_at <= $2 ORDER BY due_at LIMIT $4",
+    "FOR UPDATE SKIP LOCKED",
+    ") UPDATE room_queues SET due_at = $3, lease_until = $3, lease_token = room_queues.lease_token + 1 \
+     FROM due WHERE room_queues.webhook_id = due.webhook_id AND room_queues.room_id = due.room_id \
+     RETURNING room_queues.room_id, room_queues.failures, room_queues.lease_token"
+);
+
+/// Claims up to `most` queues of a webhook that are due, the longest due first, until `now` plus `lease`.
+///
+/// A queue whose lease has ended is due again. Commit before sending anything.
+///
+/// # Errors
+/// When the database fails.
+pub async fn claim_due(
+    tx: &mut Tx,
+    webhook_id: WebhookId,
+    now: Timestamp,
+    lease: Duration,
+    most: usize,
+) -> Result<Vec<Claimed>, StoreError> {
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let sql = tx.text(CLAIM);
+    let rows: Vec<(String, i64, i64)> =
+        tx.fetch_all(sql, values![webhook_id.0, now, now.plus(lease), most]).await?;
+    let claimed = |(room_id, failures, token)| Claimed {
+        webhook_id,
+        room_id,
+        failures: u32::try_from(failures).unwrap_or(u32::MAX),
+        token,
+    };
+    Ok(rows.into_iter().map(claimed).collect())
+}
+
+pub(super) const LOAD: &str = "WITH claimed AS MATERIALIZED ( \
+         SELECT v.column1 AS webhook_id, v.column2 AS room_id, COALESCE( \
+             (SELECT last.sequence FROM deliveries AS last \
+              WHERE last.webhook_id = v.column1 AND last.room_id = v.column2 AND last.state = 'pending' \
+              ORDER BY last.sequence LIMIT 1 OFFSET $1), \
+             9223372036854775807) AS last_sequence \
+         FROM (VALUES {rows}) AS v) \
+     SELECT d.webhook_id, d.room_id, d.delivery_id, d.message_id, d.attempts, m.payload \
+     FROM claimed AS c \
+     JOIN deliveries AS d ON d.webhook_id = c.webhook_id AND d.room_id = c.room_id \
+         AND d.state = 'pending' AND d.sequence <= c.last_sequence \
+     LEFT JOIN messages AS m ON m.message_id = d.message_id \
+     ORDER BY d.webhook_id, d.room_id, d.sequence";
+
+/// The first deliveries of each claimed queue, `most` at most of each, in the order of their room.
+///
+/// Answers one list for each of `claimed`, in the same order; none of them empty in a store whose counts
+/// are right.
+///
+/// # Errors
+/// When the database fails. A payload that does not open is no error here.
+pub async fn load(
+    db: &Db,
+    seal: &Seal,
+    claimed: &[Claimed],
+    most: usize,
+) -> Result<Vec<Vec<Loaded>>, StoreError> {
+    type Row = (i64, String, i64, String, i64, Option<Vec<u8>>);
+    let offset = i64::try_from(most.saturating_sub(1)).unwrap_or(i64::MAX);
+    let queues = claimed.iter().map(|queue| values![queue.webhook_id.0, queue.room_id.as_str()]).collect();
+    let rows: Vec<Row> = db.fetch_many(LOAD, values![offset], queues).await?;
+    let mut loaded = BTreeMap::<(i64, String), Vec<Loaded>>::new();
+    for (webhook_id, room_id, delivery_id, message_id, attempts, sealed) in rows {
+        let payload = match sealed {
+            Some(sealed) => seal.open("messages", &message_id, &sealed),
+            None => Err(StoreError::Corrupt("deliveries")),
+        };
+        loaded.entry((webhook_id, room_id)).or_default().push(Loaded {
+            delivery_id: DeliveryId(delivery_id),
+            message_id,
+            attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
+            payload,
+        });
+    }
+    let mut of = |queue: &Claimed| loaded.remove(&(queue.webhook_id.0, queue.room_id.clone()));
+    Ok(claimed.iter().map(|queue| of(queue).unwrap_or_default()).collect())
+}

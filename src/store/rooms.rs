@@ -1,0 +1,366 @@
+//! Rooms, and which of our accounts is in them.
+//!
+//! Only the process that works the crypto writes here, under its lease; work that needs the homeserver
+//! (answering an invite, reading a room's state) is a `due_at` on the row, so that it survives a restart.
+
+use std::collections::HashMap;
+
+use ruma::{OwnedRoomId, OwnedUserId, RoomId};
+
+use super::{Db, Seal, StoreError, Tx, db::values};
+use crate::{
+    clock::Timestamp,
+    model::{AccountId, Membership, Relay},
+};
+
+const TABLE: &str = "rooms";
+const CORRUPT: StoreError = StoreError::Corrupt(TABLE);
+
+/// A room as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomRow {
+    /// Whether its messages are relayed.
+    pub relay: Relay,
+    /// The network it is bridged to, for statistics.
+    pub network: Option<String>,
+    /// The bridge bot that is believed, so that its invites to other rooms are known.
+    pub bridge_bot: Option<OwnedUserId>,
+    /// The serialised state, as its owner wrote it.
+    pub state: Option<Vec<u8>>,
+    /// The sequence of the room's newest message; 0 before the first.
+    pub last_sequence: i64,
+}
+
+/// An invite that waits for an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueInvite {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// Who is invited, or is to be.
+    pub account_id: AccountId,
+    /// `invite`, or `wanted` when the account is still to be invited.
+    pub membership: Membership,
+    /// Who invites.
+    pub inviter: Option<OwnedUserId>,
+    /// How often an answer was tried.
+    pub tries: i64,
+}
+
+/// A room whose state is to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueRoom {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// How often it was tried.
+    pub tries: i64,
+}
+
+/// The rooms of that list that are stored.
+///
+/// # Errors
+/// When the database fails or a row does not open.
+pub async fn find_many(
+    db: &Db,
+    seal: &Seal,
+    room_ids: &[&RoomId],
+) -> Result<HashMap<OwnedRoomId, RoomRow>, StoreError> {
+    type FoundRow = (String, String, Option<String>, Option<String>, Option<Vec<u8>>, i64);
+    let rows: Vec<FoundRow> = db
+        .fetch_many(
+            "SELECT room_id, relay, network, bridge_bot, state, last_sequence FROM rooms \
+             WHERE room_id IN (VALUES {rows})",
+            vec![],
+            room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
+        )
+        .await?;
+    rows.into_iter()
+        .map(|(room_id, relay, network, bridge_bot, state, last_sequence)| {
+            let bridge_bot = bridge_bot.map(OwnedUserId::try_from).transpose().map_err(|_| CORRUPT)?;
+            let state = state.map(|state| seal.open(TABLE, &room_id, &state)).transpose()?;
+            let relay = Relay::parse(&relay).ok_or(CORRUPT)?;
+            let room_id = OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)?;
+            Ok((room_id, RoomRow { relay, network, bridge_bot, state, last_sequence }))
+        })
+        .collect()
+}
+
+/// Writes rooms whole. `due_at` of a room that is stored already stays as it is.
+///
+/// # Errors
+/// When the database fails.
+pub async fn put_many(
+    tx: &mut Tx,
+    seal: &Seal,
+    rooms: &[(OwnedRoomId, RoomRow)],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let mut rows = Vec::with_capacity(rooms.len());
+    for (room_id, room) in rooms {
+        let state = room.state.as_ref().map(|state| seal.seal(TABLE, room_id.as_str(), state)).transpose()?;
+        rows.push(values![
+            room_id.as_str(),
+            room.relay.as_str(),
+            room.network.as_deref(),
+            room.bridge_bot.as_ref().map(|bot| bot.as_str()),
+            state,
+            room.last_sequence,
+            0_i64,
+            now,
+        ]);
+    }
+    tx.execute_many(
+        "INSERT INTO rooms (room_id, relay, network, bridge_bot, state, last_sequence, tries, created_at) \
+         VALUES {rows} ON CONFLICT (room_id) DO UPDATE SET relay = excluded.relay, \
+         network = excluded.network, bridge_bot = excluded.bridge_bot, state = excluded.state, last_sequence = excluded.last_sequence",
+        vec![],
+        rows,
+    )
+    .await?;
+    Ok(())
+}
+
+/// Writes only the newest sequence of rooms.
+///
+/// # Errors
+/// When the database fails.
+pub async fn put_sequences(tx: &mut Tx, sequences: &[(OwnedRoomId, i64)]) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE rooms SET last_sequence = v.column2 FROM (VALUES {rows}) AS v WHERE room_id = v.column1",
+        vec![],
+        sequences.iter().map(|(room_id, last)| values![room_id.as_str(), *last]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Makes rows for rooms that have none, with their state due to be read; rooms that are stored stay as they
+/// are.
+///
+/// # Errors
+/// When the database fails.
+pub async fn ensure(tx: &mut Tx, room_ids: &[&RoomId], now: Timestamp) -> Result<(), StoreError> {
+    let row = |room_id: &&RoomId| {
+        values![room_id.as_str(), Relay::Unknown.as_str(), 0_i64, now, 0_i64, now]
+    };
+    tx.execute_many(
+        "INSERT INTO rooms (room_id, relay, last_sequence, due_at, tries, created_at) VALUES {rows} \
+         ON CONFLICT (room_id) DO NOTHING",
+        vec![],
+        room_ids.iter().map(row).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Whether a user is the believed bridge bot of a relayed room.
+///
+/// # Errors
+/// When the database fails.
+pub async fn is_bridge_bot(db: &Db, user_id: &ruma::UserId) -> Result<bool, StoreError> {
+    let found: Option<(i64,)> = db
+        .fetch_optional(
+            "SELECT CAST(1 AS BIGINT) FROM rooms WHERE bridge_bot = $1 AND relay = 'yes' LIMIT 1",
+            values![user_id.as_str()],
+        )
+        .await?;
+    Ok(found.is_some())
+}
+
+/// Asks for rooms' state to be read at `due_at`; the rooms must be stored.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_due(tx: &mut Tx, room_ids: &[&RoomId], due_at: Timestamp) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE rooms SET due_at = $1, tries = 0 WHERE room_id IN (VALUES {rows})",
+        values![due_at],
+        room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Rooms whose state is due to be read, longest due first.
+///
+/// # Errors
+/// When the database fails.
+pub async fn due(db: &Db, now: Timestamp, most: i64) -> Result<Vec<DueRoom>, StoreError> {
+    let rows: Vec<(String, i64)> = db
+        .fetch_all(
+            "SELECT room_id, tries FROM rooms WHERE due_at <= $1 ORDER BY due_at LIMIT $2",
+            values![now, most],
+        )
+        .await?;
+    rows.into_iter()
+        .map(|(room_id, tries)| {
+            let room_id = OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)?;
+            Ok(DueRoom { room_id, tries })
+        })
+        .collect()
+}
+
+/// Notes that a room's state was read (`next` is `None`) or is to be tried again.
+///
+/// # Errors
+/// When the database fails.
+pub async fn reschedule(
+    tx: &mut Tx,
+    room_id: &RoomId,
+    next: Option<Timestamp>,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE rooms SET due_at = $2, tries = tries + 1 WHERE room_id = $1",
+        values![room_id.as_str(), next],
+    )
+    .await?;
+    Ok(())
+}
+
+/// What became of one account's membership of a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipChange {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// The account.
+    pub account_id: AccountId,
+    /// What it is now.
+    pub membership: Membership,
+    /// Who invited, for an invite.
+    pub inviter: Option<OwnedUserId>,
+}
+
+/// Writes memberships; an invite becomes due at once.
+///
+/// # Errors
+/// When the database fails.
+pub async fn put_memberships(
+    tx: &mut Tx,
+    changes: &[MembershipChange],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    // Two changes of one row in one statement are an error in PostgreSQL: the last one counts.
+    let mut last = HashMap::new();
+    for change in changes {
+        last.insert((&change.room_id, change.account_id), change);
+    }
+    let rows = last.into_values().map(|change| {
+        let due_at = (change.membership == Membership::Invite).then_some(now);
+        let inviter = change.inviter.as_ref().map(|inviter| inviter.as_str());
+        let membership = change.membership.as_str();
+        values![change.room_id.as_str(), change.account_id.0, membership, inviter, due_at, 0_i64]
+    });
+    tx.execute_many(
+        "INSERT INTO room_accounts (room_id, account_id, membership, inviter, due_at, tries) VALUES {rows} \
+         ON CONFLICT (room_id, account_id) DO UPDATE SET membership = excluded.membership, \
+         inviter = excluded.inviter, due_at = excluded.due_at, tries = 0",
+        vec![],
+        rows.collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Asks for an account to be invited to rooms that it has nothing to do with yet.
+///
+/// # Errors
+/// When the database fails.
+pub async fn want(
+    tx: &mut Tx,
+    room_ids: &[&RoomId],
+    account_id: AccountId,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let wanted = Membership::Wanted.as_str();
+    tx.execute_many(
+        "INSERT INTO room_accounts (room_id, account_id, membership, due_at, tries) VALUES {rows} \
+         ON CONFLICT (room_id, account_id) DO NOTHING",
+        vec![],
+        room_ids.iter().map(|room_id| values![room_id.as_str(), account_id.0, wanted, now, 0_i64]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The rooms that an account has joined.
+///
+/// # Errors
+/// When the database fails.
+pub async fn joined(db: &Db, account_id: AccountId) -> Result<Vec<OwnedRoomId>, StoreError> {
+    let rows: Vec<(String,)> = db
+        .fetch_all(
+            "SELECT room_id FROM room_accounts WHERE account_id = $1 AND membership = 'join'",
+            values![account_id.0],
+        )
+        .await?;
+    rows.into_iter().map(|(room_id,)| OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)).collect()
+}
+
+/// Which accounts have joined a room.
+///
+/// # Errors
+/// When the database fails.
+pub async fn members(db: &Db, room_id: &RoomId) -> Result<Vec<AccountId>, StoreError> {
+    let rows: Vec<(i64,)> = db
+        .fetch_all(
+            "SELECT account_id FROM room_accounts WHERE room_id = $1 AND membership = 'join' \
+             ORDER BY account_id",
+            values![room_id.as_str()],
+        )
+        .await?;
+    Ok(rows.into_iter().map(|(id,)| AccountId(id)).collect())
+}
+
+/// Invites that wait for an answer, longest due first.
+///
+/// # Errors
+/// When the database fails.
+pub async fn due_invites(db: &Db, now: Timestamp, most: i64) -> Result<Vec<DueInvite>, StoreError> {
+    let rows: Vec<(String, i64, String, Option<String>, i64)> = db
+        .fetch_all(
+            "SELECT room_id, account_id, membership, inviter, tries FROM room_accounts \
+             WHERE due_at <= $1 ORDER BY due_at LIMIT $2",
+            values![now, most],
+        )
+        .await?;
+    rows.into_iter()
+        .map(|(room_id, account_id, membership, inviter, tries)| {
+            Ok(DueInvite {
+                room_id: OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)?,
+                account_id: AccountId(account_id),
+                membership: Membership::parse(&membership),
+                inviter: inviter.map(OwnedUserId::try_from).transpose().map_err(|_| CORRUPT)?,
+                tries,
+            })
+        })
+        .collect()
+}
+
+/// Notes that an invite was answered (`next` is `None`) or is to be tried again.
+///
+/// # Errors
+/// When the database fails.
+pub async fn reschedule_invite(
+    tx: &mut Tx,
+    room_id: &RoomId,
+    account_id: AccountId,
+    next: Option<Timestamp>,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE room_accounts SET due_at = $3, tries = tries + 1 WHERE room_id = $1 AND account_id = $2",
+        values![room_id.as_str(), account_id.0, next],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Makes invites of an account that were left unanswered due again.
+///
+/// # Errors
+/// When the database fails.
+pub async fn retry_invites(tx: &mut Tx, now: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(
+        "UPDATE room_accounts SET due_at = $1, tries = 0 WHERE membership = 'invite' AND due_at IS NULL",
+        values![now],
+    )
+    .await
+}

@@ -1,0 +1,69 @@
+//! The destinations: numbers for the names in the settings, and the secrets that coucou made itself.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rand::CryptoRng;
+use secrecy::SecretString;
+use zeroize::Zeroizing;
+
+use super::{Db, Seal, StoreError, Tx, db::values};
+use crate::{clock::Timestamp, model::WebhookId};
+
+/// Bytes of a generated secret; Standard Webhooks allows 24 to 64.
+const SECRET_BYTES: usize = 32;
+
+/// The number of the webhook with that name, made when it is new.
+///
+/// # Errors
+/// When the database fails.
+pub async fn ensure(tx: &mut Tx, name: &str, now: Timestamp) -> Result<WebhookId, StoreError> {
+    let row: Option<(i64,)> = tx
+        .fetch_optional(
+            // An update that changes nothing, because DO NOTHING would return no row.
+            "INSERT INTO webhooks (name, created_at) VALUES ($1, $2) \
+             ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING webhook_id",
+            values![name, now],
+        )
+        .await?;
+    row.map(|(id,)| WebhookId(id)).ok_or(StoreError::Corrupt("webhooks"))
+}
+
+/// Every webhook that ever was in the settings, by name.
+///
+/// # Errors
+/// When the database fails.
+pub async fn all(db: &Db) -> Result<Vec<(WebhookId, String)>, StoreError> {
+    let rows: Vec<(i64, String)> =
+        db.fetch_all("SELECT webhook_id, name FROM webhooks ORDER BY name", vec![]).await?;
+    Ok(rows.into_iter().map(|(id, name)| (WebhookId(id), name)).collect())
+}
+
+/// The secret of a webhook whose settings give none: `whsec_` and base64, made at the first call and the
+/// same ever after, for every instance.
+///
+/// # Errors
+/// When the database fails, there is no such webhook, or the secret does not open.
+pub async fn generated_secret<R: CryptoRng + ?Sized>(
+    tx: &mut Tx,
+    seal: &Seal,
+    id: WebhookId,
+    rng: &mut R,
+) -> Result<SecretString, StoreError> {
+    let row = id.0.to_string();
+    let fresh = {
+        let mut key = Zeroizing::new([0_u8; SECRET_BYTES]);
+        rng.fill_bytes(&mut *key);
+        let secret = Zeroizing::new(format!("whsec_{}", Zeroizing::new(STANDARD.encode(&*key)).as_str()));
+        seal.seal("webhooks", &row, secret.as_bytes())?
+    };
+    let kept: Option<(Vec<u8>,)> = tx
+        .fetch_optional(
+            // One statement, so that of two instances at once both get what the first one made.
+            "UPDATE webhooks SET secret = COALESCE(secret, $2) WHERE webhook_id = $1 RETURNING secret",
+            values![id.0, fresh],
+        )
+        .await?;
+    let (sealed,) = kept.ok_or(StoreError::Corrupt("webhooks"))?;
+    let secret = String::from_utf8(seal.open("webhooks", &row, &sealed)?)
+        .map_err(|_| StoreError::Corrupt("webhooks"))?;
+    Ok(SecretString::from(secret))
+}
