@@ -1,0 +1,18 @@
+//! Scenarios told from outside, and the rules of the source tree.
+//!
+//! Each scenario runs the real binary. Most do it against a real Synapse and a real PostgreSQL, which the
+//! rig in `support` starts; the ones about faults and timing use its fake homeserver.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, tells what it saw, and has no lifecycle to spawn on"
+)]
+
+mod support;
+
+mod architecture;
+mod relay_on_synapse;
+mod rig;

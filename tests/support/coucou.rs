@@ -1,0 +1,183 @@
+//! The real binary, started and ended as an operator, or an accident, would.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Output},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::spawn_blocking;
+
+use super::{free_port, http, process::Process, receiver::Receiver, run, until};
+
+/// How long coucou may take to answer after its start, on a busy machine.
+const START: Duration = Duration::from_mins(1);
+/// How long it may take to stop when asked to.
+const STOP: Duration = Duration::from_secs(30);
+
+/// A coucou of a test's own: its settings, its folder, and the process while it runs.
+pub(crate) struct Coucou {
+    folder: TempDir,
+    port: u16,
+    environment: BTreeMap<String, String>,
+    process: Option<Process>,
+}
+
+impl Coucou {
+    /// One with a registration for a free port and a SQLite store in its own folder; not started yet.
+    pub(crate) async fn new() -> Self {
+        let coucou = Self::bare();
+        let registration = coucou.path("registration.yaml");
+        let mut command =
+            coucou.command(&["registration", "--server-name", "localhost", "--url", &coucou.url()]);
+        command.arg("--output").arg(&registration);
+        run(command).await;
+        coucou.set("COUCOU_APPSERVICE_REGISTRATION", &registration.to_string_lossy())
+    }
+
+    /// One whose registration the test writes itself, for a free port.
+    pub(crate) fn bare() -> Self {
+        let folder = tempfile::Builder::new().prefix("coucou-").tempdir().unwrap();
+        let port = free_port();
+        let store = format!("sqlite:{}", folder.path().join("coucou.db").display());
+        Self { folder, port, environment: BTreeMap::new(), process: None }
+            .set("COUCOU_HTTP_PORT", &port.to_string())
+            .set("COUCOU_STORE_URL", &store)
+            .set("COUCOU_STORE_PICKLE_KEY", "the pickle key of a scenario, long enough")
+            .set("COUCOU_API_TOKEN", API_TOKEN)
+    }
+
+    /// A second process with the same registration, store and settings, on a port of its own.
+    pub(crate) fn sibling(&self) -> Self {
+        let mut sibling = Self::bare();
+        let port = sibling.environment.remove("COUCOU_HTTP_PORT").unwrap();
+        sibling.environment = self.environment.clone();
+        sibling.set("COUCOU_HTTP_PORT", &port)
+    }
+
+    /// Sets an environment variable for the next start.
+    pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Sets the homeserver.
+    pub(crate) fn homeserver(self, url: &str) -> Self {
+        self.set("COUCOU_HOMESERVER_URL", url)
+    }
+
+    /// Sets the store.
+    pub(crate) fn store(self, url: &str) -> Self {
+        self.set("COUCOU_STORE_URL", url)
+    }
+
+    /// Sets the webhook.
+    pub(crate) fn webhook(self, receiver: &Receiver) -> Self {
+        self.set("COUCOU_WEBHOOK_URL", &receiver.url()).set("COUCOU_WEBHOOK_SECRET", receiver.secret())
+    }
+
+    /// The file for the homeserver.
+    pub(crate) fn registration(&self) -> PathBuf {
+        let set = self.environment.get("COUCOU_APPSERVICE_REGISTRATION");
+        set.map_or_else(|| self.path("registration.yaml"), PathBuf::from)
+    }
+
+    /// A file in its folder, which is also its working directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A field of the registration, such as `as_token`.
+    pub(crate) fn registered(&self, field: &str) -> String {
+        let text = fs::read_to_string(self.registration()).unwrap();
+        let document: Value = serde_saphyr::from_str(&text).unwrap();
+        document[field].as_str().unwrap_or_else(|| panic!("no {field} in {text}")).to_owned()
+    }
+
+    /// Its base URL.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Starts `coucou serve` and waits until it answers.
+    pub(crate) async fn start(&mut self) {
+        self.spawn();
+        self.healthy().await;
+    }
+
+    /// Starts `coucou serve` and waits for nothing.
+    pub(crate) fn spawn(&mut self) {
+        assert!(self.process.is_none(), "coucou runs already");
+        self.process = Some(Process::start("coucou", self.command(&["serve"]), &self.path("log")));
+    }
+
+    /// Waits until `/api/v1/health` answers 200, and answers what it says.
+    pub(crate) async fn healthy(&mut self) -> Value {
+        let (client, url) = (http(), format!("{}/api/v1/health", self.url()));
+        let process = self.process.as_mut().expect("coucou was started");
+        until("coucou to answer", START, async || {
+            process.assert_alive();
+            let answer = client.get(&url).send().await.ok().filter(|answer| answer.status().is_success())?;
+            serde_json::from_slice(&answer.bytes().await.ok()?).ok()
+        })
+        .await
+    }
+
+    /// Ends it as a power cut would.
+    pub(crate) fn kill9(&mut self) {
+        self.process.take().expect("coucou was started").kill9();
+    }
+
+    /// Asks it to end, and answers how it did.
+    pub(crate) async fn terminate(&mut self) -> ExitStatus {
+        self.process.take().expect("coucou was started").terminate(STOP).await
+    }
+
+    /// Ends it as a power cut would, and starts it again.
+    pub(crate) async fn restart(&mut self) {
+        self.kill9();
+        self.start().await;
+    }
+
+    /// The process, while it runs.
+    pub(crate) fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("coucou was started")
+    }
+
+    /// Everything it has said since the first start.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Answers a GET on the REST API, with its token.
+    pub(crate) async fn api(&self, path: &str) -> (u16, Value) {
+        let url = format!("{}/api/v1/{path}", self.url());
+        let answer = http().get(url).bearer_auth(API_TOKEN).send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default())
+    }
+
+    /// Runs another command with the same settings to its end.
+    pub(crate) async fn run(&self, args: &[&str]) -> Output {
+        let mut command = self.command(args);
+        spawn_blocking(move || command.output()).await.unwrap().unwrap()
+    }
+
+    /// A command with these settings and nothing else of this test's environment.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_coucou")));
+        command.args(args).current_dir(self.folder.path()).env_clear();
+        for name in ["PATH", "HOME", "TMPDIR", "RUST_LOG", "LLVM_PROFILE_FILE"] {
+            command.envs(env::var_os(name).map(|value| (name, value)));
+        }
+        command.env("RUST_BACKTRACE", "1").envs(&self.environment);
+        command
+    }
+}
+
+/// The REST API's token in scenarios.
+pub(crate) const API_TOKEN: &str = "the-api-token-of-a-scenario";
