@@ -33,6 +33,13 @@ pub(super) struct Report {
     pub(super) permit: OwnedSemaphorePermit,
 }
 
+impl Report {
+    /// A claim under which nothing was tried.
+    pub(super) fn untouched(claimed: Claimed, permit: OwnedSemaphorePermit) -> Self {
+        Self { claimed, attempts: Vec::new(), found_empty: false, failure: None, permit }
+    }
+}
+
 /// The delivery that stopped the run failed.
 pub(super) struct Failure {
     /// How long the receiver asked to wait.
@@ -44,13 +51,9 @@ impl Run {
     /// have ended, and been recorded, before the lease does.
     pub(super) async fn go(self) -> Report {
         let started = Instant::now();
-        let mut report = Report {
-            found_empty: self.deliveries.is_empty(),
-            claimed: self.claimed,
-            attempts: Vec::with_capacity(self.deliveries.len()),
-            failure: None,
-            permit: self.permit,
-        };
+        let mut report = Report::untouched(self.claimed, self.permit);
+        report.found_empty = self.deliveries.is_empty();
+        report.attempts.reserve(self.deliveries.len());
         for delivery in self.deliveries {
             if self.stop.is_cancelled() || started.elapsed() >= self.config.run_limit {
                 break;
