@@ -1,3 +1,7 @@
+//! Sending the deliveries of one claimed queue, one after the other.
+//!
+//! A run that is dropped half-way has recorded nothing: its queue is claimed again when its lease ends.
+
 use std::{error::Error, sync::Arc, time::Duration};
 
 use tokio::{

@@ -1,3 +1,8 @@
+//! The dispatcher: claims, starts runs, and records what came of them.
+//!
+//! It holds nothing that is not in the store but outcomes that are yet to be recorded; when the process
+//! dies, those deliveries are made once more.
+
 use std::{collections::BTreeMap, error::Error, fmt, mem, sync::Arc, time::Duration};
 
 use rand::rngs::StdRng;
