@@ -14,10 +14,12 @@ use serde_json::json;
 use super::*;
 use crate::lifecycle::Lifecycle;
 
+type Answer = (StatusCode, HeaderMap, Vec<u8>);
+
 /// A homeserver that answers what it was told to, in order, and remembers what it was asked.
 #[derive(Clone, Default)]
 struct Script {
-    answers: Arc<Mutex<VecDeque<(StatusCode, HeaderMap, Vec<u8>)>>>,
+    answers: Arc<Mutex<VecDeque<Answer>>>,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
