@@ -161,7 +161,7 @@ pub(super) fn bot_is_valid(text: &str) -> bool {
     let user_id = if text.starts_with('@') { text.to_owned() } else { format!("@{text}:localhost") };
     // A colon in a localpart would move the server name.
     let whole = text.starts_with('@') || !text.contains(':');
-    whole && UserId::parse(user_id).is_ok_and(|id| !id.localpart().is_empty() && !id.is_historical())
+    whole && UserId::parse(user_id).is_ok_and(|id| !id.localpart().is_empty() && id.validate_strict().is_ok())
 }
 
 fn http(reader: &Reader<'_>) -> Result<Http, ConfigError> {
