@@ -196,9 +196,9 @@ fn webhooks(reader: &Reader<'_>) -> Result<Vec<Webhook>, ConfigError> {
             secret: secret.as_ref().map(webhook_secret).transpose()?,
         });
     }
-    let url = reader.from_environment(&settings::WEBHOOK_URL)?;
+    let url = reader.in_environment(&settings::WEBHOOK_URL)?;
     let url = url.as_ref().map(webhook_url).transpose()?;
-    let secret = reader.from_environment(&settings::WEBHOOK_SECRET)?;
+    let secret = reader.in_environment(&settings::WEBHOOK_SECRET)?;
     let secret = secret.as_ref().map(webhook_secret).transpose()?;
     match (webhooks.iter_mut().find(|webhook| webhook.name == "default"), url, secret) {
         (Some(webhook), url, secret) => {
