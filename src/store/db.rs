@@ -503,7 +503,7 @@ fn runs(sql: &'static str, shared: &Values, rows: Vec<Values>) -> Vec<(String, V
 }
 
 /// Any number that other programs on the same database do not use: "coucou" in ASCII.
-const MIGRATION_LOCK: i64 = 0x0063_6f75_636f_75;
+const MIGRATION_LOCK: i64 = 0x0000_636f_7563_6f75;
 
 type Files = &'static [(i64, &'static str, &'static str)];
 
@@ -589,6 +589,6 @@ mod tests {
     fn both_databases_have_the_same_migrations() {
         let names = |files: Files| files.iter().map(|file| file.1).collect::<Vec<_>>();
         assert_eq!(names(POSTGRES), names(SQLITE));
-        assert!(POSTGRES.iter().enumerate().all(|(at, file)| file.0 == at as i64 + 1));
+        assert!(POSTGRES.iter().enumerate().all(|(at, file)| usize::try_from(file.0).unwrap() == at + 1));
     }
 }
