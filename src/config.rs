@@ -25,6 +25,7 @@ use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName,
 use secrecy::SecretString;
 use url::Url;
 
+pub use crate::model::Inviter;
 pub use error::ConfigError;
 pub use registration::{Namespaces, Registration};
 pub use settings::{SETTINGS, Setting};
@@ -59,6 +60,21 @@ pub struct Config {
     pub log: Log,
     /// What the operator should know, one line each; to be logged once.
     pub warnings: Vec<String>,
+}
+
+/// The settings that matter before there is a registration.
+#[derive(Clone, Debug)]
+pub struct Partial {
+    /// `homeserver.server_name`.
+    pub server_name: Option<OwnedServerName>,
+    /// `appservice.id`.
+    pub id: Option<String>,
+    /// `appservice.bot`, or its default.
+    pub bot: String,
+    /// `owner`.
+    pub owner: Option<OwnedUserId>,
+    /// `http`, or its defaults.
+    pub http: Http,
 }
 
 /// `homeserver`: the homeserver that coucou serves.
@@ -166,26 +182,6 @@ pub enum Relay {
     All,
     /// These rooms.
     Only(Vec<OwnedRoomId>),
-}
-
-/// Somebody whose invites are accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Inviter {
-    /// Every user of the servers that match.
-    Server(Pattern),
-    /// The users whose whole id matches.
-    User(Pattern),
-}
-
-impl Inviter {
-    /// Whether an invite by `user_id` is accepted.
-    #[must_use]
-    pub fn matches(&self, user_id: &UserId) -> bool {
-        match self {
-            Self::Server(pattern) => pattern.matches(user_id.server_name().as_str()),
-            Self::User(pattern) => pattern.matches(user_id.as_str()),
-        }
-    }
 }
 
 /// One of `bridges`: a bridge known beforehand.

@@ -1,3 +1,11 @@
 //! End-to-end encryption: one `OlmMachine` for each account, over a store of ours.
 
+pub mod engine;
+pub mod keylane;
+mod outgoing;
+pub mod setup;
 pub mod store;
+pub mod trust;
+
+pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey};
+pub use keylane::KeyLane;

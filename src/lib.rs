@@ -8,15 +8,21 @@
 //! notification only a hint to look sooner. Imports point down this list, never up; `tests/architecture.rs`
 //! holds them to it.
 
+pub mod app;
+pub mod cli;
 pub mod clock;
-pub mod homeserver;
 pub mod config;
 pub mod crypto;
+pub mod homeserver;
+pub mod http;
+pub mod inbox;
 pub mod lifecycle;
 pub mod messages;
 pub mod model;
 pub mod outbox;
+pub mod rooms;
 pub mod store;
+pub mod telemetry;
 
 #[cfg(test)]
 mod testing;

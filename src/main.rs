@@ -1,3 +1,7 @@
 //! The `coucou` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    coucou::cli::run()
+}

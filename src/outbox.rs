@@ -1,1 +1,22 @@
-//! Delivering what is in the store.
+//! From rows to signed calls: sends what is in `deliveries` to the webhooks.
+//!
+//! A [`Dispatcher`] claims the queues of (webhook, room) pairs that are due, sends each queue's deliveries
+//! one after the other, many queues at once, and records the outcomes in batches. So order holds in a room,
+//! and a room whose calls fail or hang delays no other. Any number of instances dispatch from one database.
+//!
+//! Every delivery is made at least once: it stays pending until a 2xx has been recorded, and is tried again
+//! after a growing delay ([`retry`]) for as long as it takes. A process that dies half-way leaves a lease
+//! that ends by itself; what it sent without recording is then sent once more, with the same `webhook-id`
+//! and the same body, by which the receiver knows it.
+
+pub mod retry;
+mod run;
+mod sink;
+#[cfg(test)]
+mod tests;
+mod webhook;
+mod worker;
+
+pub use sink::{Outcome, SendError, Sink, WebhookRequest};
+pub use webhook::{BadWebhook, WebhookSink, client};
+pub use worker::{Config, Dispatcher, Progress};

@@ -12,11 +12,13 @@ pub mod accounts;
 mod conformance;
 pub mod crypto;
 pub mod db;
+pub mod holders;
+pub mod inbox;
 pub mod leases;
 pub mod messages;
+pub mod outbox;
 pub mod pending;
 pub mod rooms;
-pub mod outbox;
 mod seal;
 pub mod webhooks;
 

@@ -1,7 +1,7 @@
 -- What came in, as it came, until it is worked through; afterwards the row without its body tells a repeat.
 CREATE TABLE inbox (
     inbox_id INTEGER PRIMARY KEY AUTOINCREMENT,
-    -- 'push': a transaction of the homeserver; 'lane': a page of /sync for one account.
+    -- 'push': a transaction of the homeserver; 'lane': a page of /sync for one account; 'state': a room's.
     source TEXT NOT NULL,
     account_id BIGINT REFERENCES accounts (account_id),
     txn_id TEXT,

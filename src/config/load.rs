@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, fs, io, net::IpAddr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use ruma::{OwnedUserId, RoomId, ServerName, UserId};
+use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
     Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, Log, LogFormat, Owner,
-    OwnerMode, Registration, Relay, Rooms, Sources, Webhook, check,
+    OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check,
     file::Value,
     settings::{self, Setting, other},
     source::{Given, Reader},
@@ -56,6 +56,23 @@ impl Config {
     }
 }
 
+impl Partial {
+    /// Reads what is set; nothing is required.
+    ///
+    /// # Errors
+    /// As [`Config::load`], for these settings.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let reader = Reader::open(sources)?;
+        Ok(Self {
+            server_name: server_name(&reader)?,
+            id: reader.given(&settings::APPSERVICE_ID)?.map(|given| given.text),
+            bot: bot(&reader)?,
+            owner: owner(&reader, &mut Vec::new())?.map(|owner| owner.user_id),
+            http: http(&reader)?,
+        })
+    }
+}
+
 fn homeserver(reader: &Reader<'_>) -> Result<Homeserver, ConfigError> {
     let must = "must be an http or https URL without user, query or fragment";
     let url = reader.parsed(&settings::HOMESERVER_URL, must, |text| {
@@ -64,10 +81,12 @@ fn homeserver(reader: &Reader<'_>) -> Result<Homeserver, ConfigError> {
         (plain && url.query().is_none() && url.fragment().is_none()).then_some(url)
     })?;
     let url = url.ok_or_else(|| missing(&settings::HOMESERVER_URL, ""))?;
+    Ok(Homeserver { url, server_name: server_name(reader)? })
+}
+
+fn server_name(reader: &Reader<'_>) -> Result<Option<OwnedServerName>, ConfigError> {
     let must = "must be a server name, without scheme or path";
-    let server_name =
-        reader.parsed(&settings::HOMESERVER_SERVER_NAME, must, |text| ServerName::parse(text).ok())?;
-    Ok(Homeserver { url, server_name })
+    reader.parsed(&settings::HOMESERVER_SERVER_NAME, must, |text| ServerName::parse(text).ok())
 }
 
 fn appservice(reader: &Reader<'_>) -> Result<Appservice, ConfigError> {
@@ -94,8 +113,6 @@ fn appservice(reader: &Reader<'_>) -> Result<Appservice, ConfigError> {
                 .to_owned(),
         ));
     }
-    let must = "must be a localpart such as coucou, or a user id such as @coucou:example.org";
-    let bot = reader.parsed(&settings::BOT, must, |text| bot_is_valid(text).then(|| text.to_owned()))?;
     let sender = reader.given(&settings::SENDER_LOCALPART)?.map(|given| given.text);
     let must = "must be one word of letters, digits and . _ = - /";
     let device_id = reader.parsed(&settings::DEVICE_ID, must, |text| {
@@ -105,7 +122,7 @@ fn appservice(reader: &Reader<'_>) -> Result<Appservice, ConfigError> {
         id: reader.given(&settings::APPSERVICE_ID)?.map(|given| given.text).or(id),
         as_token,
         hs_token,
-        bot: bot.unwrap_or_else(|| settings::BOT.default.to_owned()),
+        bot: bot(reader)?,
         sender_localpart: sender.or(sender_localpart),
         device_id,
         namespaces,
@@ -133,7 +150,14 @@ fn registration(reader: &Reader<'_>) -> Result<Option<Registration>, ConfigError
     }
 }
 
-fn bot_is_valid(text: &str) -> bool {
+fn bot(reader: &Reader<'_>) -> Result<String, ConfigError> {
+    let must = "must be a localpart such as coucou, or a user id such as @coucou:example.org";
+    let bot = reader.parsed(&settings::BOT, must, |text| bot_is_valid(text).then(|| text.to_owned()))?;
+    Ok(bot.unwrap_or_else(|| settings::BOT.default.to_owned()))
+}
+
+/// Whether `text` can be `appservice.bot`: a localpart, or a user id.
+pub(super) fn bot_is_valid(text: &str) -> bool {
     let user_id = if text.starts_with('@') { text.to_owned() } else { format!("@{text}:localhost") };
     // A colon in a localpart would move the server name.
     let whole = text.starts_with('@') || !text.contains(':');

@@ -5,17 +5,20 @@
 //! Everything it does can be done twice: the same room key again changes nothing, and decrypting has no
 //! effect but an advanced ratchet in memory.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use matrix_sdk_common::deserialized_responses::{
     AlgorithmInfo, DecryptedRoomEvent, DeviceLinkProblem, VerificationLevel, VerificationState,
 };
 use matrix_sdk_crypto::{
     CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
-    TrustRequirement, vodozemac::megolm::DecryptionError,
+    TrustRequirement, olm::SenderData, vodozemac::megolm::DecryptionError,
 };
 use ruma::{
-    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt, UserId,
+    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt,
     api::client::sync::sync_events::DeviceLists, events::AnyToDeviceEvent, serde::Raw,
 };
 use serde_json::value::RawValue;
@@ -251,7 +254,7 @@ impl Engine {
             ) => Trust::Unverified,
         };
         let session_owner =
-            session.and_then(|session| session.sender_data.user_id().map(ToOwned::to_owned));
+            session.and_then(|session| owner(&session.sender_data));
         Ok(Clear { event: decrypted.event.into_json(), algorithm, trust, session_owner })
     }
 
@@ -268,7 +271,8 @@ impl Engine {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn track(&self, users: impl IntoIterator<Item = &UserId>) -> Result<(), CryptoError> {
+    pub async fn track(&self, users: &BTreeSet<OwnedUserId>) -> Result<(), CryptoError> {
+        let users: Vec<&ruma::UserId> = users.iter().map(|user| &**user).collect();
         self.machine.update_tracked_users(users).await?;
         Ok(())
     }
@@ -278,8 +282,8 @@ impl Engine {
     /// # Errors
     /// When the store fails.
     pub async fn forget_keys(&self, keys: &[RoomKey]) -> Result<(), CryptoError> {
-        let keys: Vec<_> = keys.iter().map(|key| (&*key.room_id, key.session_id.as_str())).collect();
-        self.store.delete_inbound_group_sessions(&keys).await?;
+        let keys: Vec<_> = keys.iter().map(|key| (key.room_id.clone(), key.session_id.clone())).collect();
+        self.store.delete_inbound_group_sessions(&keys).await.map_err(CryptoStoreError::from)?;
         Ok(())
     }
 
@@ -288,7 +292,18 @@ impl Engine {
     /// # Errors
     /// When the store fails.
     pub async fn forget_room(&self, room_id: &RoomId) -> Result<u64, CryptoError> {
-        Ok(self.store.delete_inbound_group_sessions_of_room(room_id).await?)
+        Ok(self.store.delete_inbound_group_sessions_of_room(room_id).await.map_err(CryptoStoreError::from)?)
+    }
+}
+
+/// Whose device made a session, when that is proven.
+fn owner(sender: &SenderData) -> Option<OwnedUserId> {
+    match sender {
+        SenderData::UnknownDevice { .. } => None,
+        SenderData::DeviceInfo { device_keys, .. } => Some(device_keys.user_id.clone()),
+        SenderData::VerificationViolation(known)
+        | SenderData::SenderUnverified(known)
+        | SenderData::SenderVerified(known) => Some(known.user_id.clone()),
     }
 }
 

@@ -136,8 +136,7 @@ impl KeyLane {
                     failures += 1;
                     // The first failure is often a restart of the homeserver, and not worth a warning.
                     if failures > 1 {
-                        let error = &error as &dyn Error;
-                        tracing::warn!(account.user_id = %self.account.user_id, error, failures, "key lane failed");
+                        tracing::warn!(account.user_id = %self.account.user_id, error = &error as &dyn Error, failures, "key lane failed");
                     }
                     let wait = backoff(failures);
                     tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }

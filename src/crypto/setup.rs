@@ -75,7 +75,11 @@ async fn refuse_taken_device(
     Ok(())
 }
 
-async fn ensure_device(homeserver: &Homeserver, account: &Account) -> Result<(), CryptoError> {
+/// Makes the device, or makes sure that it is there.
+///
+/// # Errors
+/// When the homeserver cannot be reached or refuses.
+pub async fn ensure_device(homeserver: &Homeserver, account: &Account) -> Result<(), CryptoError> {
     let (user_id, device_id) = (&account.user_id, &account.device_id);
     match homeserver.put_device(user_id, device_id, DEVICE_NAME).await {
         Ok(()) => Ok(()),

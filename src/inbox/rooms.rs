@@ -81,20 +81,15 @@ impl Rooms {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn load<'a>(
-        &mut self,
-        db: &Db,
-        seal: &Seal,
-        room_ids: impl Iterator<Item = &'a RoomId>,
-    ) -> Result<(), StoreError> {
+    pub async fn load(&mut self, db: &Db, seal: &Seal, room_ids: HashSet<&RoomId>) -> Result<(), StoreError> {
         if self.known.len() > MOST_ROOMS {
             self.known.clear();
         }
-        let missing: HashSet<&RoomId> = room_ids.filter(|id| !self.known.contains_key(*id)).collect();
+        let missing: Vec<&RoomId> =
+            room_ids.into_iter().filter(|id| !self.known.contains_key(*id)).collect();
         if missing.is_empty() {
             return Ok(());
         }
-        let missing: Vec<_> = missing.into_iter().collect();
         for (room_id, row) in rooms::find_many(db, seal, &missing).await? {
             let state: RoomState = match &row.state {
                 Some(state) => serde_json::from_slice(state).map_err(|_| StoreError::Corrupt("rooms"))?,
@@ -172,11 +167,11 @@ impl Rooms {
     }
 
     /// The next sequence number of a room.
-    pub fn next_sequence(&mut self, room_id: &RoomId) -> i64 {
+    pub fn next_sequence(&mut self, room_id: &RoomId) -> u64 {
         let Some(room) = self.known.get_mut(room_id) else { return 0 };
         room.last_sequence += 1;
         self.advanced.insert(room_id.to_owned());
-        room.last_sequence
+        room.last_sequence.unsigned_abs()
     }
 
     /// The users of a room whose devices are worth following: the bridge bot, and members that are no ghosts

@@ -1,3 +1,7 @@
+use ruma::UserId;
+
+use super::Pattern;
+
 /// Whether a room's messages are relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Relay {
@@ -79,4 +83,24 @@ pub enum RelayPolicy {
     All,
     /// These rooms.
     Only(Vec<ruma::OwnedRoomId>),
+}
+
+/// Somebody whose invites are accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inviter {
+    /// Every user of the servers that match.
+    Server(Pattern),
+    /// The users whose whole id matches.
+    User(Pattern),
+}
+
+impl Inviter {
+    /// Whether an invite by `user_id` is accepted.
+    #[must_use]
+    pub fn matches(&self, user_id: &UserId) -> bool {
+        match self {
+            Self::Server(pattern) => pattern.matches(user_id.server_name().as_str()),
+            Self::User(pattern) => pattern.matches(user_id.as_str()),
+        }
+    }
 }

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, FromRow, PgPool, Postgres, Sqlite, SqlitePool, Transaction,
     error::BoxDynError,
-    migrate::{Migration, MigrationSource, MigrationType, Migrator},
+    migrate::{Migrate, Migration, MigrationSource, MigrationType, Migrator},
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
     query::{Query, QueryAs},
     sqlite::SqliteSynchronous,
@@ -315,21 +315,24 @@ impl Db {
     /// sessions. Migrations that this version does not know are left alone: during a rolling deploy the
     /// previous version runs on the newer schema.
     ///
+    /// Answers the names of those it applied.
+    ///
     /// # Errors
     /// When the database fails, or an applied migration differs from the one built in.
-    pub async fn migrate(&self) -> Result<(), StoreError> {
+    pub async fn migrate(&self) -> Result<Vec<&'static str>, StoreError> {
         let mut tx = self.begin().await?;
-        match &mut tx.0 {
+        let applied = match &mut tx.0 {
             Inner::Postgres(tx) => {
                 sqlx::query("SELECT pg_advisory_xact_lock($1)")
                     .bind(MIGRATION_LOCK)
                     .execute(&mut **tx)
                     .await?;
-                migrator(POSTGRES).await?.run_direct(None, &mut **tx, false).await?;
+                apply(POSTGRES, &mut **tx).await?
             }
-            Inner::Sqlite(tx) => migrator(SQLITE).await?.run_direct(None, &mut **tx, false).await?,
-        }
-        tx.commit().await
+            Inner::Sqlite(tx) => apply(SQLITE, &mut **tx).await?,
+        };
+        tx.commit().await?;
+        Ok(applied)
     }
 
     /// Closes every connection.
@@ -547,6 +550,16 @@ impl MigrationSource<'static> for BuiltIn {
             Ok(all.collect())
         })
     }
+}
+
+/// Applies those of `files` that are missing, and answers their names.
+async fn apply<C: Migrate>(files: Files, connection: &mut C) -> Result<Vec<&'static str>, StoreError> {
+    let migrator = migrator(files).await?;
+    connection.ensure_migrations_table(&migrator.table_name).await?;
+    let before = connection.list_applied_migrations(&migrator.table_name).await?;
+    migrator.run_direct(None, connection, false).await?;
+    let is_new = |version: i64| before.iter().all(|known| known.version != version);
+    Ok(files.iter().filter(|file| is_new(file.0)).map(|file| file.1).collect())
 }
 
 async fn migrator(files: Files) -> Result<Migrator, StoreError> {

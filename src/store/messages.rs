@@ -90,7 +90,10 @@ pub async fn used_indexes(
              JOIN megolm_indexes m ON m.room_id = v.column1 AND m.session_id = v.column2 \
              AND m.message_index = v.column3",
             vec![],
-            indexes.iter().map(|(room, session, index)| values![room.as_str(), session.as_str(), *index]).collect(),
+            indexes
+                .iter()
+                .map(|(room, session, index)| values![room.as_str(), session.as_str(), *index])
+                .collect(),
         )
         .await?;
     Ok(rows.into_iter().map(|(room, session, index, event)| ((room, session, index), event)).collect())
@@ -101,14 +104,17 @@ pub async fn used_indexes(
 /// # Errors
 /// When the database fails.
 pub async fn use_indexes(tx: &mut Tx, used: &[(MegolmIndex, String)]) -> Result<(), StoreError> {
-    let row = |((room, session, index), event): &(MegolmIndex, String)| {
-        values![room.as_str(), session.as_str(), *index, event.as_str()]
-    };
+    let rows = used
+        .iter()
+        .map(|((room, session, index), event)| {
+            values![room.as_str(), session.as_str(), *index, event.as_str()]
+        })
+        .collect();
     tx.execute_many(
         "INSERT INTO megolm_indexes (room_id, session_id, message_index, event_id) VALUES {rows} \
          ON CONFLICT DO NOTHING",
         vec![],
-        used.iter().map(row).collect(),
+        rows,
     )
     .await?;
     Ok(())

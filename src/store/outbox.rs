@@ -12,7 +12,7 @@ mod finish;
 mod stats;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use claim::{Claimed, Loaded, claim_due, load, next_due};
 pub use enqueue::{Queued, enqueue};

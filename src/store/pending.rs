@@ -173,11 +173,7 @@ pub async fn queued_rooms(db: &Db) -> Result<Vec<(OwnedRoomId, Timestamp)>, Stor
 ///
 /// # Errors
 /// When the database fails or a row does not open.
-pub async fn ledger(
-    db: &Db,
-    seal: &Seal,
-    sessions: &[(String, String)],
-) -> Result<Vec<Pending>, StoreError> {
+pub async fn ledger(db: &Db, seal: &Seal, sessions: &[(String, String)]) -> Result<Vec<Pending>, StoreError> {
     let rows: Vec<(String, Vec<u8>, i64, i64)> = db
         .fetch_many(
             "SELECT p.event_id, p.event, p.received_at, p.position FROM (VALUES {rows}) AS v \

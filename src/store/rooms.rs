@@ -139,14 +139,14 @@ pub async fn put_sequences(tx: &mut Tx, sequences: &[(OwnedRoomId, i64)]) -> Res
 /// # Errors
 /// When the database fails.
 pub async fn ensure(tx: &mut Tx, room_ids: &[&RoomId], now: Timestamp) -> Result<(), StoreError> {
-    let row = |room_id: &&RoomId| {
-        values![room_id.as_str(), Relay::Unknown.as_str(), 0_i64, now, 0_i64, now]
-    };
+    let unknown = Relay::Unknown.as_str();
+    let rows =
+        room_ids.iter().map(|room_id| values![room_id.as_str(), unknown, 0_i64, now, 0_i64, now]).collect();
     tx.execute_many(
         "INSERT INTO rooms (room_id, relay, last_sequence, due_at, tries, created_at) VALUES {rows} \
          ON CONFLICT (room_id) DO NOTHING",
         vec![],
-        room_ids.iter().map(row).collect(),
+        rows,
     )
     .await?;
     Ok(())
@@ -180,6 +180,24 @@ pub async fn set_due(tx: &mut Tx, room_ids: &[&RoomId], due_at: Timestamp) -> Re
     Ok(())
 }
 
+/// As [`set_due`], for rooms that are not relayed yet.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_due_unless_relayed(
+    tx: &mut Tx,
+    room_ids: &[&RoomId],
+    due_at: Timestamp,
+) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE rooms SET due_at = $1, tries = 0 WHERE relay <> 'yes' AND room_id IN (VALUES {rows})",
+        values![due_at],
+        room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
 /// Rooms whose state is due to be read, longest due first.
 ///
 /// # Errors
@@ -203,11 +221,7 @@ pub async fn due(db: &Db, now: Timestamp, most: i64) -> Result<Vec<DueRoom>, Sto
 ///
 /// # Errors
 /// When the database fails.
-pub async fn reschedule(
-    tx: &mut Tx,
-    room_id: &RoomId,
-    next: Option<Timestamp>,
-) -> Result<(), StoreError> {
+pub async fn reschedule(tx: &mut Tx, room_id: &RoomId, next: Option<Timestamp>) -> Result<(), StoreError> {
     tx.execute(
         "UPDATE rooms SET due_at = $2, tries = tries + 1 WHERE room_id = $1",
         values![room_id.as_str(), next],
@@ -243,18 +257,19 @@ pub async fn put_memberships(
     for change in changes {
         last.insert((&change.room_id, change.account_id), change);
     }
-    let rows = last.into_values().map(|change| {
+    let row = |change: &MembershipChange| {
         let due_at = (change.membership == Membership::Invite).then_some(now);
         let inviter = change.inviter.as_ref().map(|inviter| inviter.as_str());
         let membership = change.membership.as_str();
         values![change.room_id.as_str(), change.account_id.0, membership, inviter, due_at, 0_i64]
-    });
+    };
+    let rows = last.into_values().map(row).collect();
     tx.execute_many(
         "INSERT INTO room_accounts (room_id, account_id, membership, inviter, due_at, tries) VALUES {rows} \
          ON CONFLICT (room_id, account_id) DO UPDATE SET membership = excluded.membership, \
          inviter = excluded.inviter, due_at = excluded.due_at, tries = 0",
         vec![],
-        rows.collect(),
+        rows,
     )
     .await?;
     Ok(())

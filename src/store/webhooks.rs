@@ -52,7 +52,7 @@ pub async fn generated_secret<R: CryptoRng + ?Sized>(
     let fresh = {
         let mut key = Zeroizing::new([0_u8; SECRET_BYTES]);
         rng.fill_bytes(&mut *key);
-        let secret = Zeroizing::new(format!("whsec_{}", Zeroizing::new(STANDARD.encode(&*key)).as_str()));
+        let secret = Zeroizing::new(format!("whsec_{}", Zeroizing::new(STANDARD.encode(*key)).as_str()));
         seal.seal("webhooks", &row, secret.as_bytes())?
     };
     let kept: Option<(Vec<u8>,)> = tx

@@ -53,8 +53,9 @@ impl Equivalent<SessionKey> for SessionName<'_> {
 /// An identity as it was read. Its flags are shared with every clone, and the SDK sets them before it saves
 /// them and asks us what they were before: an entry that was changed under us no longer counts.
 #[derive(Clone)]
-struct Identity {
-    identity: Option<UserIdentityData>,
+pub(super) struct Identity {
+    /// `None`: the user is known to have none.
+    pub(super) identity: Option<UserIdentityData>,
     flags: (bool, bool),
 }
 
@@ -125,10 +126,9 @@ impl Cache {
         self.fill(ticket, || self.devices.insert(user_id.to_owned(), devices));
     }
 
-    /// `Some(None)`: known to have none.
-    pub(super) fn identity(&self, user_id: &UserId) -> Option<Option<UserIdentityData>> {
+    pub(super) fn identity(&self, user_id: &UserId) -> Option<Identity> {
         let entry = self.identities.get(user_id)?;
-        (flags(entry.identity.as_ref()) == entry.flags).then_some(entry.identity)
+        (flags(entry.identity.as_ref()) == entry.flags).then_some(entry)
     }
 
     pub(super) fn fill_identity(&self, ticket: Ticket, user_id: &UserId, identity: Option<UserIdentityData>) {

@@ -57,7 +57,7 @@ pub(super) fn olm_session(own: &DeviceKeys, pickle: &[u8]) -> Result<Session> {
         .map_err(|_| corrupt("olm_sessions"))
 }
 
-pub(super) fn inbound_session(found: inbound::Found) -> Result<InboundGroupSession> {
+pub(super) fn inbound_session(found: &inbound::Found) -> Result<InboundGroupSession> {
     let mut pickle: PickledInboundGroupSession = from_msgpack("megolm_inbound_sessions", &found.pickle)?;
     pickle.backed_up = found.backed_up;
     InboundGroupSession::from_pickle(pickle).map_err(|_| corrupt("megolm_inbound_sessions"))
@@ -69,7 +69,7 @@ pub(super) fn outbound_session(own: StaticAccountData, pickle: &[u8]) -> Result<
         .map_err(|_| corrupt("megolm_outbound_sessions"))
 }
 
-pub(super) fn key_request(found: requests::Found) -> Result<GossipRequest> {
+pub(super) fn key_request(found: &requests::Found) -> Result<GossipRequest> {
     let mut request: GossipRequest = from_json("crypto_key_requests", &found.data)?;
     request.sent_out = found.sent_out;
     Ok(request)

@@ -1,19 +1,21 @@
 //! One save of the SDK's: first all of it encoded, then one statement for each table.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use matrix_sdk_crypto::{
-    DeviceData,
+    DeviceData, GossipRequest,
     olm::{InboundGroupSession, OlmMessageHash, OutboundGroupSession, Session},
     store::types::{Changes, DeviceChanges, IdentityChanges},
 };
 use ruma::OwnedUserId;
 
-use super::{BTreeMap, BTreeSet, GossipRequest, Result, Rows, cache::Cache, codec};
+use super::{Result, cache::Cache, codec};
 use crate::{
     clock::Timestamp,
     store::{
         Tx,
         crypto::{
-            Key, Plain, Scope, inbound, olm, requests, rooms, users,
+            Key, Plain, Rows, Scope, inbound, olm, requests, rooms, users,
             values::{self, Name},
         },
     },

@@ -42,6 +42,7 @@ fn made(name: &str) -> Option<(Arc<TestStore>, AccountId)> {
 
 macro_rules! suite {
     ($database:ident) => {
+        #[expect(clippy::ignore_without_reason, reason = "the suite's own")]
         mod $database {
             use matrix_sdk_crypto::{cryptostore_integration_tests, cryptostore_integration_tests_time};
 

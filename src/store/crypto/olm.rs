@@ -55,7 +55,9 @@ pub async fn save_hashes(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let mut rows: Vec<Values> = keys(scope, messages);
-    rows.iter_mut().for_each(|row| row.push(Value::from(now)));
+    for row in &mut rows {
+        row.push(Value::from(now));
+    }
     let sql = "INSERT INTO olm_hashes (account_id, sender_key, hash, created_at) VALUES {rows} \
                ON CONFLICT (account_id, sender_key, hash) DO NOTHING";
     tx.execute_many(sql, vec![], rows).await?;

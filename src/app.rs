@@ -1,0 +1,301 @@
+//! Wiring: what is started, in which order, and how it stops.
+//!
+//! HTTP answers from the first moment, so that a deploy sees a live process whatever the database does. Once
+//! the store is ready the dispatcher delivers and the process stands for the crypto lease. Nothing here ends
+//! the process but a signal, a port that is taken, or what only a person can mend: a wrong pickle key, a
+//! schema that does not fit, a device that belongs to another store.
+
+mod leader;
+mod term;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::{SharedClock, SystemClock},
+    config::{self, Config},
+    crypto::CryptoError,
+    homeserver::{Homeserver, HomeserverError},
+    http::{self, Health, HsToken, HttpState, StoreState},
+    inbox::{Inbox, worker::Wakes},
+    lifecycle::Lifecycle,
+    model::{RelayPolicy, WebhookId},
+    outbox::{BadWebhook, Dispatcher, Sink, WebhookSink},
+    store::{Store, StoreError, webhooks},
+};
+
+/// How long a stop waits for what is in hand.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often the store is looked after: soon while it is away, rarely while it is there.
+const LOOK_SOON: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_secs(3);
+
+/// Why the process ends with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {0} (http.host, http.port: COUCOU_HTTP_HOST, COUCOU_HTTP_PORT)")]
+    Listen(SocketAddr, #[source] io::Error),
+    /// Signals cannot be waited for.
+    #[error("cannot wait for signals")]
+    Signals(#[source] io::Error),
+    /// The store wants a person.
+    #[error("the store cannot be used")]
+    Store(#[from] StoreError),
+    /// The settings of the homeserver cannot be used.
+    #[error("the homeserver's settings cannot be used")]
+    Homeserver(#[from] HomeserverError),
+    /// A webhook cannot be used.
+    #[error(transparent)]
+    Webhook(#[from] BadWebhook),
+    /// The crypto wants a person.
+    #[error(transparent)]
+    Crypto(CryptoError),
+    /// The HTTP server failed.
+    #[error("the HTTP server failed")]
+    Http(#[source] io::Error),
+}
+
+/// What the parts share.
+#[derive(Clone, Debug)]
+struct Shared {
+    config: Arc<Config>,
+    store: Store,
+    homeserver: Homeserver,
+    clock: SharedClock,
+    wakes: Wakes,
+    bot: Arc<OnceLock<ruma::OwnedUserId>>,
+}
+
+/// Runs coucou until a signal.
+///
+/// # Errors
+/// What only a person can mend; one line that says how.
+pub async fn run(config: Config) -> Result<(), AppError> {
+    let lifecycle = Lifecycle::default();
+    let address = SocketAddr::new(config.http.host, config.http.port);
+    let listener = TcpListener::bind(address).await.map_err(|error| AppError::Listen(address, error))?;
+    let store = Store::open(&config.store.location, config.store.pickle_key.clone())?;
+    tracing::info!(store = store.backend(), "{}", config.store.chosen_because);
+    let homeserver = Homeserver::new(&config.homeserver.url, config.appservice.as_token.clone())?;
+    let bot = Arc::new(OnceLock::new());
+    if let Some(user_id) = config.appservice.bot_user_id(config.known_server_name().as_deref()) {
+        let _ = bot.set(user_id);
+    }
+    let hs_token = HsToken::new(&config.appservice.hs_token);
+    let clock: SharedClock = Arc::new(SystemClock);
+    let shared =
+        Shared { config: Arc::new(config), store, homeserver, clock, wakes: Wakes::default(), bot };
+    let (fatal, mut failed) = mpsc::channel(1);
+    let health = watch_store(&lifecycle, &shared, &fatal);
+    serve_http(&lifecycle, &shared, listener, hs_token, health, &fatal);
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "coucou listens");
+    spawn_work(&lifecycle, &shared, &fatal);
+
+    let outcome = tokio::select! {
+        signal = wait_for_signal() => signal.map_err(AppError::Signals),
+        error = failed.recv() => error.map_or(Ok(()), Err),
+    };
+    tracing::info!("stopping: finishing what is in hand");
+    lifecycle.stop();
+    tokio::select! {
+        done = lifecycle.stopped(PATIENCE) => {
+            if !done {
+                tracing::warn!("some work did not end in time; it will be taken up again at the next start");
+            }
+        }
+        _ = wait_for_signal() => tracing::warn!("second signal: stopping at once"),
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.close()).await;
+    outcome
+}
+
+async fn wait_for_signal() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    Ok(())
+}
+
+/// Prepares the store as soon as its database answers, and tells the health endpoint how it is.
+fn watch_store(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppError>) -> Health {
+    let (state, health) = Health::new(shared.store.backend());
+    let (shared, fatal, stop) = (shared.clone(), fatal.clone(), lifecycle.stop_token());
+    lifecycle.spawn(async move {
+        while !stop.is_cancelled() {
+            let look = async {
+                shared.store.prepare(shared.clock.now()).await?;
+                shared.store.ping().await
+            };
+            let looked = tokio::select! { () = stop.cancelled() => return, looked = look => looked };
+            let wait = match looked {
+                Ok(()) => {
+                    tell(&state, StoreState::Ready);
+                    LOOK
+                }
+                Err(error) if is_for_a_person(&error) => {
+                    let _ = fatal.send(error.into()).await;
+                    return;
+                }
+                Err(error) => {
+                    tell(&state, StoreState::Unavailable { reason: chain(&error) });
+                    LOOK_SOON
+                }
+            };
+            tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
+        }
+    });
+    health
+}
+
+/// Tells a new state, and logs it once.
+fn tell(sender: &watch::Sender<StoreState>, state: StoreState) {
+    sender.send_if_modified(|current| {
+        if *current == state {
+            return false;
+        }
+        match (&*current, &state) {
+            (StoreState::Unavailable { .. }, StoreState::Unavailable { .. }) => {}
+            (_, StoreState::Unavailable { reason }) => tracing::error!(reason, "the store is unavailable"),
+            (_, StoreState::Ready) => tracing::info!("the store is connected"),
+            _ => {}
+        }
+        *current = state;
+        true
+    });
+}
+
+fn is_for_a_person(error: &StoreError) -> bool {
+    matches!(error, StoreError::WrongPickleKey | StoreError::Migration(_) | StoreError::Corrupt(_))
+}
+
+/// An error and its causes in one line, without what may hold a secret: the store's errors hold none.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn serve_http(
+    lifecycle: &Lifecycle,
+    shared: &Shared,
+    listener: TcpListener,
+    hs_token: HsToken,
+    health: Health,
+    fatal: &mpsc::Sender<AppError>,
+) {
+    let inbox =
+        Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox));
+    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health });
+    let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
+    lifecycle.spawn(async move {
+        if let Err(error) = http::serve(listener, router, stop).await {
+            let _ = fatal.send(AppError::Http(error)).await;
+        }
+    });
+}
+
+/// Starts what needs the store, once it is ready.
+fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppError>) {
+    let (tasks, shared, fatal) = (lifecycle.clone(), shared.clone(), fatal.clone());
+    let stop = lifecycle.stop_token();
+    lifecycle.spawn(async move {
+        let webhooks = match ready_webhooks(&shared, &stop).await {
+            Ok(Some(webhooks)) => webhooks,
+            Ok(None) => return,
+            Err(error) => {
+                let _ = fatal.send(error).await;
+                return;
+            }
+        };
+        let ids: Vec<WebhookId> = webhooks.keys().copied().collect();
+        let dispatcher = Dispatcher::new(
+            shared.store.clone(),
+            Arc::clone(&shared.clock),
+            webhooks,
+            StdRng::from_os_rng(),
+            Arc::clone(&shared.wakes.outbox),
+            crate::outbox::Config::default(),
+        );
+        tasks.spawn(dispatcher.run(stop.clone()));
+        tasks.spawn(leader::prune(shared.clone(), stop.clone()));
+        if let Err(error) = leader::lead(shared, ids, stop).await {
+            let _ = fatal.send(AppError::Crypto(error)).await;
+        }
+    });
+}
+
+type Sinks = BTreeMap<WebhookId, Arc<dyn Sink>>;
+
+/// The webhooks of the settings, with their numbers; `None` when told to stop before the store was ready.
+async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Option<Sinks>, AppError> {
+    // Bad settings are told at once, not when the database is there.
+    let client = crate::outbox::client().map_err(AppError::Webhook)?;
+    while !stop.is_cancelled() {
+        if shared.store.is_ready() {
+            match connect_webhooks(shared, &client).await {
+                Err(AppError::Store(error)) if error.is_transient() => {}
+                other => return other.map(Some),
+            }
+        }
+        tokio::select! { () = stop.cancelled() => {}, () = sleep(Duration::from_millis(100)) => {} }
+    }
+    Ok(None)
+}
+
+async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<Sinks, AppError> {
+    let mut sinks = Sinks::new();
+    for webhook in &shared.config.webhooks {
+        let mut tx = shared.store.begin().await?;
+        let id = webhooks::ensure(&mut tx, &webhook.name, shared.clock.now()).await?;
+        let secret = match &webhook.secret {
+            Some(secret) => secret.clone(),
+            None => {
+                let seal = shared.store.seal()?;
+                tracing::info!(webhook.name = %webhook.name,
+                    "signed with the generated secret that `coucou webhooks --show-secrets` shows");
+                webhooks::generated_secret(&mut tx, seal, id, &mut StdRng::from_os_rng()).await?
+            }
+        };
+        tx.commit().await?;
+        let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, &[secret])?;
+        sinks.insert(id, Arc::new(sink));
+    }
+    if sinks.is_empty() {
+        tracing::warn!("no webhook is configured (webhooks, COUCOU_WEBHOOK_URL): messages are only stored");
+    }
+    Ok(sinks)
+}
+
+impl Shared {
+    /// Which rooms are relayed, and how they are named.
+    fn policy(&self, our_users: BTreeSet<ruma::OwnedUserId>) -> crate::inbox::rooms::Policy {
+        let relay = match &self.config.rooms.relay {
+            config::Relay::Bridged => RelayPolicy::Bridged,
+            config::Relay::All => RelayPolicy::All,
+            config::Relay::Only(rooms) => RelayPolicy::Only(rooms.clone()),
+        };
+        let networks = self.config.networks.clone();
+        crate::inbox::rooms::Policy { relay, our_users: Arc::new(our_users), networks }
+    }
+}

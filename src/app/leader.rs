@@ -1,0 +1,147 @@
+//! Standing for the crypto lease, and holding it.
+//!
+//! All devices are worked under one lease: an event is tried with every account's keys, so splitting the
+//! accounts over processes would gain nothing. A term ends with an error of the store, with the loss of the
+//! lease, or with a stop; machines, caches and tasks go with it, and the next term starts from what is stored.
+
+use std::{error::Error, process, time::Duration};
+
+use rand::Rng;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::{Shared, term::Term};
+use crate::{
+    crypto::CryptoError,
+    inbox::worker::log_end,
+    model::WebhookId,
+    store::{Lease, StoreError, inbox, leases},
+};
+
+/// The name of the lease.
+const CRYPTO: &str = "crypto";
+
+/// How long the lease lasts without renewal. With the time between two claims this bounds how long nobody
+/// works after a SIGKILL: under 15 s.
+const LASTS: Duration = Duration::from_secs(10);
+
+/// How often it is renewed, and claimed.
+const RENEW: Duration = Duration::from_secs(3);
+const CLAIM: Duration = Duration::from_secs(2);
+
+/// How long worked-through rows of the inbox are kept, to know repeats by.
+const KEEP_ROWS: Duration = Duration::from_secs(24 * 3600);
+
+/// Claims the lease again and again, and works while it is held.
+///
+/// # Errors
+/// [`CryptoError::Refused`] alone.
+pub(super) async fn lead(
+    shared: Shared,
+    webhooks: Vec<WebhookId>,
+    stop: CancellationToken,
+) -> Result<(), CryptoError> {
+    let holder = format!("{}-{:08x}", process::id(), rand::rng().random::<u32>());
+    let mut standing_by = false;
+    while !stop.is_cancelled() {
+        match claim(&shared, &holder).await {
+            Ok(Some(lease)) => {
+                standing_by = false;
+                tracing::info!(lease.fence = lease.fence(), holder, "this process works the crypto");
+                let ended = hold(&shared, &webhooks, &lease, &stop).await;
+                give_back(&shared, &lease).await;
+                match ended {
+                    Err(error @ CryptoError::Refused(_)) => return Err(error),
+                    Err(error) => log_end(&error),
+                    Ok(()) => continue,
+                }
+            }
+            Ok(None) if !standing_by => {
+                standing_by = true;
+                tracing::info!("another process works the crypto; this one stands by");
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn Error, "could not claim the crypto lease");
+            }
+        }
+        let wait = CLAIM.mul_f64(rand::rng().random_range(0.5..1.0));
+        tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
+    }
+    Ok(())
+}
+
+async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>, StoreError> {
+    let mut tx = shared.store.begin().await?;
+    let lease = leases::claim(&mut tx, CRYPTO, holder, shared.clock.now(), LASTS).await?;
+    tx.commit().await?;
+    Ok(lease)
+}
+
+async fn hold(
+    shared: &Shared,
+    webhooks: &[WebhookId],
+    lease: &Lease,
+    stop: &CancellationToken,
+) -> Result<(), CryptoError> {
+    let term = Term::new(shared.clone(), webhooks.to_vec(), lease.clone());
+    tokio::select! {
+        ended = term.run(stop.child_token()) => ended,
+        lost = renew(shared, lease) => Err(lost.into()),
+    }
+}
+
+/// Renews the lease until that fails for longer than it lasts.
+async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
+    let mut renewed_at = shared.clock.now();
+    loop {
+        sleep(RENEW).await;
+        let now = shared.clock.now();
+        let renewal = async {
+            let mut tx = shared.store.begin().await?;
+            leases::renew(&mut tx, lease, now, LASTS).await?;
+            tx.commit().await
+        };
+        match renewal.await {
+            Ok(()) => renewed_at = now,
+            Err(error @ StoreError::LeaseLost) => return error,
+            Err(error) if shared.clock.now() >= renewed_at.plus(LASTS) => return error,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn Error, "could not renew the crypto lease");
+            }
+        }
+    }
+}
+
+/// Lets another process take over at once; when that fails the lease expires by itself.
+async fn give_back(shared: &Shared, lease: &Lease) {
+    let release = async {
+        let mut tx = shared.store.begin().await?;
+        leases::release(&mut tx, lease).await?;
+        tx.commit().await
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(3), release).await;
+}
+
+/// Deletes rows of the inbox that are long worked through, now and then.
+pub(super) async fn prune(shared: Shared, stop: CancellationToken) {
+    const PAUSE: Duration = Duration::from_secs(600);
+    while !stop.is_cancelled() {
+        let prune = async {
+            let before = shared.clock.now().minus(KEEP_ROWS);
+            let mut tx = shared.store.begin().await?;
+            let pruned = inbox::prune(&mut tx, before).await?;
+            tx.commit().await?;
+            Ok::<_, StoreError>(pruned)
+        };
+        let wait = match prune.await {
+            Ok(inbox::PRUNE_BATCH..) => Duration::ZERO,
+            Ok(_) => PAUSE.mul_f64(rand::rng().random_range(0.8..1.2)),
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn Error, "could not prune the inbox");
+                PAUSE
+            }
+        };
+        tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
+    }
+}

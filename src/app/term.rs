@@ -1,0 +1,297 @@
+//! One term under the crypto lease: engines, worker, key lanes, errands.
+//!
+//! The engines are loaded from the store, so what waits in the inbox is worked through even while the
+//! homeserver is away; only the very first start needs it. What wants the homeserver (devices, keys, rooms
+//! joined meanwhile, the key lane's backlog) is tried once before the worker starts, and again until it
+//! succeeds.
+
+use std::{collections::BTreeSet, error::Error, sync::Arc, time::Duration};
+
+use ruma::{OwnedServerName, OwnedUserId};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use crate::{
+    config::OwnerMode,
+    crypto::{CryptoError, Engine, KeyLane, keylane::backoff, setup},
+    inbox::{Worker, WorkerParts},
+    model::{Account, Role, WebhookId},
+    rooms::{Errands, InvitePolicy, RoomsError},
+    store::{Lease, accounts},
+};
+
+/// How long the worker's start waits for the homeserver.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often outgoing requests are looked for when nobody announces them.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// A term of office.
+pub(super) struct Term {
+    shared: Shared,
+    webhooks: Vec<WebhookId>,
+    lease: Lease,
+}
+
+/// What a term works with.
+struct Office {
+    engines: Vec<Engine>,
+    lanes: Vec<KeyLane>,
+}
+
+impl From<RoomsError> for CryptoError {
+    fn from(error: RoomsError) -> Self {
+        match error {
+            RoomsError::Store(error) => Self::Database(error),
+            RoomsError::Homeserver(error) => Self::Homeserver(error),
+        }
+    }
+}
+
+impl Term {
+    pub(super) fn new(shared: Shared, webhooks: Vec<WebhookId>, lease: Lease) -> Self {
+        Self { shared, webhooks, lease }
+    }
+
+    /// Works until told to stop, or until something fails that ends the term.
+    pub(super) async fn run(self, stop: CancellationToken) -> Result<(), CryptoError> {
+        let Some(accounts) = self.accounts(&stop).await? else { return Ok(()) };
+        let mut office = self.open(&accounts).await?;
+        let online = match timeout(PATIENCE, self.go_online(&mut office, &accounts)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) if error.is_of_the_store() => return Err(error),
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn Error, "the homeserver is away; what is here is worked through meanwhile");
+                false
+            }
+            Err(_) => false,
+        };
+        let worker = Worker::load(self.worker_parts(&office.engines)).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(worker.run(stop.clone()));
+        for lane in office.lanes {
+            tasks.spawn(lane.run(stop.clone()));
+        }
+        let term = Arc::new(self);
+        let errands = term.errands(accounts);
+        tasks.spawn(run_errands(errands, online, stop.clone()));
+        tasks.spawn(Arc::clone(&term).keep_in_touch(office.engines, online, stop.clone()));
+        while let Some(ended) = tasks.join_next().await {
+            // Dropping the set ends the others wherever they are: every step can run twice.
+            ended??;
+        }
+        Ok(())
+    }
+
+    /// The accounts: from the store, or made now, which the homeserver must help with; `None` when told to
+    /// stop first.
+    async fn accounts(&self, stop: &CancellationToken) -> Result<Option<Vec<Account>>, CryptoError> {
+        if let Some(accounts) = self.stored_accounts().await? {
+            return Ok(Some(accounts));
+        }
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            match self.make_accounts().await {
+                Ok(accounts) => return Ok(Some(accounts)),
+                Err(CryptoError::Homeserver(error)) => {
+                    failures += 1;
+                    tracing::warn!(error = &error as &dyn Error, failures, "could not set up the accounts on the homeserver");
+                    tokio::select! { () = stop.cancelled() => {}, () = sleep(backoff(failures)) => {} }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn stored_accounts(&self) -> Result<Option<Vec<Account>>, CryptoError> {
+        let config = &self.shared.config;
+        let stored = accounts::all(self.shared.store.db()).await?;
+        let Some(bot) = stored.iter().find(|account| account.role == Role::Bot) else { return Ok(None) };
+        let server_name = bot.user_id.server_name().to_owned();
+        if config.appservice.bot_user_id(Some(&server_name)).as_ref() != Some(&bot.user_id) {
+            return Err(CryptoError::Refused(format!(
+                "the store belongs to the bot {}, but appservice.bot (COUCOU_APPSERVICE_BOT) is {:?}: use \
+                 the bot of this store, or another store for another bot",
+                bot.user_id, config.appservice.bot
+            )));
+        }
+        let _ = self.shared.bot.set(bot.user_id.clone());
+        let mut accounts = vec![bot.clone()];
+        if let Some(owner) = &config.owner {
+            let known = |account: &&Account| account.role == Role::Owner && account.user_id == owner.user_id;
+            let Some(account) = stored.iter().find(known) else { return Ok(None) };
+            accounts.push(account.clone());
+        }
+        Ok(Some(accounts))
+    }
+
+    async fn make_accounts(&self) -> Result<Vec<Account>, CryptoError> {
+        let config = &self.shared.config;
+        let server_name = self.server_name().await?;
+        let bot = config.appservice.bot_user_id(Some(&server_name)).ok_or_else(|| {
+            CryptoError::Refused(format!(
+                "appservice.bot (COUCOU_APPSERVICE_BOT) is no user of {server_name}: {:?}",
+                config.appservice.bot
+            ))
+        })?;
+        let _ = self.shared.bot.set(bot.clone());
+        let mut accounts = vec![self.ensure(&bot, Role::Bot).await?];
+        if let Some(owner) = &config.owner {
+            accounts.push(self.ensure(&owner.user_id, Role::Owner).await?);
+        }
+        Ok(accounts)
+    }
+
+    async fn ensure(&self, user_id: &OwnedUserId, role: Role) -> Result<Account, CryptoError> {
+        let Shared { store, homeserver, clock, config, .. } = &self.shared;
+        let device = config.appservice.device_id.as_deref().filter(|_| role == Role::Bot);
+        setup::ensure_account(store, homeserver, &self.lease, user_id, role, device, clock.now()).await
+    }
+
+    async fn server_name(&self) -> Result<OwnedServerName, CryptoError> {
+        // Asked in any case: it is the first thing that tells a wrong token or URL.
+        let whoami = self.shared.homeserver.whoami().await?;
+        Ok(match self.shared.config.known_server_name() {
+            Some(server_name) => server_name,
+            None => whoami.server_name().to_owned(),
+        })
+    }
+
+    async fn open(&self, accounts: &[Account]) -> Result<Office, CryptoError> {
+        let Shared { store, homeserver, clock, wakes, .. } = &self.shared;
+        let (mut engines, mut lanes) = (Vec::new(), Vec::new());
+        for account in accounts {
+            let (lease, clock) = (self.lease.clone(), Arc::clone(clock));
+            let engine =
+                Engine::load(account.clone(), store.clone(), lease.clone(), homeserver.clone(), clock.clone());
+            engines.push(engine.await?);
+            let inbox = Arc::clone(&wakes.inbox);
+            lanes.push(KeyLane::new(
+                store.clone(),
+                homeserver.clone(),
+                lease,
+                account.clone(),
+                clock,
+                inbox,
+            ));
+        }
+        Ok(Office { engines, lanes })
+    }
+
+    /// What wants the homeserver, before the worker starts.
+    async fn go_online(&self, office: &mut Office, accounts: &[Account]) -> Result<(), CryptoError> {
+        self.publish(&office.engines).await?;
+        self.errands(accounts.to_vec()).reconcile().await?;
+        for lane in &mut office.lanes {
+            lane.drain().await?;
+        }
+        Ok(())
+    }
+
+    async fn publish(&self, engines: &[Engine]) -> Result<(), CryptoError> {
+        for engine in engines {
+            setup::ensure_device(&self.shared.homeserver, engine.account()).await?;
+            engine.drain_outgoing().await?;
+            // An owner's identity is the owner's own.
+            if engine.account().role == Role::Bot {
+                engine.publish_identity().await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn worker_parts(&self, engines: &[Engine]) -> WorkerParts {
+        let config = &self.shared.config;
+        let mut our_users: BTreeSet<OwnedUserId> =
+            engines.iter().map(|engine| engine.account().user_id.clone()).collect();
+        our_users.extend(config.owner.as_ref().map(|owner| owner.user_id.clone()));
+        WorkerParts {
+            store: self.shared.store.clone(),
+            lease: self.lease.clone(),
+            clock: Arc::clone(&self.shared.clock),
+            engines: engines.to_vec(),
+            policy: self.shared.policy(our_users),
+            invite_bot: config.owner.as_ref().is_some_and(|owner| owner.mode == OwnerMode::Invite),
+            webhooks: self.webhooks.clone(),
+            wakes: self.shared.wakes.clone(),
+        }
+    }
+
+    fn errands(&self, accounts: Vec<Account>) -> Errands {
+        let Shared { store, homeserver, clock, wakes, config, .. } = &self.shared;
+        let policy = InvitePolicy {
+            bot: config.rooms.invite_from.clone(),
+            owner: config.owner.as_ref().is_some_and(|owner| owner.accept),
+            bridge_bots: config.bridges.iter().map(|bridge| bridge.bot.clone()).collect(),
+        };
+        Errands::new(
+            store.clone(),
+            homeserver.clone(),
+            self.lease.clone(),
+            Arc::clone(clock),
+            accounts,
+            policy,
+            Arc::clone(&wakes.rooms),
+            Arc::clone(&wakes.inbox),
+        )
+    }
+
+    /// Sends what the machines have to send, as soon as there is something.
+    async fn keep_in_touch(
+        self: Arc<Self>,
+        engines: Vec<Engine>,
+        mut online: bool,
+        stop: CancellationToken,
+    ) -> Result<(), CryptoError> {
+        let wake = Arc::clone(&self.shared.wakes.outgoing);
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let sent = if online { drain(&engines).await } else { self.publish(&engines).await };
+            match sent {
+                Ok(()) => {
+                    online = true;
+                    failures = 0;
+                    tokio::select! {
+                        () = stop.cancelled() => {}, () = wake.notified() => {}, () = sleep(IDLE) => {}
+                    }
+                }
+                Err(error) if error.is_of_the_store() => return Err(error),
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(error = &error as &dyn Error, failures, "outgoing requests failed");
+                    tokio::select! { () = stop.cancelled() => {}, () = sleep(backoff(failures)) => {} }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn drain(engines: &[Engine]) -> Result<(), CryptoError> {
+    for engine in engines {
+        engine.drain_outgoing().await?;
+    }
+    Ok(())
+}
+
+/// Runs the errands, after a comparison with the homeserver when the start could not make it.
+async fn run_errands(errands: Errands, online: bool, stop: CancellationToken) -> Result<(), CryptoError> {
+    let mut failures = 0;
+    let mut reconciled = online;
+    while !reconciled && !stop.is_cancelled() {
+        match errands.reconcile().await {
+            Ok(()) => reconciled = true,
+            Err(RoomsError::Homeserver(_)) => {
+                failures += 1;
+                tokio::select! { () = stop.cancelled() => {}, () = sleep(backoff(failures)) => {} }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(errands.run(stop).await?)
+}

@@ -1,0 +1,87 @@
+//! What coucou answers over HTTP: the application service API to the homeserver, health to everybody.
+//!
+//! Nothing is answered with a success that is not durable. A request that cannot be served gets its error and
+//! costs nothing: tokens are checked before a body is read, bodies, times and connections are bounded.
+
+mod auth;
+mod connections;
+mod error;
+pub mod health;
+mod matrix;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
+
+use axum::{
+    Router,
+    http::{StatusCode, Uri},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use ruma::OwnedUserId;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use auth::HsToken;
+pub use health::{Health, StoreState};
+
+use crate::inbox::Inbox;
+use connections::Connections;
+use error::{MatrixError, Problem};
+
+/// What the handlers share; clones share it too.
+#[derive(Clone, Debug)]
+pub struct HttpState {
+    /// Where transactions go.
+    pub inbox: Inbox,
+    /// What the homeserver proves itself with.
+    pub hs_token: HsToken,
+    /// The bot, the one user that exists here; set once it is known, as its server's name may have to be asked.
+    pub bot: Arc<OnceLock<OwnedUserId>>,
+    /// How coucou is.
+    pub health: Health,
+}
+
+/// Every route.
+pub fn router(state: HttpState) -> Router {
+    Router::new()
+        .merge(matrix::routes(&state))
+        .route("/api/v1/health", get(health::health))
+        .route("/api/v1/ready", get(health::ready))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(not_found)
+        .with_state(state)
+}
+
+/// Serves until `stop`, then finishes the requests in hand.
+///
+/// # Errors
+/// Only when the listener itself fails for good.
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> io::Result<()> {
+    axum::serve(Connections::of(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// Whether a path is of coucou's own API, whose errors are problem JSON; all else is Matrix.
+fn is_api(uri: &Uri) -> bool {
+    uri.path() == "/api" || uri.path().starts_with("/api/")
+}
+
+async fn not_found(uri: Uri) -> Response {
+    if is_api(&uri) {
+        return Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path").into_response();
+    }
+    MatrixError::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "unknown endpoint").into_response()
+}
+
+async fn wrong_method(uri: Uri) -> Response {
+    if is_api(&uri) {
+        return Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
+            .into_response();
+    }
+    MatrixError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "the endpoint takes another method")
+        .into_response()
+}

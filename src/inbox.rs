@@ -1,0 +1,20 @@
+//! The first stage: what comes in is made durable, then answered, then worked through.
+//!
+//! A transaction of the homeserver, or a page of the key lane, becomes a row before anybody is told that it
+//! was taken. A process that dies before the commit has promised nothing, and the sender sends again; one that
+//! dies after it finds the row.
+
+pub mod accept;
+pub mod batch;
+mod commit;
+mod decrypt;
+pub mod envelope;
+mod event;
+mod flow;
+mod relay;
+pub mod rooms;
+pub mod worker;
+
+pub use accept::{AcceptError, Inbox};
+pub use envelope::{Envelope, EnvelopeError};
+pub use worker::{Worker, WorkerParts};

@@ -1,0 +1,120 @@
+//! Taking a transaction: checked as little as possible, committed, and only then a success.
+
+use std::{sync::Arc, time::Duration};
+
+use ruma::TransactionId;
+use tokio::{sync::Notify, time::timeout};
+
+use super::{EnvelopeError, envelope};
+use crate::{
+    clock::SharedClock,
+    store::{Store, StoreError, inbox},
+};
+
+pub use inbox::Accepted;
+
+/// How long the database may take. Homeservers give up after 60 s, and a refusal in time is better than none.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The most bytes of a `txn_id`, as Matrix bounds its other identifiers; an index must hold it.
+const TXN_ID_LENGTH: usize = 255;
+
+/// Why a transaction was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The transaction's id cannot be stored.
+    #[error("the transaction id is too long or holds control characters")]
+    TxnId,
+    /// The body is not what a transaction is.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// The store did not keep it; the homeserver must send it again.
+    #[error("the transaction could not be stored")]
+    Store(#[from] StoreError),
+    /// The store did not answer in time; the homeserver must send it again.
+    #[error("the transaction could not be stored in time")]
+    TimedOut,
+}
+
+/// Where transactions go; clones share it.
+#[derive(Clone, Debug)]
+pub struct Inbox {
+    store: Store,
+    clock: SharedClock,
+    wake: Arc<Notify>,
+}
+
+impl Inbox {
+    /// An inbox in `store` that notifies `wake` of each new row, so that the worker looks at once.
+    #[must_use]
+    pub fn new(store: Store, clock: SharedClock, wake: Arc<Notify>) -> Self {
+        Self { store, clock, wake }
+    }
+
+    /// Makes a transaction durable and answers whether it is new.
+    ///
+    /// Nothing is refused for the sake of a single event: the homeserver would send the whole transaction
+    /// again for ever, and everything after it would wait.
+    ///
+    /// # Errors
+    /// When the body is no transaction, or the store did not keep it.
+    pub async fn accept(&self, txn_id: &TransactionId, body: &[u8]) -> Result<Accepted, AcceptError> {
+        if txn_id.as_str().len() > TXN_ID_LENGTH || txn_id.as_str().chars().any(char::is_control) {
+            return Err(AcceptError::TxnId);
+        }
+        envelope::check(body)?;
+        let accepted =
+            timeout(PATIENCE, self.insert(txn_id, body)).await.map_err(|_| AcceptError::TimedOut)??;
+        if accepted == Accepted::New {
+            self.wake.notify_one();
+        }
+        Ok(accepted)
+    }
+
+    async fn insert(&self, txn_id: &TransactionId, body: &[u8]) -> Result<Accepted, StoreError> {
+        let mut tx = self.store.begin().await?;
+        let accepted = inbox::accept(&mut tx, self.store.seal()?, txn_id, body, self.clock.now()).await?;
+        tx.commit().await?;
+        Ok(accepted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use assert_matches::assert_matches;
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::{
+        clock::ManualClock,
+        testing::{self, START},
+    };
+
+    #[tokio::test]
+    async fn a_new_transaction_wakes_the_worker_and_a_repeat_does_not() {
+        let test = testing::sqlite().await;
+        let wake = Arc::new(Notify::new());
+        let inbox = Inbox::new(test.store.clone(), ManualClock::at(START), Arc::clone(&wake));
+        assert_matches!(inbox.accept("1".into(), b"{}").await, Ok(Accepted::New));
+        assert!(wake.notified().now_or_never().is_some());
+        assert_matches!(inbox.accept("1".into(), b"{}").await, Ok(Accepted::Repeat));
+        assert!(wake.notified().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_transaction_leaves_nothing() {
+        let test = testing::sqlite().await;
+        let inbox = Inbox::new(test.store.clone(), ManualClock::at(START), Arc::default());
+        assert_matches!(
+            inbox.accept("1".into(), b"[]").await,
+            Err(AcceptError::Envelope(EnvelopeError::NotJson))
+        );
+        assert_matches!(
+            inbox.accept("1".into(), b"{\"events\":{}}").await,
+            Err(AcceptError::Envelope(EnvelopeError::Events))
+        );
+        assert_matches!(inbox.accept("a\0b".into(), b"{}").await, Err(AcceptError::TxnId));
+        assert_matches!(inbox.accept((&*"x".repeat(256)).into(), b"{}").await, Err(AcceptError::TxnId));
+        assert_eq!(inbox::depth(test.store.db()).await.unwrap().count, 0);
+    }
+}

@@ -1,0 +1,143 @@
+//! The rows of one step, read: what is for which machine, which events there are, which rooms' states.
+
+use std::collections::HashSet;
+
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
+
+use super::{envelope::Envelope, event::WireEvent};
+use crate::{
+    clock::Timestamp,
+    crypto::Changes,
+    model::{Account, AccountId},
+    store::inbox::{InboxId, InboxRow, Source},
+};
+
+/// The state of a room as one of the accounts read it. Its JSON is what the inbox keeps.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RoomSnapshot {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// Its state events; `None` when no account may read them.
+    pub state: Option<Vec<Value>>,
+}
+
+/// Whose messages the batch may hold.
+#[derive(Debug)]
+pub struct Readers<'a> {
+    /// The accounts in use.
+    pub accounts: Vec<&'a Account>,
+}
+
+/// The rows of one step, read.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The rows, to be marked as worked through.
+    pub ids: Vec<InboxId>,
+    /// The parts of transactions and pages.
+    envelopes: Vec<(Option<AccountId>, Envelope)>,
+    /// Room events in order, each once.
+    pub events: Vec<WireEvent>,
+    /// States of rooms.
+    pub snapshots: Vec<RoomSnapshot>,
+}
+
+/// Where a pushed to-device message goes
+/// ([MSC4203](https://github.com/matrix-org/matrix-spec-proposals/pull/4203)).
+#[derive(Deserialize)]
+struct Address {
+    to_user_id: Option<String>,
+    to_device_id: Option<String>,
+}
+
+impl Batch {
+    /// Reads rows. What cannot be read is logged and left out: it would be no better the next time.
+    #[must_use]
+    pub fn read(rows: Vec<InboxRow>, readers: &Readers<'_>) -> Self {
+        let mut batch = Self::default();
+        let mut seen = HashSet::new();
+        for row in rows {
+            batch.ids.push(row.inbox_id);
+            match row.source {
+                Source::Push => batch.read_push(&row.body, row.received_at, &mut seen),
+                Source::Lane(account_id) => {
+                    let account = readers.accounts.iter().find(|account| account.id == account_id);
+                    // A lane of an account that is no longer used has nobody to read it.
+                    let Some(account) = account else { continue };
+                    match Envelope::parse_lane(&row.body, account) {
+                        Ok(envelope) => batch.envelopes.push((Some(account_id), envelope)),
+                        Err(error) => tracing::error!(inbox.id = row.inbox_id.0, %error, "unreadable row"),
+                    }
+                }
+                Source::State => match serde_json::from_slice(&row.body) {
+                    Ok(snapshot) => batch.snapshots.push(snapshot),
+                    Err(_) => tracing::error!(inbox.id = row.inbox_id.0, "unreadable room state"),
+                },
+            }
+        }
+        batch
+    }
+
+    fn read_push(&mut self, body: &[u8], received_at: Timestamp, seen: &mut HashSet<OwnedEventId>) {
+        let mut envelope = match Envelope::parse(body) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                tracing::error!(%error, "unreadable transaction");
+                return;
+            }
+        };
+        if envelope.skipped_count > 0 {
+            tracing::warn!(skipped = envelope.skipped_count, "a transaction has malformed members");
+        }
+        for raw in std::mem::take(&mut envelope.events) {
+            match WireEvent::parse(raw, received_at) {
+                Ok(event) if seen.insert(event.event_id.clone()) => self.events.push(event),
+                Ok(_) => {}
+                Err(why) => tracing::warn!(why, "skipped what is not a room event"),
+            }
+        }
+        self.envelopes.push((None, envelope));
+    }
+
+    /// The rooms that are spoken of.
+    pub fn rooms(&self) -> impl Iterator<Item = &RoomId> {
+        let snapshots = self.snapshots.iter().map(|snapshot| &*snapshot.room_id);
+        self.events.iter().map(|event| &*event.room_id).chain(snapshots)
+    }
+
+    /// What is for one account's machine, all rows together: the newest counts, all messages in order.
+    #[must_use]
+    pub fn changes(&self, account: &Account) -> Changes {
+        let mut changes = Changes::default();
+        for (lane, envelope) in &self.envelopes {
+            match lane {
+                Some(id) if *id != account.id => continue,
+                Some(_) => changes.to_device.extend(envelope.to_device.iter().cloned()),
+                None => {
+                    let ours = envelope.to_device.iter().filter(|message| is_for(message, account));
+                    changes.to_device.extend(ours.cloned());
+                }
+            }
+            changes.changed.extend(envelope.device_lists_changed.iter().cloned());
+            let (user_id, device_id) = (&account.user_id, &account.device_id);
+            if let Some(counts) = envelope.one_time_key_counts.get(user_id).and_then(|of| of.get(device_id)) {
+                changes.one_time_key_counts.clone_from(counts);
+            }
+            let fallback = envelope.unused_fallback_key_types.get(user_id).and_then(|of| of.get(device_id));
+            if let Some(fallback) = fallback {
+                changes.unused_fallback_keys = Some(fallback.clone());
+            }
+        }
+        let mut seen = HashSet::<OwnedUserId>::new();
+        changes.changed.retain(|user| seen.insert(user.clone()));
+        changes
+    }
+}
+
+fn is_for(message: &RawValue, account: &Account) -> bool {
+    serde_json::from_str::<Address>(message.get()).is_ok_and(|address| {
+        address.to_user_id.as_deref() == Some(account.user_id.as_str())
+            && address.to_device_id.as_deref() == Some(account.device_id.as_str())
+    })
+}

@@ -1,0 +1,123 @@
+//! What follows from a step, written in one transaction.
+
+use std::collections::{BTreeSet, HashSet};
+
+use ruma::{OwnedRoomId, OwnedUserId};
+
+use super::worker::Worker;
+use crate::{
+    clock::Timestamp,
+    crypto::CryptoError,
+    model::{Message, Relay},
+    store::{
+        inbox::{self, InboxId},
+        leases,
+        messages::{self, MegolmIndex},
+        outbox::{self, Queued},
+        pending::{self, NewPending},
+        rooms::{self, MembershipChange},
+    },
+};
+
+/// All that a step wants written, and done once it is.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Rows of the inbox that are worked through.
+    pub rows: Vec<InboxId>,
+    /// Messages, in order.
+    pub messages: Vec<Message>,
+    /// Places of Megolm sessions that they used.
+    pub used: Vec<(MegolmIndex, String)>,
+    /// Events that wait from now on.
+    pub waiting: Vec<NewPending>,
+    /// Events that leave their room's order: event id and reason.
+    pub to_ledger: Vec<(String, String)>,
+    /// Events that wait no more.
+    pub released: Vec<String>,
+    /// What became of our accounts' memberships.
+    pub memberships: Vec<MembershipChange>,
+    /// Rooms whose state is to be read.
+    pub unread: BTreeSet<OwnedRoomId>,
+    /// Rooms that turned out to be relayed.
+    pub settled: HashSet<OwnedRoomId>,
+    /// Rooms that turned out not to be.
+    pub purged: HashSet<OwnedRoomId>,
+    /// Users whose devices are to be followed.
+    pub track: BTreeSet<OwnedUserId>,
+}
+
+impl Worker {
+    /// Writes an outcome under the lease, then wakes whom it gives work.
+    pub(super) async fn commit(&mut self, outcome: Outcome, now: Timestamp) -> Result<(), CryptoError> {
+        let store = self.parts.store.clone();
+        let seal = store.seal()?;
+        let changes = self.rooms.take_changes()?;
+        let mut tx = store.begin().await?;
+        leases::check(&mut tx, &self.parts.lease).await?;
+        rooms::put_many(&mut tx, seal, &changes.whole, now).await?;
+        rooms::put_sequences(&mut tx, &changes.sequences).await?;
+        let unread: Vec<_> = outcome.unread.iter().map(|id| &**id).collect();
+        rooms::set_due(&mut tx, &unread, now).await?;
+        rooms::put_memberships(&mut tx, &outcome.memberships, now).await?;
+        if let Some(bot) = self.bot_to_invite() {
+            let settled: Vec<_> = outcome.settled.iter().map(|id| &**id).collect();
+            rooms::want(&mut tx, &settled, bot, now).await?;
+        }
+        if !outcome.settled.is_empty() {
+            // A bridge may be known now whose invites were left unanswered.
+            rooms::retry_invites(&mut tx, now).await?;
+        }
+        for room_id in &outcome.purged {
+            pending::delete_room(&mut tx, room_id).await?;
+        }
+        pending::to_ledger(&mut tx, &outcome.to_ledger).await?;
+        let released: Vec<_> = outcome.released.iter().map(String::as_str).collect();
+        pending::delete(&mut tx, &released).await?;
+        pending::insert(&mut tx, seal, &outcome.waiting).await?;
+        messages::use_indexes(&mut tx, &outcome.used).await?;
+        messages::insert(&mut tx, seal, &outcome.messages, now).await?;
+        inbox::mark_processed(&mut tx, &outcome.rows, now).await?;
+        let queued: Vec<_> = outcome
+            .messages
+            .iter()
+            .map(|message| Queued {
+                message_id: message.message_id.as_str(),
+                room_id: &message.room_id,
+                sequence: i64::try_from(message.sequence).unwrap_or(i64::MAX),
+            })
+            .collect();
+        outbox::enqueue(&mut tx, &self.parts.webhooks, &queued, now).await?;
+        tx.commit().await?;
+        self.after_commit(&outcome).await
+    }
+
+    async fn after_commit(&self, outcome: &Outcome) -> Result<(), CryptoError> {
+        let wakes = &self.parts.wakes;
+        if !outcome.messages.is_empty() {
+            wakes.outbox.notify_one();
+            tracing::info!(
+                rows = outcome.rows.len(),
+                messages = outcome.messages.len(),
+                waiting = outcome.waiting.len(),
+                "inbox"
+            );
+        }
+        if !(outcome.unread.is_empty() && outcome.memberships.is_empty() && outcome.settled.is_empty()) {
+            wakes.rooms.notify_one();
+        }
+        // Following is not part of the transaction: what is lost by a crash here is made up for when the
+        // room's state changes or is read again, and by the devices that come with the keys themselves.
+        if !outcome.track.is_empty() {
+            for engine in self.decrypter.engines() {
+                engine.track(&outcome.track).await?;
+            }
+            wakes.outgoing.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Whether a room's messages are relayed, as far as this step knows.
+    pub(super) fn relays(&self, room_id: &ruma::RoomId) -> Relay {
+        self.rooms.relay(room_id)
+    }
+}

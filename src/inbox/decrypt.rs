@@ -1,0 +1,176 @@
+//! Decrypting a batch of events: off the async threads, on all cores, in any order.
+//!
+//! An event is tried with an account that holds its session; which one that is, one statement tells for the
+//! whole batch. Decrypting changes nothing that is stored, so doing it twice is harmless.
+
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZero,
+    thread::available_parallelism,
+};
+
+use quick_cache::sync::Cache;
+use ruma::OwnedEventId;
+use serde_json::value::RawValue;
+use tokio::{runtime::Handle, task::spawn_blocking};
+
+use crate::{
+    crypto::{CryptoError, Decrypted, Engine, RoomKey},
+    model::AccountId,
+    store::{Store, holders},
+};
+
+/// Sessions of which the holder is remembered.
+const MOST_HOLDERS: usize = 20_000;
+
+/// Below this many events, handing them to other threads costs more than it saves.
+const WORTH_SPREADING: usize = 4;
+
+/// An event to be decrypted.
+#[derive(Debug)]
+pub struct Sealed {
+    /// The event.
+    pub event_id: OwnedEventId,
+    /// The session it needs.
+    pub key: RoomKey,
+    /// The event as it came.
+    pub raw: Box<RawValue>,
+}
+
+/// Decrypts with whichever account holds the key.
+#[derive(Debug)]
+pub struct Decrypter {
+    store: Store,
+    engines: Vec<Engine>,
+    /// Only what is so: a session that nobody holds may come at any time.
+    holders: Cache<RoomKey, AccountId>,
+}
+
+impl Decrypter {
+    /// A decrypter over these accounts, the first that has a key being used.
+    #[must_use]
+    pub fn new(store: Store, engines: Vec<Engine>) -> Self {
+        Self { store, engines, holders: Cache::new(MOST_HOLDERS) }
+    }
+
+    /// The accounts.
+    #[must_use]
+    pub fn engines(&self) -> &[Engine] {
+        &self.engines
+    }
+
+    /// Forgets who holds which key, because some are gone.
+    pub fn forget_all(&self) {
+        self.holders.clear();
+    }
+
+    /// Tries to decrypt all of these events.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn decrypt(
+        &self,
+        sealed: Vec<Sealed>,
+    ) -> Result<HashMap<OwnedEventId, Decrypted>, CryptoError> {
+        if sealed.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let holders = self.find_holders(&sealed).await?;
+        let mut outcomes = HashMap::with_capacity(sealed.len());
+        let mut work = Vec::with_capacity(sealed.len());
+        let mut missing = HashMap::<RoomKey, Option<String>>::new();
+        for sealed in sealed {
+            if let Some(engine) = holders.get(&sealed.key).and_then(|id| self.engine(*id)) {
+                work.push((engine.clone(), sealed));
+                continue;
+            }
+            let withheld = match missing.get(&sealed.key) {
+                Some(known) => known.clone(),
+                None => {
+                    let withheld = self.withheld(&sealed.key).await?;
+                    missing.insert(sealed.key.clone(), withheld.clone());
+                    withheld
+                }
+            };
+            outcomes.insert(sealed.event_id, withheld.map_or(Decrypted::AwaitingKey, Decrypted::Withheld));
+        }
+        outcomes.extend(spread(work).await?);
+        Ok(outcomes)
+    }
+
+    fn engine(&self, id: AccountId) -> Option<&Engine> {
+        self.engines.iter().find(|engine| engine.account().id == id)
+    }
+
+    async fn withheld(&self, key: &RoomKey) -> Result<Option<String>, CryptoError> {
+        for engine in &self.engines {
+            if let Some(code) = engine.withheld(&key.room_id, &key.session_id).await? {
+                return Ok(Some(code));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn find_holders(&self, sealed: &[Sealed]) -> Result<HashMap<RoomKey, AccountId>, CryptoError> {
+        let keys: HashSet<&RoomKey> = sealed.iter().map(|sealed| &sealed.key).collect();
+        let mut holders = HashMap::with_capacity(keys.len());
+        let mut unknown = Vec::new();
+        for key in keys {
+            match self.holders.get(key) {
+                Some(account_id) => {
+                    holders.insert(key.clone(), account_id);
+                }
+                None => unknown.push(key),
+            }
+        }
+        let wanted: Vec<_> = self
+            .engines
+            .iter()
+            .flat_map(|engine| unknown.iter().map(move |key| (engine.account().id, *key)))
+            .map(|(account_id, key)| (account_id, key.room_id.as_str(), key.session_id.as_str()))
+            .collect();
+        let mut found = holders::find(self.store.db(), &wanted).await?;
+        // The first account comes first whatever order the database answers in.
+        found.sort();
+        for (account_id, room_id, session_id) in found {
+            let Ok(room_id) = room_id.try_into() else { continue };
+            let key = RoomKey { room_id, session_id };
+            self.holders.insert(key.clone(), account_id);
+            holders.entry(key).or_insert(account_id);
+        }
+        Ok(holders)
+    }
+}
+
+type Outcomes = Vec<(OwnedEventId, Decrypted)>;
+
+/// Decrypts on as many threads as there are cores. Events of one session stay together, as each advances the
+/// session's ratchet for the next.
+async fn spread(mut work: Vec<(Engine, Sealed)>) -> Result<Outcomes, CryptoError> {
+    if work.len() < WORTH_SPREADING {
+        return run(work).await;
+    }
+    work.sort_by(|a, b| a.1.key.cmp(&b.1.key));
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    let share = work.len().div_ceil(cores);
+    let mut tasks = Vec::with_capacity(cores);
+    while !work.is_empty() {
+        let part = work.split_off(work.len().saturating_sub(share));
+        let handle = Handle::current();
+        tasks.push(spawn_blocking(move || handle.block_on(run(part))));
+    }
+    let mut outcomes = Vec::new();
+    for task in tasks {
+        outcomes.extend(task.await??);
+    }
+    Ok(outcomes)
+}
+
+async fn run(work: Vec<(Engine, Sealed)>) -> Result<Outcomes, CryptoError> {
+    let mut outcomes = Vec::with_capacity(work.len());
+    for (engine, sealed) in work {
+        let decrypted = engine.decrypt(&sealed.key.room_id, sealed.raw).await?;
+        outcomes.push((sealed.event_id, decrypted));
+    }
+    Ok(outcomes)
+}

@@ -1,0 +1,251 @@
+//! Works through the inbox: the one place where what came in becomes messages.
+//!
+//! A step takes the next rows, gives the crypto machines their part, decides the fate of every event, and
+//! writes all that follows in one transaction under the crypto lease: messages, deliveries, what waits, what
+//! is known of rooms, and that the rows are worked through. A process that dies before the commit leaves the
+//! rows as they were; the machines recognise what they have seen, and ids of messages are the same again.
+//! After any error the worker is dropped with its caches and engines, and a new one starts from the store.
+
+use std::{
+    collections::{HashMap, HashSet},
+    error::Error,
+    sync::Arc,
+    time::Duration,
+};
+
+use ruma::{OwnedRoomId, UserId};
+use tokio::{sync::Notify, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    batch::{Batch, Readers},
+    commit::Outcome,
+    decrypt::Decrypter,
+    flow,
+    rooms::{Policy, Rooms},
+};
+use crate::{
+    clock::{SharedClock, Timestamp},
+    crypto::{CryptoError, Engine, RoomKey},
+    model::{Account, AccountId, Relay, Role, WebhookId},
+    store::{Lease, Store, StoreError, inbox, pending},
+};
+
+/// Rows taken in one step at most.
+const MOST_ROWS: u32 = 64;
+
+/// Bytes of rows taken in one step, but always one row.
+const MOST_BYTES: u64 = 8 << 20;
+
+/// How long the worker sleeps when nobody wakes it.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// There was work, and there may be more.
+    Worked,
+    /// There was nothing to do.
+    Idle,
+}
+
+/// Whom the worker wakes when it has made work for them.
+#[derive(Clone, Debug, Default)]
+pub struct Wakes {
+    /// The worker itself: a row came in.
+    pub inbox: Arc<Notify>,
+    /// The outgoing requests of the machines.
+    pub outgoing: Arc<Notify>,
+    /// Who answers invites and reads rooms' state.
+    pub rooms: Arc<Notify>,
+    /// The dispatchers.
+    pub outbox: Arc<Notify>,
+}
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub struct WorkerParts {
+    /// The store.
+    pub store: Store,
+    /// The lease under which everything is written.
+    pub lease: Lease,
+    /// The time.
+    pub clock: SharedClock,
+    /// One for each account, the bot's first.
+    pub engines: Vec<Engine>,
+    /// What is relayed, and how it is named.
+    pub policy: Policy,
+    /// Whether the bot is to be invited to bridged rooms of the owner.
+    pub invite_bot: bool,
+    /// Every webhook gets every message.
+    pub webhooks: Vec<WebhookId>,
+    /// Whom to wake.
+    pub wakes: Wakes,
+}
+
+/// The worker.
+#[derive(Debug)]
+pub struct Worker {
+    pub(super) parts: WorkerParts,
+    pub(super) decrypter: Decrypter,
+    pub(super) rooms: Rooms,
+    /// Rooms with a queue, and when their first event stops holding them up; `None` while the room's state is
+    /// not known, which holds them up without limit.
+    pub(super) queues: HashMap<OwnedRoomId, Option<Timestamp>>,
+    pub(super) since: Timestamp,
+}
+
+impl Worker {
+    /// A worker that goes on where the last one stopped.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn load(parts: WorkerParts) -> Result<Self, CryptoError> {
+        let since = parts.clock.now();
+        let queued = pending::queued_rooms(parts.store.db()).await?;
+        let decrypter = Decrypter::new(parts.store.clone(), parts.engines.clone());
+        let mut rooms = Rooms::new(parts.policy.clone());
+        let ids = queued.iter().map(|(room_id, _)| &**room_id).collect();
+        rooms.load(parts.store.db(), parts.store.seal()?, ids).await?;
+        let queues = queued
+            .into_iter()
+            .map(|(room_id, first)| {
+                let known = rooms.relay(&room_id) == Relay::Yes;
+                let deadline = known.then(|| flow::deadline(first, since));
+                (room_id, deadline)
+            })
+            .collect();
+        Ok(Self { parts, decrypter, rooms, queues, since })
+    }
+
+    /// Runs until told to stop.
+    ///
+    /// # Errors
+    /// When a step fails: the worker must then be dropped.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), CryptoError> {
+        let wake = Arc::clone(&self.parts.wakes.inbox);
+        while !stop.is_cancelled() {
+            if self.step().await? == Progress::Worked {
+                continue;
+            }
+            tokio::select! { () = stop.cancelled() => {}, () = wake.notified() => {}, () = sleep(IDLE) => {} }
+        }
+        Ok(())
+    }
+
+    /// Works through the next rows, and through rooms whose waiting is over.
+    ///
+    /// # Errors
+    /// When the store fails, the lease is lost, or a machine fails. Nothing of the step is then written.
+    pub async fn step(&mut self) -> Result<Progress, CryptoError> {
+        let now = self.parts.clock.now();
+        let store = self.parts.store.clone();
+        let (db, seal) = (store.db(), store.seal()?);
+        let rows = inbox::waiting(db, seal, MOST_ROWS, MOST_BYTES).await?;
+        let mut due: HashSet<OwnedRoomId> = self
+            .queues
+            .iter()
+            .filter(|(_, deadline)| deadline.is_some_and(|deadline| deadline <= now))
+            .map(|(room_id, _)| room_id.clone())
+            .collect();
+        if rows.is_empty() && due.is_empty() {
+            return Ok(Progress::Idle);
+        }
+        let batch = Batch::read(rows, &self.readers());
+        let keys = self.take_in(&batch, &mut due).await?;
+        let mut outcome = Outcome::default();
+        let mut touched: HashSet<_> = batch.rooms().collect();
+        touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
+        self.rooms.load(db, seal, touched).await?;
+        self.drop_unwanted_keys(&keys).await?;
+        let released = self.settle_rooms(&batch, &mut outcome).await?;
+        due.extend(released);
+        self.relay(batch, &keys, due, now, &mut outcome).await?;
+        self.commit(outcome, now).await?;
+        Ok(Progress::Worked)
+    }
+
+    fn readers(&self) -> Readers<'_> {
+        Readers { accounts: self.decrypter.engines().iter().map(Engine::account).collect() }
+    }
+
+    /// Gives every machine its part of the batch; answers the room keys that came, and adds the rooms that
+    /// wait for one of them to `due`.
+    async fn take_in(
+        &self,
+        batch: &Batch,
+        due: &mut HashSet<OwnedRoomId>,
+    ) -> Result<Vec<RoomKey>, CryptoError> {
+        let mut keys = Vec::new();
+        for engine in self.decrypter.engines() {
+            let changes = batch.changes(engine.account());
+            if changes.is_empty() {
+                continue;
+            }
+            keys.extend(engine.receive(changes).await?);
+            self.parts.wakes.outgoing.notify_one();
+        }
+        due.extend(keys.iter().filter(|key| self.queues.contains_key(&key.room_id)).map(|key| key.room_id.clone()));
+        Ok(keys)
+    }
+
+    /// Keys of rooms that are known not to be relayed are not kept.
+    async fn drop_unwanted_keys(&self, keys: &[RoomKey]) -> Result<(), CryptoError> {
+        let unwanted: Vec<_> =
+            keys.iter().filter(|key| self.rooms.relay(&key.room_id) == Relay::No).cloned().collect();
+        if unwanted.is_empty() {
+            return Ok(());
+        }
+        for engine in self.decrypter.engines() {
+            engine.forget_keys(&unwanted).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes in the states of rooms that were read; answers the rooms whose queue can now move.
+    async fn settle_rooms(
+        &mut self,
+        batch: &Batch,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<OwnedRoomId>, CryptoError> {
+        let mut released = Vec::new();
+        for snapshot in &batch.snapshots {
+            let room_id = &snapshot.room_id;
+            let relay = self.rooms.settle(room_id, snapshot.state.as_deref());
+            tracing::info!(room.id = %room_id, relay = relay.as_str(), "room");
+            if relay == Relay::Yes {
+                outcome.settled.insert(room_id.clone());
+                outcome.track.extend(self.rooms.users_to_track(room_id));
+                released.push(room_id.clone());
+                continue;
+            }
+            outcome.purged.insert(room_id.clone());
+            self.queues.remove(room_id);
+            for engine in self.decrypter.engines() {
+                engine.forget_room(room_id).await?;
+            }
+            self.decrypter.forget_all();
+        }
+        Ok(released)
+    }
+
+    /// The accounts that are in use.
+    pub(super) fn account(&self, user_id: &UserId) -> Option<&Account> {
+        self.decrypter.engines().iter().map(Engine::account).find(|account| account.user_id == user_id)
+    }
+
+    /// The bot's account, when bridged rooms of the owner are to be shown to it.
+    pub(super) fn bot_to_invite(&self) -> Option<AccountId> {
+        let accounts = || self.decrypter.engines().iter().map(Engine::account);
+        let bot = accounts().find(|account| account.role == Role::Bot)?;
+        self.parts.invite_bot.then_some(bot.id)
+    }
+}
+
+/// Logs what ended a worker, once.
+pub fn log_end(error: &CryptoError) {
+    match error {
+        CryptoError::Database(StoreError::LeaseLost) => tracing::warn!("the crypto lease went to another process"),
+        error => tracing::warn!(error = error as &dyn Error, "the crypto stopped and will start anew"),
+    }
+}

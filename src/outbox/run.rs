@@ -1,0 +1,124 @@
+use std::{error::Error, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Config, Outcome, SendError, Sink, WebhookRequest};
+use crate::{
+    clock::SharedClock,
+    store::outbox::{Attempted, Claimed, Loaded},
+};
+
+/// One claimed queue, and what is needed to send its first deliveries.
+pub(super) struct Run {
+    pub(super) claimed: Claimed,
+    pub(super) deliveries: Vec<Loaded>,
+    pub(super) sink: Arc<dyn Sink>,
+    pub(super) clock: SharedClock,
+    pub(super) stop: CancellationToken,
+    pub(super) config: Config,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// What came of a run.
+pub(super) struct Report {
+    pub(super) claimed: Claimed,
+    pub(super) attempts: Vec<Attempted>,
+    pub(super) found_empty: bool,
+    pub(super) failure: Option<Failure>,
+    /// Held until the report is recorded, which bounds what waits for a database that is away.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// The delivery that stopped the run failed.
+pub(super) struct Failure {
+    /// How long the receiver asked to wait.
+    pub(super) asked: Option<Duration>,
+}
+
+impl Run {
+    /// Sends the deliveries one after the other, until one fails, coucou stops, or time is up: the run must
+    /// have ended, and been recorded, before the lease does.
+    pub(super) async fn go(self) -> Report {
+        let started = Instant::now();
+        let mut report = Report {
+            found_empty: self.deliveries.is_empty(),
+            claimed: self.claimed,
+            attempts: Vec::with_capacity(self.deliveries.len()),
+            failure: None,
+            permit: self.permit,
+        };
+        for delivery in self.deliveries {
+            if self.stop.is_cancelled() || started.elapsed() >= self.config.run_limit {
+                break;
+            }
+            let attempt = Attempt {
+                queue: &report.claimed,
+                delivery: &delivery,
+                sink: &*self.sink,
+                clock: &self.clock,
+                limit: self.config.attempt_limit,
+            };
+            let (attempted, failure) = attempt.make().await;
+            report.attempts.extend(attempted);
+            report.failure = failure;
+            if report.failure.is_some() {
+                break;
+            }
+        }
+        report
+    }
+}
+
+/// One attempt at one delivery.
+struct Attempt<'a> {
+    queue: &'a Claimed,
+    delivery: &'a Loaded,
+    sink: &'a dyn Sink,
+    clock: &'a SharedClock,
+    limit: Duration,
+}
+
+impl Attempt<'_> {
+    #[tracing::instrument(
+        name = "outbox.attempt",
+        skip_all,
+        fields(
+            webhook.id = self.queue.webhook_id.0,
+            room.id = %self.queue.room_id,
+            delivery.id = self.delivery.delivery_id.0,
+            message.id = %self.delivery.message_id,
+            attempt = self.delivery.attempts.saturating_add(1),
+        )
+    )]
+    async fn make(&self) -> (Option<Attempted>, Option<Failure>) {
+        let body = match &self.delivery.payload {
+            Ok(body) => body,
+            Err(error) => {
+                tracing::error!(error = error as &dyn Error, "a message to deliver cannot be read");
+                return (None, Some(Failure { asked: None }));
+            }
+        };
+        let began = Instant::now();
+        let request = WebhookRequest { id: &self.delivery.message_id, timestamp: self.clock.now(), body };
+        let outcome = timeout(self.limit, self.sink.deliver(request))
+            .await
+            .unwrap_or(Outcome::Retry { after: None, why: SendError::Timeout });
+        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (delivered, status, failure) = match outcome {
+            Outcome::Delivered { status } => {
+                tracing::info!(elapsed_ms, status, "delivered");
+                (true, status, None)
+            }
+            Outcome::Retry { after, why } => {
+                tracing::warn!(elapsed_ms, error = &why as &dyn Error, "not delivered; will be tried again");
+                (false, why.status(), Some(Failure { asked: after }))
+            }
+        };
+        let at = self.clock.now();
+        (Some(Attempted { delivery_id: self.delivery.delivery_id, delivered, status, at }), failure)
+    }
+}

@@ -1,0 +1,376 @@
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use reqwest::{
+    Client, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+    redirect,
+};
+use secrecy::{ExposeSecret, SecretString};
+use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::{Outcome, SendError, Sink, WebhookRequest, retry};
+
+/// Standard Webhooks advises 15 to 30 seconds.
+const TIMEOUT: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is read of an answer's body, and for how long, so that its connection can be used again; nobody
+/// looks at it.
+const MAX_ANSWER: usize = 4096;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The sizes of a secret that Standard Webhooks allows, in bytes.
+const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// A webhook that cannot be used as it is set.
+#[derive(Debug, thiserror::Error)]
+pub enum BadWebhook {
+    /// A secret has the wrong form.
+    #[error(
+        "webhook {name:?}: the secret must be `whsec_` and the base64 of 24 to 64 bytes (make one with \
+         `echo whsec_$(openssl rand -base64 32)`), or be left out, and coucou makes one"
+    )]
+    Secret {
+        /// The webhook.
+        name: String,
+    },
+    /// The address has the wrong form.
+    #[error("webhook {name:?}: the URL must be http:// or https:// and a host")]
+    Url {
+        /// The webhook.
+        name: String,
+    },
+    /// TLS could not be set up.
+    #[error("the HTTP client could not be set up")]
+    Client(#[source] reqwest::Error),
+}
+
+/// The HTTP client for webhooks: one for all of them.
+///
+/// # Errors
+/// [`BadWebhook::Client`] when TLS cannot be set up.
+pub fn client() -> Result<Client, BadWebhook> {
+    // Fails when there is one already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+        .user_agent(concat!("coucou/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .timeout(TIMEOUT)
+        .connect_timeout(CONNECT_TIMEOUT)
+        // Below the idle timeout of common servers and proxies, which is 60 s and more.
+        .pool_idle_timeout(Duration::from_secs(45))
+        .build()
+        .map_err(BadWebhook::Client)
+}
+
+/// A destination that is called over HTTP, as [Standard Webhooks](https://www.standardwebhooks.com) has it.
+pub struct WebhookSink {
+    client: Client,
+    url: Url,
+    signers: Vec<Webhook>,
+}
+
+impl fmt::Debug for WebhookSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The rest of the URL may hold a token.
+        f.debug_struct("WebhookSink").field("host", &self.url.host_str()).finish_non_exhaustive()
+    }
+}
+
+impl WebhookSink {
+    /// A destination at `url` that signs with each of `secrets`: more than one while they are rotated.
+    ///
+    /// # Errors
+    /// When the URL or a secret has the wrong form, or there is no secret; the error names the webhook.
+    pub fn new(client: Client, name: &str, url: &Url, secrets: &[SecretString]) -> Result<Self, BadWebhook> {
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+            return Err(BadWebhook::Url { name: name.to_owned() });
+        }
+        let bad_secret = || BadWebhook::Secret { name: name.to_owned() };
+        let signers: Vec<_> =
+            secrets.iter().map(|secret| signer(secret).ok_or_else(bad_secret)).collect::<Result<_, _>>()?;
+        if signers.is_empty() {
+            return Err(bad_secret());
+        }
+        Ok(Self { client, url: url.clone(), signers })
+    }
+
+    /// `v1,…` for each secret.
+    fn signature(&self, id: &str, timestamp: i64, body: &[u8]) -> Option<String> {
+        let one = |signer: &Webhook| signer.sign(id, timestamp, body).ok();
+        Some(self.signers.iter().map(one).collect::<Option<Vec<_>>>()?.join(" "))
+    }
+}
+
+/// What signs with a secret. The libraries of Standard Webhooks take one with and without `whsec_`, as
+/// base64 in both cases; any other text would give signatures that none of them can verify.
+fn signer(secret: &SecretString) -> Option<Webhook> {
+    let secret = secret.expose_secret().trim();
+    let key = Zeroizing::new(STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret)).ok()?);
+    if !SECRET_BYTES.contains(&key.len()) {
+        return None;
+    }
+    Webhook::from_bytes(key.to_vec()).ok()
+}
+
+#[async_trait]
+impl Sink for WebhookSink {
+    async fn deliver(&self, request: WebhookRequest<'_>) -> Outcome {
+        let timestamp = request.timestamp.0.div_euclid(1000);
+        // A dot would make what is signed ambiguous.
+        let signature = self.signature(request.id, timestamp, request.body);
+        let Some(signature) = signature.filter(|_| !request.id.contains('.')) else {
+            return Outcome::Retry { after: None, why: SendError::Unsendable };
+        };
+        let sent = self
+            .client
+            .post(self.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header(HEADER_WEBHOOK_ID, request.id)
+            .header(HEADER_WEBHOOK_TIMESTAMP, timestamp)
+            .header(HEADER_WEBHOOK_SIGNATURE, signature)
+            .body(request.body.to_vec())
+            .send()
+            .await;
+        match sent {
+            Ok(answer) => judge(answer, request).await,
+            Err(error) => Outcome::Retry { after: None, why: send_error(error) },
+        }
+    }
+}
+
+async fn judge(answer: Response, request: WebhookRequest<'_>) -> Outcome {
+    let status = answer.status();
+    let after = answer
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|header| retry::retry_after(header.to_str().ok()?, request.timestamp));
+    // However the rest of the answer fares, its status stands.
+    let _ = tokio::time::timeout(ANSWER_TIMEOUT, drain(answer)).await;
+    if status.is_success() {
+        return Outcome::Delivered { status: Some(status.as_u16()) };
+    }
+    let why = match status {
+        StatusCode::GONE => SendError::Gone,
+        _ if status.is_redirection() => SendError::Redirect(status.as_u16()),
+        _ => SendError::Status(status.as_u16()),
+    };
+    Outcome::Retry { after, why }
+}
+
+async fn drain(mut answer: Response) {
+    let mut read = 0;
+    while let Ok(Some(chunk)) = answer.chunk().await {
+        read += chunk.len();
+        if read > MAX_ANSWER {
+            break;
+        }
+    }
+}
+
+fn send_error(error: reqwest::Error) -> SendError {
+    if error.is_timeout() {
+        return SendError::Timeout;
+    }
+    let connect = error.is_connect();
+    let error = Box::new(error.without_url());
+    if connect { SendError::Connect(error) } else { SendError::Broken(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        net::SocketAddr,
+        sync::{Arc, Mutex},
+    };
+
+    use assert_matches::assert_matches;
+    use axum::{
+        Router,
+        extract::State,
+        http::{HeaderMap, Method, Uri},
+        response::IntoResponse,
+    };
+    use tokio::net::TcpListener;
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::*;
+    use crate::clock::{Clock, SystemClock};
+
+    const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+    const OTHER: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+
+    type Calls = Arc<Mutex<Vec<(Method, Uri, HeaderMap, String)>>>;
+
+    fn spawn<F>(future: F) -> AbortOnDropHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        AbortOnDropHandle::new(tokio_util::task::TaskTracker::new().spawn(future))
+    }
+
+    /// A receiver that keeps what it gets and answers by path: `/204`, `/302`, `/hang`, ….
+    async fn receiver() -> (SocketAddr, Calls, AbortOnDropHandle<io::Result<()>>) {
+        async fn receive(
+            State(calls): State<Calls>,
+            method: Method,
+            uri: Uri,
+            headers: HeaderMap,
+            body: String,
+        ) -> axum::response::Response {
+            let path = uri.path().trim_start_matches('/').to_owned();
+            calls.lock().unwrap().push((method, uri, headers, body));
+            match path.as_str() {
+                "hang" => std::future::pending().await,
+                "large" => vec![b'x'; 10_000_000].into_response(),
+                "slow-answer" => {
+                    let never = futures_util::stream::pending::<io::Result<Vec<u8>>>();
+                    axum::body::Body::from_stream(never).into_response()
+                }
+                "429" => (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "120")]).into_response(),
+                "302" => (StatusCode::FOUND, [("location", "/200")]).into_response(),
+                status => StatusCode::from_u16(status.parse().unwrap()).unwrap().into_response(),
+            }
+        }
+        let calls = Calls::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().fallback(receive).with_state(Arc::clone(&calls));
+        let server = spawn(async move { axum::serve(listener, router).await });
+        (address, calls, server)
+    }
+
+    fn sink(address: SocketAddr, path: &str, secrets: &[&str]) -> WebhookSink {
+        let url = Url::parse(&format!("http://{address}/{path}?token=hidden")).unwrap();
+        let secrets: Vec<_> = secrets.iter().map(|secret| SecretString::from(*secret)).collect();
+        // As `client`, which this calls for its TLS, but with less patience.
+        client().unwrap();
+        let client = Client::builder()
+            .redirect(redirect::Policy::none())
+            .timeout(Duration::from_millis(500))
+            .build()
+            .unwrap();
+        WebhookSink::new(client, "main", &url, &secrets).unwrap()
+    }
+
+    async fn deliver(sink: &WebhookSink) -> Outcome {
+        let request = WebhookRequest {
+            id: "msg_1",
+            timestamp: SystemClock.now(),
+            body: "{\"text\":\"hé\"}".as_bytes(),
+        };
+        sink.deliver(request).await
+    }
+
+    #[tokio::test]
+    async fn a_call_is_signed_with_every_secret() {
+        let (address, calls, _server) = receiver().await;
+        let url = Url::parse(&format!("http://{address}/204?token=hidden")).unwrap();
+        let secrets = [SecretString::from(SECRET), SecretString::from(OTHER)];
+        let sink = WebhookSink::new(client().unwrap(), "main", &url, &secrets).unwrap();
+        assert_matches!(deliver(&sink).await, Outcome::Delivered { status: Some(204) });
+        assert_matches!(deliver(&sink).await, Outcome::Delivered { .. });
+        let calls = calls.lock().unwrap();
+        let (method, uri, headers, body) = &calls[0];
+        assert_eq!((method, uri.to_string().as_str()), (&Method::POST, "/204?token=hidden"));
+        assert_eq!(headers["content-type"], "application/json");
+        assert_eq!(headers["user-agent"], concat!("coucou/", env!("CARGO_PKG_VERSION")));
+        assert_eq!(headers["webhook-id"], "msg_1");
+        for secret in [SECRET, OTHER] {
+            Webhook::new(secret).unwrap().verify(body.as_bytes(), headers).unwrap();
+        }
+        let wrong = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        assert!(Webhook::new(wrong).unwrap().verify(body.as_bytes(), headers).is_err());
+    }
+
+    #[tokio::test]
+    async fn only_a_2xx_is_a_success() {
+        let (address, calls, _server) = receiver().await;
+        let outcome = async |path: &str| deliver(&sink(address, path, &[SECRET])).await;
+        assert_matches!(outcome("200").await, Outcome::Delivered { status: Some(200) });
+        assert_matches!(outcome("large").await, Outcome::Delivered { status: Some(200) });
+        assert_matches!(outcome("slow-answer").await, Outcome::Delivered { status: Some(200) });
+        for status in [400, 404, 500, 503] {
+            let why = assert_matches!(
+                outcome(&status.to_string()).await, Outcome::Retry { after: None, why } => why
+            );
+            assert_matches!(&why, SendError::Status(answered) if *answered == status);
+            assert_eq!(why.status(), Some(status));
+        }
+        assert_matches!(outcome("410").await, Outcome::Retry { why: SendError::Gone, .. });
+        assert_matches!(
+            outcome("429").await,
+            Outcome::Retry { after: Some(after), why: SendError::Status(429) } if after.as_secs() == 120
+        );
+        let before = calls.lock().unwrap().len();
+        assert_matches!(outcome("302").await, Outcome::Retry { why: SendError::Redirect(302), .. });
+        assert_eq!(calls.lock().unwrap().len(), before + 1, "the redirect was followed");
+        assert_matches!(outcome("hang").await, Outcome::Retry { why: SendError::Timeout, .. });
+    }
+
+    #[tokio::test]
+    async fn a_failed_call_tells_nothing_of_the_url() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = spawn(async move {
+            // Reads something, so that the request is on its way, and resets the connection.
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.readable().await.unwrap();
+            drop(listener);
+        });
+        let sink = sink(address, "200", &[SECRET]);
+        let broken = assert_matches!(deliver(&sink).await, Outcome::Retry { why, .. } => why);
+        assert_matches!(broken, SendError::Broken(_));
+        server.await.unwrap();
+        let refused = assert_matches!(deliver(&sink).await, Outcome::Retry { why, .. } => why);
+        assert_matches!(refused, SendError::Connect(_));
+        for shown in [format!("{broken:?} {broken}"), format!("{refused:?} {refused}"), format!("{sink:?}")] {
+            assert!(!shown.contains("hidden"), "{shown}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_id_with_a_dot_is_not_sent() {
+        let (address, calls, _server) = receiver().await;
+        let request = WebhookRequest { id: "msg.1", timestamp: SystemClock.now(), body: b"{}" };
+        let outcome = sink(address, "200", &[SECRET]).deliver(request).await;
+        assert_matches!(outcome, Outcome::Retry { why: SendError::Unsendable, .. });
+        assert!(calls.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_secret_is_base64_of_24_to_64_bytes() {
+        let of = |bytes: usize| STANDARD.encode(vec![7; bytes]);
+        let good = [SECRET.to_owned(), of(24), format!("whsec_{}", of(64)), format!("{SECRET}\n")];
+        for secret in good {
+            assert!(signer(&secret.clone().into()).is_some(), "{secret}");
+        }
+        let bad = ["", "whsec_", "my secret", "whsec_not base64!", &of(23), &of(65), "WHSEC_AAAA"];
+        for secret in bad {
+            let url = Url::parse("http://127.0.0.1").unwrap();
+            let secrets = [SecretString::from(SECRET), SecretString::from(secret)];
+            let error = WebhookSink::new(client().unwrap(), "main", &url, &secrets).unwrap_err();
+            assert!(error.to_string().contains("\"main\""), "{error}");
+            assert!(
+                secret.is_empty()
+                    || !error.to_string().replace("`whsec_`", "").contains(secret)
+                    || secret == "whsec_"
+            );
+        }
+        let url = Url::parse("ftp://127.0.0.1").unwrap();
+        assert_matches!(
+            WebhookSink::new(client().unwrap(), "main", &url, &[SECRET.into()]),
+            Err(BadWebhook::Url { .. })
+        );
+        let url = Url::parse("http://127.0.0.1").unwrap();
+        assert_matches!(
+            WebhookSink::new(client().unwrap(), "main", &url, &[]),
+            Err(BadWebhook::Secret { .. })
+        );
+    }
+}

@@ -1,0 +1,324 @@
+//! The errands that rooms give: answering invites, reading state, inviting the bot for the owner.
+//!
+//! What is to be done is a `due_at` in the store, written with what gave rise to it. What a room's state is
+//! goes through the inbox like everything else that comes in, so that one worker alone changes rooms. Every
+//! errand can run twice: joining again changes nothing, and a state read twice is the same state.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use rand::Rng;
+use ruma::{OwnedUserId, RoomId, ServerName, UserId};
+use serde_json::json;
+use tokio::{sync::Notify, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::{SharedClock, Timestamp},
+    homeserver::{Homeserver, HomeserverError},
+    model::{Account, Inviter, Membership, Role},
+    store::{
+        Lease, Store, StoreError, inbox, leases,
+        rooms::{self, DueInvite, DueRoom, MembershipChange},
+    },
+};
+
+/// Errands taken at once, and run side by side.
+const MOST: i64 = 64;
+const SIDE_BY_SIDE: usize = 4;
+
+/// How often the store is asked for errands that nobody announced.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// The longest time between two attempts at the same errand.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum RoomsError {
+    /// The store failed, or the lease is lost.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// The homeserver could not be reached.
+    #[error("the homeserver failed")]
+    Homeserver(#[from] HomeserverError),
+}
+
+/// Whose invites are accepted.
+#[derive(Clone, Debug)]
+pub struct InvitePolicy {
+    /// For the bot: these users and servers; `None` for everybody on its own server, and the owner.
+    pub bot: Option<Vec<Inviter>>,
+    /// For the owner: whether invites of known bridge bots are accepted.
+    pub owner: bool,
+    /// Bridge bots that are configured; those of relayed rooms are known as well.
+    pub bridge_bots: Vec<OwnedUserId>,
+}
+
+/// Runs the errands, for whoever holds the crypto lease.
+#[derive(Debug)]
+pub struct Errands {
+    store: Store,
+    homeserver: Homeserver,
+    lease: Lease,
+    clock: SharedClock,
+    accounts: Vec<Account>,
+    policy: InvitePolicy,
+    wake: Arc<Notify>,
+    inbox: Arc<Notify>,
+}
+
+impl Errands {
+    /// Errands for these accounts, the bot's first; `wake` announces new ones, `inbox` is woken by states.
+    #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of its own")]
+    pub fn new(
+        store: Store,
+        homeserver: Homeserver,
+        lease: Lease,
+        clock: SharedClock,
+        accounts: Vec<Account>,
+        policy: InvitePolicy,
+        wake: Arc<Notify>,
+        inbox: Arc<Notify>,
+    ) -> Self {
+        Self { store, homeserver, lease, clock, accounts, policy, wake, inbox }
+    }
+
+    /// Compares the store's view of who is where with the homeserver's: at the start, for rooms that were
+    /// joined and invites that were made while nobody listened, or before coucou was there.
+    ///
+    /// # Errors
+    /// When the homeserver or the store fails.
+    pub async fn reconcile(&self) -> Result<(), RoomsError> {
+        let now = self.clock.now();
+        for account in &self.accounts {
+            let joined = self.homeserver.joined_rooms(&account.user_id).await?;
+            let known = rooms::joined(self.store.db(), account.id).await?;
+            let new: Vec<&RoomId> =
+                joined.iter().filter(|room_id| !known.contains(room_id)).map(|id| &**id).collect();
+            let invites = self.homeserver.pending_invites(&account.user_id).await?;
+            let change = |room_id: &RoomId, membership, inviter| MembershipChange {
+                room_id: room_id.to_owned(),
+                account_id: account.id,
+                membership,
+                inviter,
+            };
+            let left = known.iter().filter(|room_id| !joined.contains(room_id));
+            let mut changes: Vec<_> = left.map(|room_id| change(room_id, Membership::Leave, None)).collect();
+            changes.extend(new.iter().map(|room_id| change(room_id, Membership::Join, None)));
+            changes.extend(
+                invites.into_iter().map(|invite| change(&invite.room_id, Membership::Invite, invite.inviter)),
+            );
+            if changes.is_empty() {
+                continue;
+            }
+            tracing::info!(account.user_id = %account.user_id, rooms = changes.len(), "rooms to look at");
+            let mut tx = self.store.begin().await?;
+            leases::check(&mut tx, &self.lease).await?;
+            rooms::ensure(&mut tx, &new, now).await?;
+            rooms::set_due_unless_relayed(&mut tx, &new, now).await?;
+            rooms::put_memberships(&mut tx, &changes, now).await?;
+            tx.commit().await?;
+        }
+        let mut tx = self.store.begin().await?;
+        leases::check(&mut tx, &self.lease).await?;
+        rooms::retry_invites(&mut tx, now).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Runs until told to stop.
+    ///
+    /// # Errors
+    /// When the store fails or the lease is lost; the homeserver's failures are waited out.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RoomsError> {
+        while !stop.is_cancelled() {
+            if self.step().await? {
+                continue;
+            }
+            let idle = self.idle();
+            tokio::select! {
+                () = stop.cancelled() => {}, () = self.wake.notified() => {}, () = sleep(idle) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The store wants to be asked again sooner than usual while something is being retried.
+    fn idle(&self) -> Duration {
+        IDLE.mul_f64(rand::rng().random_range(0.2..0.4))
+    }
+
+    /// Runs what is due; answers whether there was anything.
+    ///
+    /// # Errors
+    /// When the store fails or the lease is lost.
+    pub async fn step(&self) -> Result<bool, RoomsError> {
+        let now = self.clock.now();
+        let invites = rooms::due_invites(self.store.db(), now, MOST).await?;
+        let unread = rooms::due(self.store.db(), now, MOST).await?;
+        let any = !(invites.is_empty() && unread.is_empty());
+        let answers: Vec<_> = invites.into_iter().map(|invite| self.settle_invite(invite)).collect();
+        let mut answers = stream::iter(answers).buffer_unordered(SIDE_BY_SIDE);
+        while let Some(answered) = answers.next().await {
+            answered?;
+        }
+        let reads: Vec<_> = unread.into_iter().map(|room| self.read(room)).collect();
+        let mut reads = stream::iter(reads).buffer_unordered(SIDE_BY_SIDE);
+        while let Some(read) = reads.next().await {
+            read?;
+        }
+        Ok(any)
+    }
+
+    fn bot(&self) -> Option<&Account> {
+        self.accounts.iter().find(|account| account.role == Role::Bot)
+    }
+
+    fn owner(&self) -> Option<&Account> {
+        self.accounts.iter().find(|account| account.role == Role::Owner)
+    }
+
+    /// Does what one row of invites asks for, and notes how it went.
+    async fn settle_invite(&self, invite: DueInvite) -> Result<(), RoomsError> {
+        let room_id = &invite.room_id;
+        let account = self.accounts.iter().find(|account| account.id == invite.account_id);
+        let Some(account) = account else { return self.put_off(&invite, None).await };
+        let became = match invite.membership {
+            Membership::Wanted => match self.owner() {
+                Some(owner) => {
+                    let invited = self.homeserver.invite(&owner.user_id, room_id, &account.user_id).await;
+                    invited.map(|()| Some((Membership::Invite, Some(owner.user_id.clone()))))
+                }
+                None => Ok(None),
+            },
+            Membership::Invite if self.accepts(account, invite.inviter.as_deref()).await? => {
+                let joined = self.homeserver.join(&account.user_id, room_id).await;
+                joined.map(|()| Some((Membership::Join, None)))
+            }
+            Membership::Invite => {
+                let inviter = invite.inviter.as_ref().map(|inviter| inviter.as_str());
+                tracing::info!(room.id = %room_id, account.user_id = %account.user_id, inviter,
+                    "invite left unanswered");
+                Ok(None)
+            }
+            Membership::Join | Membership::Leave => Ok(None),
+        };
+        match became {
+            Ok(Some((membership, inviter))) => self.note(&invite, membership, inviter).await,
+            Ok(None) => self.put_off(&invite, None).await,
+            Err(error) => {
+                let transient = error.is_transient() || invite.tries < 5;
+                let next = transient.then(|| self.next_try(invite.tries));
+                tracing::warn!(room.id = %room_id, account.user_id = %account.user_id,
+                    error = &error as &dyn Error, gave_up = next.is_none(), "could not answer an invite");
+                self.put_off(&invite, next).await
+            }
+        }
+    }
+
+    /// Notes a membership that the homeserver has just confirmed, without waiting for its push.
+    async fn note(
+        &self,
+        invite: &DueInvite,
+        membership: Membership,
+        inviter: Option<OwnedUserId>,
+    ) -> Result<(), RoomsError> {
+        let now = self.clock.now();
+        let change = MembershipChange {
+            room_id: invite.room_id.clone(),
+            account_id: invite.account_id,
+            membership,
+            inviter,
+        };
+        let mut tx = self.store.begin().await?;
+        leases::check(&mut tx, &self.lease).await?;
+        rooms::put_memberships(&mut tx, &[change], now).await?;
+        if membership == Membership::Join {
+            rooms::ensure(&mut tx, &[&invite.room_id], now).await?;
+            rooms::set_due_unless_relayed(&mut tx, &[&invite.room_id], now).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn put_off(&self, invite: &DueInvite, next: Option<Timestamp>) -> Result<(), RoomsError> {
+        let mut tx = self.store.begin().await?;
+        leases::check(&mut tx, &self.lease).await?;
+        rooms::reschedule_invite(&mut tx, &invite.room_id, invite.account_id, next).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn accepts(&self, account: &Account, inviter: Option<&UserId>) -> Result<bool, StoreError> {
+        let Some(inviter) = inviter else { return Ok(false) };
+        match account.role {
+            Role::Bot => {
+                let is_owner = self.owner().is_some_and(|owner| owner.user_id == inviter);
+                Ok(is_owner || self.bot_accepts(account.user_id.server_name(), inviter))
+            }
+            Role::Owner if !self.policy.owner => Ok(false),
+            Role::Owner => Ok(self.policy.bridge_bots.iter().any(|bot| bot == inviter)
+                || rooms::is_bridge_bot(self.store.db(), inviter).await?),
+        }
+    }
+
+    fn bot_accepts(&self, own_server: &ServerName, inviter: &UserId) -> bool {
+        match &self.policy.bot {
+            None => inviter.server_name() == own_server,
+            Some(inviters) => inviters.iter().any(|known| known.matches(inviter)),
+        }
+    }
+
+    /// Reads a room's state as the first account that may, and hands it to the inbox.
+    async fn read(&self, room: DueRoom) -> Result<(), RoomsError> {
+        let room_id = &room.room_id;
+        let mut readers = rooms::members(self.store.db(), room_id).await?;
+        // An account whose membership was missed may still be in.
+        readers.extend(self.accounts.iter().map(|account| account.id));
+        let mut state = None;
+        for id in readers {
+            let Some(account) = self.accounts.iter().find(|account| account.id == id) else { continue };
+            match self.homeserver.room_state(&account.user_id, room_id).await {
+                Ok(events) => {
+                    state = Some(events);
+                    break;
+                }
+                Err(HomeserverError::Status { status: 403 | 404, .. }) => {}
+                Err(error) => {
+                    tracing::warn!(room.id = %room_id, error = &error as &dyn Error, "could not read a room");
+                    return self.put_off_reading(room_id, self.next_try(room.tries)).await;
+                }
+            }
+        }
+        let body = json!({ "room_id": room_id, "state": state }).to_string();
+        let mut tx = self.store.begin().await?;
+        leases::check(&mut tx, &self.lease).await?;
+        inbox::accept_state(&mut tx, self.store.seal()?, body.as_bytes(), self.clock.now()).await?;
+        rooms::reschedule(&mut tx, room_id, None).await?;
+        tx.commit().await?;
+        self.inbox.notify_one();
+        Ok(())
+    }
+
+    async fn put_off_reading(&self, room_id: &RoomId, next: Timestamp) -> Result<(), RoomsError> {
+        let mut tx = self.store.begin().await?;
+        leases::check(&mut tx, &self.lease).await?;
+        rooms::reschedule(&mut tx, room_id, Some(next)).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Two seconds, doubled with each try.
+    fn next_try(&self, tries: i64) -> Timestamp {
+        let doublings = u32::try_from(tries.clamp(0, 10)).unwrap_or(10);
+        self.clock.now().plus(Duration::from_secs(2 << doublings).min(LONGEST))
+    }
+
+    /// Whether there is a bot to invite for: for logs at the start.
+    #[must_use]
+    pub fn has_bot(&self) -> bool {
+        self.bot().is_some()
+    }
+}
