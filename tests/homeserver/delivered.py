@@ -15,13 +15,13 @@ def lines(path: Path) -> list[dict]:
 
 def find(received: Path, event_id: str) -> dict | None:
     for line in lines(received):
-        if line["payload"]["data"].get("event_id") == event_id:
+        if line["body"]["data"].get("event_id") == event_id:
             return line
     return None
 
 
 def check(line: dict, said: dict) -> None:
-    data = line["payload"]["data"]
+    data = line["body"]["data"]
     expected = {
         "verified": (line["verified"], True),
         "text": (data["content"]["text"], said["content"]["body"]),
@@ -48,7 +48,7 @@ def main() -> None:
             sys.exit(f"{said['event_id']} was not delivered within {args.timeout:.0f} s")
         time.sleep(0.05)
     check(line, said)
-    print(json.dumps(line["payload"], indent=2, ensure_ascii=False))
+    print(json.dumps(line["body"], indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ async fn the_sdk_decrypts_what_the_bridge_encrypts() {
     let key = bridge.share_key(&scene.homeserver, &room_id, COUCOU, "COUCOU");
     assert_eq!(scene.homeserver.one_time_keys(COUCOU, "COUCOU"), before - 1);
     let said = bridge.say(&room_id, "1", "COUCOU");
-    assert_eq!(scene.homeserver.push(vec![said], key).await, 200);
+    assert_eq!(scene.homeserver.push(&[said], &key).await, 200);
     let pushed = scene.pushed().await;
     assert_eq!(pushed["org.matrix.msc3202.device_lists"]["changed"], json!([COUCOU, bridge.bot()]));
     // The key is pushed, and in the inbox, until a sync has told it and another has acknowledged it.

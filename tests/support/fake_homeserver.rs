@@ -216,7 +216,7 @@ impl FakeHomeserver {
         let create = ("m.room.create", "", json!({"room_version": "12"}));
         let member = ("m.room.member", creator, json!({"membership": "join"}));
         for (event_type, state_key, content) in [&create, &member].into_iter().chain(state) {
-            world.set_state(&room_id, creator, event_type, state_key, content.clone());
+            world.set_state(&room_id, creator, event_type, state_key, content);
         }
         room_id
     }
@@ -224,7 +224,7 @@ impl FakeHomeserver {
     /// Makes a user a member of a room without a word to the application service.
     pub(crate) fn add_member(&self, room_id: &str, mxid: &str, name: Option<&str>) {
         let content = json!({"membership": "join", "displayname": name});
-        self.world().set_state(room_id, mxid, "m.room.member", mxid, content);
+        self.world().set_state(room_id, mxid, "m.room.member", mxid, &content);
     }
 
     /// Invites a user, and pushes the invite until it is taken.
@@ -232,12 +232,12 @@ impl FakeHomeserver {
         let event = {
             let mut world = self.world();
             let content = json!({"membership": "invite"});
-            let mut event = world.set_state(room_id, inviter, "m.room.member", mxid, content);
+            let mut event = world.set_state(room_id, inviter, "m.room.member", mxid, &content);
             event["invite_room_state"] = world.stripped(room_id).into();
             event
         };
         self.shared.news.notify_waiters();
-        self.push_until_taken(vec![event], vec![]).await;
+        self.push_until_taken(&[event], &[]).await;
     }
 
     /// The membership of a user in a room; empty when there was none.
@@ -254,13 +254,8 @@ impl FakeHomeserver {
         until(&format!("{mxid} to join {room_id}"), deadline, joined).await;
     }
 
-    /// An event as it is pushed. It is in no room's state.
-    pub(crate) fn event(&self, room_id: &str, sender: &str, event_type: &str, content: Value) -> Value {
-        event(room_id, sender, event_type, content)
-    }
-
     /// A transaction under the next id, with the counts and the lists that are due.
-    pub(crate) fn transaction(&self, events: Vec<Value>, to_device: Vec<Value>) -> Transaction {
+    pub(crate) fn transaction(&self, events: &[Value], to_device: &[Value]) -> Transaction {
         self.world().transaction(events, to_device)
     }
 
@@ -271,13 +266,13 @@ impl FakeHomeserver {
     }
 
     /// Pushes in a new transaction, once, and answers the status; 0 when there was no answer.
-    pub(crate) async fn push(&self, events: Vec<Value>, to_device: Vec<Value>) -> u16 {
+    pub(crate) async fn push(&self, events: &[Value], to_device: &[Value]) -> u16 {
         let transaction = self.transaction(events, to_device);
         self.put(&transaction).await
     }
 
     /// Pushes as Synapse does: the same transaction until it is taken, and after a failure its events alone.
-    pub(crate) async fn push_until_taken(&self, events: Vec<Value>, to_device: Vec<Value>) {
+    pub(crate) async fn push_until_taken(&self, events: &[Value], to_device: &[Value]) {
         self.shared.push_until_taken(events, to_device).await;
     }
 
@@ -315,7 +310,7 @@ impl Shared {
         answer.map_or(0, |answer| answer.status().as_u16())
     }
 
-    async fn push_until_taken(&self, events: Vec<Value>, to_device: Vec<Value>) {
+    async fn push_until_taken(&self, events: &[Value], to_device: &[Value]) {
         let _turn = self.in_flight.lock().await;
         let mut transaction = self.world.lock().unwrap().transaction(events, to_device);
         let began = Instant::now();
@@ -338,7 +333,7 @@ impl World {
         sender: &str,
         event_type: &str,
         state_key: &str,
-        content: Value,
+        content: &Value,
     ) -> Value {
         let mut event = event(room_id, sender, event_type, content);
         event["state_key"] = state_key.into();
@@ -360,7 +355,7 @@ impl World {
         state.filter(|event| told.contains(&event["type"].as_str().unwrap())).map(strip).collect()
     }
 
-    fn transaction(&mut self, events: Vec<Value>, to_device: Vec<Value>) -> Transaction {
+    fn transaction(&mut self, events: &[Value], to_device: &[Value]) -> Transaction {
         self.transactions += 1;
         let (mut counts, mut fallbacks) = (json!({}), json!({}));
         for ((user, device_id), device) in self.devices.iter().filter(|(_, device)| device.keys.is_some()) {
@@ -429,7 +424,8 @@ impl Device {
     }
 }
 
-fn event(room_id: &str, sender: &str, event_type: &str, content: Value) -> Value {
+/// An event as it is pushed; it is in no room's state.
+pub(crate) fn event(room_id: &str, sender: &str, event_type: &str, content: &Value) -> Value {
     json!({
         "type": event_type,
         "event_id": format!("${}", random_id()),

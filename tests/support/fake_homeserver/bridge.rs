@@ -137,7 +137,7 @@ impl FakeBridge {
         if let Some(relation) = content.get("m.relates_to") {
             encrypted["m.relates_to"] = relation.clone();
         }
-        super::event(room_id, &sender, "m.room.encrypted", encrypted)
+        super::event(room_id, &sender, "m.room.encrypted", &encrypted)
     }
 
     /// Encrypts a text of a ghost's.
