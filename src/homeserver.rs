@@ -43,7 +43,7 @@ pub use rooms::Invite;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a request may take, its answer included.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What a long poll may take beyond the time that the homeserver was asked to hold it.
 const POLL_MARGIN: Duration = Duration::from_secs(30);

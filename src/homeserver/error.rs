@@ -9,6 +9,9 @@ use serde_json::Value as Json;
 /// The most characters of a homeserver's own words that are kept.
 const MESSAGE_LENGTH: usize = 300;
 
+/// The longest that a homeserver's wish to be left alone is granted.
+const MOST_RETRY_AFTER: Duration = Duration::from_hours(1);
+
 /// What can go wrong with a request to the homeserver. No message contains a token.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeserverError {
@@ -24,7 +27,7 @@ pub enum HomeserverError {
         errcode: String,
         /// The homeserver's own words.
         message: String,
-        /// How long it asks to be left alone.
+        /// How long it asks to be left alone; an hour at most.
         retry_after: Option<Duration>,
     },
     /// The named thing is not what it must be.
@@ -87,7 +90,7 @@ impl HomeserverError {
             status,
             errcode: text("errcode", "M_UNKNOWN"),
             message: text("error", "no Matrix error in the answer"),
-            retry_after: retry_after.max(asked),
+            retry_after: retry_after.max(asked).map(|wish| wish.min(MOST_RETRY_AFTER)),
         }
     }
 }

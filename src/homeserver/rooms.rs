@@ -81,6 +81,8 @@ impl Homeserver {
         let mut call = Call::get(&path).with_identity(&identity);
         call.query.extend([("filter", &*filter), ("set_presence", "offline"), ("timeout", "0")]);
         call.limit = LARGE_ANSWER;
+        // A first /sync goes through every room, and an owner may be in thousands.
+        call.timeout *= 3;
         let answer: Answer = self.call(call).await?;
         let invites = answer.rooms.invite.into_iter().map(|(room_id, room)| {
             let inviter = inviter(&room.invite_state.events, user_id);

@@ -14,10 +14,12 @@ use serde_json::json;
 use super::*;
 use crate::lifecycle::Lifecycle;
 
+type Answer = (StatusCode, HeaderMap, Vec<u8>);
+
 /// A homeserver that answers what it was told to, in order, and remembers what it was asked.
 #[derive(Clone, Default)]
 struct Script {
-    answers: Arc<Mutex<VecDeque<(StatusCode, HeaderMap, Vec<u8>)>>>,
+    answers: Arc<Mutex<VecDeque<Answer>>>,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
@@ -263,6 +265,9 @@ async fn refusals_say_what_and_for_how_long() {
     assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
     assert_eq!(error.to_string(), "the homeserver answered 502 M_UNKNOWN: no Matrix error in the answer");
 
+    script.answer(429, &json!({ "retry_after_ms": u64::MAX }));
+    assert_eq!(homeserver.whoami().await.unwrap_err().retry_after(), Some(Duration::from_hours(1)));
+
     script.answer(403, &json!({ "errcode": "M_FORBIDDEN", "error": "no" }));
     let error = homeserver.send(&device(), keys::upload_keys::v3::Request::new()).await.unwrap_err();
     assert!(!error.is_transient());
@@ -271,7 +276,7 @@ async fn refusals_say_what_and_for_how_long() {
     // The token must not follow a redirect.
     script.answer_raw(302, &[("location", "/elsewhere")], vec![]);
     assert!(matches!(homeserver.whoami().await, Err(HomeserverError::Status { status: 302, .. })));
-    assert_eq!(script.asked().len(), 4);
+    assert_eq!(script.asked().len(), 5);
 }
 
 #[tokio::test]

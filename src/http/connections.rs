@@ -25,11 +25,11 @@ use tokio::{
 const MAX_CONNECTIONS: usize = 1024;
 
 /// From the first byte of a request to the first of its answer; handlers take 60 s at most.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// How long a connection may be idle. Longer than Synapse keeps its own (120 s): a connection that we end just
 /// as a transaction is sent on it fails that transaction, and a failed one comes back without its room keys.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A listener whose connections are bounded.
 #[derive(Debug)]
@@ -175,7 +175,7 @@ mod tests {
     }
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    const LONG: Duration = Duration::from_secs(3600);
+    const LONG: Duration = Duration::from_hours(1);
     const SHORT: Duration = Duration::from_millis(100);
 
     /// Reads until the other side ends the connection.

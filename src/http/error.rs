@@ -49,7 +49,7 @@ impl From<AcceptError> for MatrixError {
             AcceptError::Envelope(EnvelopeError::Events) => {
                 Self::new(BAD, "M_BAD_JSON", "events is not an array")
             }
-            AcceptError::TimedOut | AcceptError::Store(_) => {
+            AcceptError::TimedOut | AcceptError::Stopping | AcceptError::Store(_) => {
                 tracing::error!(error = &error as &dyn Error, "a transaction was not taken");
                 if matches!(&error, AcceptError::Store(store) if !store.is_transient()) {
                     return Self::new(

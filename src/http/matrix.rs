@@ -58,11 +58,12 @@ async fn transaction(
     let Path(txn_id) = txn_id.map_err(|_| {
         MatrixError::new(StatusCode::BAD_REQUEST, "M_INVALID_PARAM", "the transaction id is not UTF-8")
     })?;
-    let body = read(&headers, body).await?;
-    let accepted = state.inbox.accept(<&TransactionId>::from(&*txn_id), &body).await?;
+    let body = read(&headers, body, BODY_TIMEOUT).await?;
+    let bytes = body.len();
+    let accepted = state.inbox.accept(<&TransactionId>::from(&*txn_id), body).await?;
     tracing::info!(
         txn.id = txn_id,
-        bytes = body.len(),
+        bytes,
         repeat = accepted == Accepted::Repeat,
         elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "transaction taken"
@@ -89,11 +90,15 @@ async fn ping() -> Answer {
 }
 
 /// Reads a body into one piece, in bounded time and space.
-async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, MatrixError> {
+pub(super) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    patience: Duration,
+) -> Result<Vec<u8>, MatrixError> {
     const SLOW: MatrixError =
-        MatrixError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "the body did not come within 30 seconds");
+        MatrixError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", "the body did not come in time");
     let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    timeout(BODY_TIMEOUT, collect(announced.unwrap_or(0), body)).await.unwrap_or(Err(SLOW))
+    timeout(patience, collect(announced.unwrap_or(0), body)).await.unwrap_or(Err(SLOW))
 }
 
 async fn collect(announced: usize, body: Body) -> Result<Vec<u8>, MatrixError> {

@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use axum::http::{HeaderMap, header::CONTENT_TYPE};
+use axum::{
+    body::Body,
+    http::{HeaderMap, header::CONTENT_TYPE},
+};
 use ruma::user_id;
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -136,12 +139,23 @@ async fn a_body_may_have_32_mib_and_no_byte_more() {
     body.push(b'}');
     is(&rig.matrix("PUT", TRANSACTION, &body).await, 413, "M_TOO_LARGE");
     assert_eq!(count(&test).await, 0);
-    body.remove(20);
-    is(&rig.matrix("PUT", TRANSACTION, &body).await, 200, "");
-    assert_eq!(count(&test).await, 1);
+    body.pop();
+    let read = matrix::read(&HeaderMap::new(), body.into(), Duration::from_secs(30)).await.unwrap();
+    assert_eq!(read.len(), matrix::BODY_LIMIT);
     // A stranger's body is not even read.
     let (status, ..) = rig.ask("PUT", TRANSACTION, None, vec![b' '; 1 << 20]).await;
     assert_eq!(status, 401);
+}
+
+#[tokio::test]
+async fn a_body_that_never_ends_is_given_up() {
+    let body = Body::from_stream(futures_util::stream::pending::<io::Result<Vec<u8>>>());
+    let error = matrix::read(&HeaderMap::new(), body, Duration::from_millis(20)).await.unwrap_err();
+    assert_eq!(error.into_response().status(), StatusCode::REQUEST_TIMEOUT);
+    let broken = futures_util::stream::iter([Ok("{"), Err(io::Error::other("gone"))]);
+    let body = Body::from_stream(broken);
+    let error = matrix::read(&HeaderMap::new(), body, Duration::from_secs(30)).await.unwrap_err();
+    assert_eq!(error.into_response().status(), StatusCode::BAD_REQUEST);
 }
 
 /// A body of unknown length is bounded as it comes.

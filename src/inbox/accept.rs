@@ -3,12 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use ruma::TransactionId;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{sync::Notify, task::spawn_blocking, time::timeout};
 
 use super::{EnvelopeError, envelope};
 use crate::{
     clock::SharedClock,
-    store::{Store, StoreError, inbox},
+    store::{
+        Store, StoreError,
+        inbox::{self, SealedBody},
+    },
 };
 
 pub use inbox::Accepted;
@@ -34,6 +37,9 @@ pub enum AcceptError {
     /// The store did not answer in time; the homeserver must send it again.
     #[error("the transaction could not be stored in time")]
     TimedOut,
+    /// The process is stopping; the homeserver must send it again.
+    #[error("the process is stopping")]
+    Stopping,
 }
 
 /// Where transactions go; clones share it.
@@ -58,11 +64,17 @@ impl Inbox {
     ///
     /// # Errors
     /// When the body is no transaction, or the store did not keep it.
-    pub async fn accept(&self, txn_id: &TransactionId, body: &[u8]) -> Result<Accepted, AcceptError> {
+    pub async fn accept(&self, txn_id: &TransactionId, body: Vec<u8>) -> Result<Accepted, AcceptError> {
         if txn_id.as_str().len() > TXN_ID_LENGTH || txn_id.as_str().chars().any(char::is_control) {
             return Err(AcceptError::TxnId);
         }
-        envelope::check(body)?;
+        let store = self.store.clone();
+        // 32 MiB are read, hashed and sealed in a fraction of a second, which others would have to wait for.
+        let body = spawn_blocking(move || {
+            envelope::check(&body)?;
+            Ok::<_, AcceptError>(inbox::seal_body(store.seal()?, &body)?)
+        });
+        let body = body.await.map_err(|_| AcceptError::Stopping)??;
         let accepted =
             timeout(PATIENCE, self.insert(txn_id, body)).await.map_err(|_| AcceptError::TimedOut)??;
         if accepted == Accepted::New {
@@ -71,9 +83,9 @@ impl Inbox {
         Ok(accepted)
     }
 
-    async fn insert(&self, txn_id: &TransactionId, body: &[u8]) -> Result<Accepted, StoreError> {
+    async fn insert(&self, txn_id: &TransactionId, body: SealedBody) -> Result<Accepted, StoreError> {
         let mut tx = self.store.begin().await?;
-        let accepted = inbox::accept(&mut tx, self.store.seal()?, txn_id, body, self.clock.now()).await?;
+        let accepted = inbox::accept(&mut tx, txn_id, body, self.clock.now()).await?;
         tx.commit().await?;
         Ok(accepted)
     }
@@ -95,9 +107,9 @@ mod tests {
         let test = testing::sqlite().await;
         let wake = Arc::new(Notify::new());
         let inbox = Inbox::new(test.store.clone(), ManualClock::at(START), Arc::clone(&wake));
-        assert_matches!(inbox.accept("1".into(), b"{}").await, Ok(Accepted::New));
+        assert_matches!(inbox.accept("1".into(), b"{}".to_vec()).await, Ok(Accepted::New));
         assert!(wake.notified().now_or_never().is_some());
-        assert_matches!(inbox.accept("1".into(), b"{}").await, Ok(Accepted::Repeat));
+        assert_matches!(inbox.accept("1".into(), b"{}".to_vec()).await, Ok(Accepted::Repeat));
         assert!(wake.notified().now_or_never().is_none());
     }
 
@@ -106,15 +118,18 @@ mod tests {
         let test = testing::sqlite().await;
         let inbox = Inbox::new(test.store.clone(), ManualClock::at(START), Arc::default());
         assert_matches!(
-            inbox.accept("1".into(), b"[]").await,
+            inbox.accept("1".into(), b"[]".to_vec()).await,
             Err(AcceptError::Envelope(EnvelopeError::NotJson))
         );
         assert_matches!(
-            inbox.accept("1".into(), b"{\"events\":{}}").await,
+            inbox.accept("1".into(), b"{\"events\":{}}".to_vec()).await,
             Err(AcceptError::Envelope(EnvelopeError::Events))
         );
-        assert_matches!(inbox.accept("a\0b".into(), b"{}").await, Err(AcceptError::TxnId));
-        assert_matches!(inbox.accept((&*"x".repeat(256)).into(), b"{}").await, Err(AcceptError::TxnId));
+        assert_matches!(inbox.accept("a\0b".into(), b"{}".to_vec()).await, Err(AcceptError::TxnId));
+        assert_matches!(
+            inbox.accept((&*"x".repeat(256)).into(), b"{}".to_vec()).await,
+            Err(AcceptError::TxnId)
+        );
         assert_eq!(inbox::depth(test.store.db()).await.unwrap().count, 0);
     }
 }

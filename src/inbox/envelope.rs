@@ -105,12 +105,15 @@ impl Envelope {
     /// # Errors
     /// [`EnvelopeError::NotJson`] when it is no [`SyncPage`], which only coucou writes.
     pub fn parse_lane(body: &[u8], account: &Account) -> Result<Self, EnvelopeError> {
-        let page: SyncPage = serde_json::from_slice(body).map_err(|_| EnvelopeError::NotJson)?;
+        let mut page: SyncPage = serde_json::from_slice(body).map_err(|_| EnvelopeError::NotJson)?;
+        let count = page.to_device.len();
+        page.to_device.retain(|message| is_object(message));
         let ours = |user_id: &UserId| (user_id.to_owned(), account.device_id.clone());
         let (user_id, device_id) = ours(&account.user_id);
         let counts = page.one_time_key_counts.map(|counts| [(device_id.clone(), counts)].into());
         let fallback = page.unused_fallback_key_types.map(|types| [(device_id, types)].into());
         Ok(Self {
+            skipped_count: count - page.to_device.len(),
             to_device: page.to_device,
             device_lists_changed: page.device_lists_changed,
             device_lists_left: page.device_lists_left,
@@ -173,6 +176,10 @@ impl<'de> Deserialize<'de> for Object<'de> {
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
+fn is_object(raw: &RawValue) -> bool {
+    raw.get().starts_with('{')
+}
+
 fn is_null(raw: &RawValue) -> bool {
     raw.get() == "null"
 }
@@ -206,8 +213,7 @@ fn list<'a>(raw: Option<&'a RawValue>, skipped: &mut usize) -> Vec<&'a RawValue>
 fn objects(raw: Option<&RawValue>, skipped: &mut usize) -> Vec<Box<RawValue>> {
     let items = list(raw, skipped);
     let count = items.len();
-    let objects: Vec<_> =
-        items.into_iter().filter(|item| item.get().starts_with('{')).map(ToOwned::to_owned).collect();
+    let objects: Vec<_> = items.into_iter().filter(|item| is_object(item)).map(ToOwned::to_owned).collect();
     *skipped += count - objects.len();
     objects
 }

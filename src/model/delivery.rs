@@ -1,3 +1,5 @@
+//! Numbers of webhooks and deliveries.
+
 /// The number of a webhook in the store: one destination of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WebhookId(pub i64);

@@ -1,3 +1,7 @@
+//! Sending the deliveries of one claimed queue, one after the other.
+//!
+//! A run that is dropped half-way has recorded nothing: its queue is claimed again when its lease ends.
+
 use std::{error::Error, sync::Arc, time::Duration};
 
 use tokio::{
@@ -33,6 +37,13 @@ pub(super) struct Report {
     pub(super) permit: OwnedSemaphorePermit,
 }
 
+impl Report {
+    /// A claim under which nothing was tried.
+    pub(super) fn untouched(claimed: Claimed, permit: OwnedSemaphorePermit) -> Self {
+        Self { claimed, attempts: Vec::new(), found_empty: false, failure: None, permit }
+    }
+}
+
 /// The delivery that stopped the run failed.
 pub(super) struct Failure {
     /// How long the receiver asked to wait.
@@ -44,13 +55,9 @@ impl Run {
     /// have ended, and been recorded, before the lease does.
     pub(super) async fn go(self) -> Report {
         let started = Instant::now();
-        let mut report = Report {
-            found_empty: self.deliveries.is_empty(),
-            claimed: self.claimed,
-            attempts: Vec::with_capacity(self.deliveries.len()),
-            failure: None,
-            permit: self.permit,
-        };
+        let mut report = Report::untouched(self.claimed, self.permit);
+        report.found_empty = self.deliveries.is_empty();
+        report.attempts.reserve(self.deliveries.len());
         for delivery in self.deliveries {
             if self.stop.is_cancelled() || started.elapsed() >= self.config.run_limit {
                 break;

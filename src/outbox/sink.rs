@@ -1,3 +1,5 @@
+//! What the outbox knows of a destination: it takes a message, or is to be asked again.
+
 use std::{error::Error, time::Duration};
 
 use async_trait::async_trait;

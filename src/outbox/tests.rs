@@ -10,14 +10,16 @@ use async_trait::async_trait;
 use rand::{SeedableRng, rngs::StdRng};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::{
+    net::TcpListener,
     sync::{Notify, Semaphore},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use url::Url;
 
-use super::{Config, Dispatcher, Outcome, Progress, SendError, Sink, WebhookRequest};
+use super::{Config, Dispatcher, Outcome, Progress, SendError, Sink, WebhookRequest, WebhookSink};
 use crate::{
-    clock::{Clock, ManualClock},
+    clock::{Clock, ManualClock, SharedClock, SystemClock},
     lifecycle::Lifecycle,
     model::WebhookId,
     store::{
@@ -57,6 +59,12 @@ impl Recorder {
     /// The ids of one room.
     fn room(&self, room: &str) -> Vec<String> {
         self.ids().into_iter().filter(|id| id.starts_with(room)).collect()
+    }
+
+    /// The different bodies that came under an id.
+    fn bodies(&self, id: &str) -> BTreeSet<Vec<u8>> {
+        let calls = self.calls.lock().unwrap();
+        calls.iter().filter(|call| call.0 == id).map(|call| call.1.clone()).collect()
     }
 
     /// Waits until `count` more calls have begun.
@@ -169,11 +177,7 @@ async fn a_room_that_fails_is_retried_in_order_and_delays_no_other() {
             assert_eq!(sink.room("a").len(), calls);
         }
         assert_eq!(sink.room("a"), numbered("a", [1, 2, 2, 2, 2, 3, 4]));
-        let calls = sink.calls.lock().unwrap();
-        let bodies: BTreeSet<_> =
-            calls.iter().filter(|(id, _)| id == "a:x_2").map(|(_, body)| body).collect();
-        assert_eq!(bodies.len(), 1, "every attempt has the same body");
-        drop(calls);
+        assert_eq!(sink.bodies("a:x_2").len(), 1, "every attempt has the same body");
         let rows: Vec<(i64, i64, String)> = store
             .db()
             .fetch_all(
@@ -336,6 +340,48 @@ async fn a_stop_ends_after_the_attempt_in_flight_and_gives_the_queue_back() {
         settle(&mut dispatcher(store, &clock, &[(main, &sink)], config())).await;
         assert_eq!(sink.ids(), numbered("a", [1, 2, 3]), "sent on at once, without waiting for a lease");
     }
+}
+
+#[tokio::test]
+async fn a_receiver_gets_verifiable_calls_and_a_failed_one_again() {
+    use axum::http::{HeaderMap, StatusCode};
+    const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+    // The verifying library reads the real time.
+    let clock = ManualClock::at(SystemClock.now());
+    let verified = Arc::new(Mutex::new(Vec::new()));
+    let received = Arc::clone(&verified);
+    let receive = async move |headers: HeaderMap, body: String| {
+        standardwebhooks::Webhook::new(SECRET).unwrap().verify(body.as_bytes(), &headers).unwrap();
+        let mut received = received.lock().unwrap();
+        received.push((headers["webhook-id"].to_str().unwrap().to_owned(), body));
+        if received.len() == 2 { StatusCode::BAD_GATEWAY } else { StatusCode::ACCEPTED }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = Url::parse(&format!("http://{}/hook", listener.local_addr().unwrap())).unwrap();
+    let router = axum::Router::new().fallback(receive);
+    let _server =
+        AbortOnDropHandle::new(Lifecycle::default().spawn(async { axum::serve(listener, router).await }));
+
+    let test = testing::sqlite().await;
+    let main = webhook(&test.store, "main").await;
+    put(&test.store, &[main], &[("!a:x", 1), ("!a:x", 2), ("!a:x", 3)], clock.now()).await;
+    let sink = WebhookSink::new(super::client().unwrap(), "main", &url, &[SECRET.into()]).unwrap();
+    let mut dispatcher = Dispatcher::new(
+        test.store.clone(),
+        Arc::clone(&clock) as SharedClock,
+        BTreeMap::from([(main, Arc::new(sink) as Arc<dyn Sink>)]),
+        StdRng::seed_from_u64(1),
+        Arc::new(Notify::new()),
+        config(),
+    );
+    settle(&mut dispatcher).await;
+    clock.advance(Duration::from_secs(2));
+    settle(&mut dispatcher).await;
+    let verified = verified.lock().unwrap();
+    let ids: Vec<_> = verified.iter().map(|(id, _)| id.clone()).collect();
+    assert_eq!(ids, numbered("a", [1, 2, 2, 3]));
+    assert_eq!(verified[1], verified[2]);
+    assert_eq!(verified[3].1, "{\"n\":3}");
 }
 
 /// Lets a database refuse connections, or take them again.

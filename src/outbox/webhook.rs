@@ -1,3 +1,7 @@
+//! The destination that is called over HTTP: signing, sending, and what an answer means.
+//!
+//! Follows Standard Webhooks: a 2xx is a success, anything else is not, redirects included.
+
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;

@@ -1,4 +1,9 @@
-use std::{collections::BTreeMap, error::Error, fmt, sync::Arc, time::Duration};
+//! The dispatcher: claims, starts runs, and records what came of them.
+//!
+//! It holds nothing that is not in the store but outcomes that are yet to be recorded; when the process
+//! dies, those deliveries are made once more.
+
+use std::{collections::BTreeMap, error::Error, fmt, mem, sync::Arc, time::Duration};
 
 use rand::rngs::StdRng;
 use tokio::{
@@ -17,7 +22,7 @@ use crate::{
     model::WebhookId,
     store::{
         Store, StoreError,
-        outbox::{self, Claimed, Finished},
+        outbox::{self, Claimed, Finished, Loaded},
     },
 };
 
@@ -26,6 +31,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// How often an outcome is tried to be recorded when coucou stops.
 const LAST_TRIES: u32 = 5;
+
+/// Queues that are loaded by one statement.
+const LOAD_TOGETHER: usize = 16;
 
 /// The limits of a dispatcher.
 #[derive(Clone, Copy, Debug)]
@@ -206,37 +214,43 @@ impl Dispatcher {
         self.load_and_spawn(claimed).await
     }
 
+    /// Loads and starts claimed queues, some at a time, so that the first calls do not wait for the last
+    /// queue to be loaded.
     async fn load_and_spawn(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
-        let mut slotted = Vec::with_capacity(claimed.len());
-        for queue in claimed {
-            // Both are there: only webhooks with free slots were asked for, and only so many queues.
-            let Some(destination) = self.destinations.get(&queue.webhook_id) else { continue };
-            let Ok(permit) = Arc::clone(&destination.slots).try_acquire_owned() else { continue };
-            slotted.push((queue, Arc::clone(&destination.sink), permit));
-        }
-        let queues: Vec<Claimed> = slotted.iter().map(|(queue, ..)| queue.clone()).collect();
-        let loaded = match self.store.seal() {
-            Ok(seal) => outbox::load(self.store.db(), seal, &queues, self.config.per_run).await,
-            Err(error) => Err(error),
-        };
-        let loaded = match loaded {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                // Give them back rather than let them lie until the lease ends.
-                for (claimed, _, permit) in slotted {
-                    let report =
-                        Report { claimed, attempts: Vec::new(), found_empty: false, failure: None, permit };
-                    self.keep(Ok(report));
-                }
-                return Err(error);
+        let mut outcome = Ok(());
+        for queues in claimed.chunks(LOAD_TOGETHER) {
+            let loaded = if outcome.is_ok() { self.load(queues).await } else { Ok(None) };
+            let mut loaded = loaded.unwrap_or_else(|error| {
+                outcome = Err(error);
+                None
+            });
+            for (at, queue) in queues.iter().enumerate() {
+                // Both are there: only webhooks with free slots were asked for, and only so many queues.
+                let Some(destination) = self.destinations.get(&queue.webhook_id) else { continue };
+                let Ok(permit) = Arc::clone(&destination.slots).try_acquire_owned() else { continue };
+                let claimed = queue.clone();
+                let Some(deliveries) = loaded.as_mut().and_then(|loaded| loaded.get_mut(at)) else {
+                    // Give it back rather than let it lie until the lease ends.
+                    self.keep(Ok(Report::untouched(claimed, permit)));
+                    continue;
+                };
+                let run = Run {
+                    claimed,
+                    deliveries: mem::take(deliveries),
+                    sink: Arc::clone(&destination.sink),
+                    clock: Arc::clone(&self.clock),
+                    stop: self.stop.clone(),
+                    config: self.config,
+                    permit,
+                };
+                self.runs.spawn(run.go());
             }
-        };
-        for ((claimed, sink, permit), deliveries) in slotted.into_iter().zip(loaded) {
-            let (clock, stop) = (Arc::clone(&self.clock), self.stop.clone());
-            let run = Run { claimed, deliveries, sink, clock, stop, config: self.config, permit };
-            self.runs.spawn(run.go());
         }
-        Ok(())
+        outcome
+    }
+
+    async fn load(&self, queues: &[Claimed]) -> Result<Option<Vec<Vec<Loaded>>>, StoreError> {
+        outbox::load(self.store.db(), self.store.seal()?, queues, self.config.per_run).await.map(Some)
     }
 
     /// Waits until a run ends, there may be new work for free slots, or it is time to look; then takes the

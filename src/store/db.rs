@@ -71,7 +71,7 @@ macro_rules! values {
 }
 pub(crate) use values;
 
-/// A statement that locks rows it reads: see [`locking!`] and [`Tx::text`].
+/// A statement that locks rows it reads, made by `locking!`; [`Tx::text`] gives its text.
 #[derive(Clone, Copy, Debug)]
 pub struct Locking {
     pub(super) postgres: &'static str,

@@ -67,10 +67,22 @@ fn row(content_hash: &[u8]) -> String {
     })
 }
 
-fn seal_body(seal: &Seal, body: &[u8]) -> Result<(Vec<u8>, Vec<u8>), StoreError> {
+/// A body that is ready to be stored.
+#[derive(Debug)]
+pub struct SealedBody {
+    content_hash: Vec<u8>,
+    sealed: Vec<u8>,
+}
+
+/// Hashes and seals a body. Takes a while for a large one: before the transaction begins, and not on a thread
+/// that others wait for.
+///
+/// # Errors
+/// Never in practice, as [`Seal::seal`].
+pub fn seal_body(seal: &Seal, body: &[u8]) -> Result<SealedBody, StoreError> {
     let content_hash = Sha256::digest(body).to_vec();
     let sealed = seal.seal("inbox", &row(&content_hash), body)?;
-    Ok((content_hash, sealed))
+    Ok(SealedBody { content_hash, sealed })
 }
 
 /// Stores a transaction and answers whether it is new.
@@ -83,18 +95,16 @@ fn seal_body(seal: &Seal, body: &[u8]) -> Result<(Vec<u8>, Vec<u8>), StoreError>
 /// Only when the database fails; the caller must then not answer 200.
 pub async fn accept(
     tx: &mut Tx,
-    seal: &Seal,
     txn_id: &TransactionId,
-    body: &[u8],
+    body: SealedBody,
     now: Timestamp,
 ) -> Result<Accepted, StoreError> {
-    let (content_hash, sealed) = seal_body(seal, body)?;
     let touched = tx
         .execute(
             "INSERT INTO inbox (source, txn_id, content_hash, body, received_at) \
              VALUES ('push', $1, $2, $3, $4) \
              ON CONFLICT (txn_id, content_hash) WHERE txn_id IS NOT NULL DO NOTHING",
-            values![txn_id.as_str(), content_hash, sealed, now],
+            values![txn_id.as_str(), body.content_hash, body.sealed, now],
         )
         .await?;
     Ok(if touched == 0 { Accepted::Repeat } else { Accepted::New })
@@ -106,16 +116,14 @@ pub async fn accept(
 /// When the database fails; the position must then stay.
 pub async fn accept_lane(
     tx: &mut Tx,
-    seal: &Seal,
     account_id: AccountId,
-    body: &[u8],
+    body: SealedBody,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let (content_hash, sealed) = seal_body(seal, body)?;
     tx.execute(
         "INSERT INTO inbox (source, account_id, content_hash, body, received_at) \
          VALUES ('lane', $1, $2, $3, $4)",
-        values![account_id.0, content_hash, sealed, now],
+        values![account_id.0, body.content_hash, body.sealed, now],
     )
     .await?;
     Ok(())

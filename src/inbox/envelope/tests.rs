@@ -110,7 +110,9 @@ fn a_page_of_the_key_lane_is_for_the_device_that_asked() {
     };
     let page = SyncPage {
         next_batch: "s2".to_owned(),
-        to_device: vec![RawValue::from_string("{\"type\":  \"m.dummy\"}".to_owned()).unwrap()],
+        to_device: ["{\"type\":  \"m.dummy\"}", "7"]
+            .map(|message| RawValue::from_string(message.to_owned()).unwrap())
+            .into(),
         device_lists_changed: vec![user_id!("@a:b").to_owned()],
         device_lists_left: vec![],
         one_time_key_counts: Some([("signed_curve25519".to_owned(), 3)].into()),
@@ -119,6 +121,7 @@ fn a_page_of_the_key_lane_is_for_the_device_that_asked() {
     let body = serde_json::to_vec(&page).unwrap();
     let envelope = Envelope::parse_lane(&body, &account).unwrap();
     assert_eq!(envelope.to_device[0].get(), "{\"type\":  \"m.dummy\"}");
+    assert_eq!((envelope.to_device.len(), envelope.skipped_count), (1, 1));
     assert_eq!(envelope.device_lists_changed, ["@a:b"]);
     let counts = &envelope.one_time_key_counts[&account.user_id][&account.device_id];
     assert_eq!(counts["signed_curve25519"], 3);

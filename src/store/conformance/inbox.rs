@@ -10,8 +10,9 @@ use crate::{
 };
 
 async fn push(store: &Store, txn_id: &str, body: &[u8]) -> Accepted {
+    let body = seal_body(store.seal().unwrap(), body).unwrap();
     let mut tx = store.begin().await.unwrap();
-    let accepted = accept(&mut tx, store.seal().unwrap(), txn_id.into(), body, START).await.unwrap();
+    let accepted = accept(&mut tx, txn_id.into(), body, START).await.unwrap();
     tx.commit().await.unwrap();
     accepted
 }
@@ -81,7 +82,8 @@ async fn pages_of_the_key_lane_wait_in_the_same_line() {
         let mut tx = store.begin().await.unwrap();
         let account = accounts::insert(&mut tx, user, &device, Role::Bot, START).await.unwrap();
         for _ in 0..2 {
-            accept_lane(&mut tx, store.seal().unwrap(), account, b"page", START).await.unwrap();
+            let page = seal_body(store.seal().unwrap(), b"page").unwrap();
+            accept_lane(&mut tx, account, page, START).await.unwrap();
         }
         tx.commit().await.unwrap();
         let sources: Vec<_> = all(store).await.iter().map(|row| row.source).collect();

@@ -1,3 +1,7 @@
+//! Claiming queues and loading what is to be sent.
+//!
+//! A claim whose process dies is due again when its lease ends.
+
 use std::{collections::BTreeMap, time::Duration};
 
 use super::super::{

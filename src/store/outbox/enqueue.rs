@@ -1,3 +1,5 @@
+//! Writing deliveries, in the transaction that writes their messages: either both are there or neither.
+
 use std::collections::BTreeMap;
 
 use ruma::RoomId;

@@ -1,3 +1,7 @@
+//! Recording outcomes, all of a batch or none.
+//!
+//! When the process dies before, the deliveries are made once more; recording twice counts once.
+
 use std::collections::BTreeMap;
 
 use super::{

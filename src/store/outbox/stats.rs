@@ -1,3 +1,5 @@
+//! What is pending, for people and metrics.
+
 use super::super::{Db, StoreError};
 use crate::{clock::Timestamp, model::WebhookId};
 
