@@ -293,9 +293,10 @@ impl Errands {
             }
         }
         let body = json!({ "room_id": room_id, "state": state }).to_string();
+        let body = inbox::seal_body(self.store.seal()?, body.as_bytes())?;
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
-        inbox::accept_state(&mut tx, self.store.seal()?, body.as_bytes(), self.clock.now()).await?;
+        inbox::accept_state(&mut tx, body, self.clock.now()).await?;
         rooms::reschedule(&mut tx, room_id, None).await?;
         tx.commit().await?;
         self.inbox.notify_one();

@@ -38,11 +38,11 @@ pub(super) struct Args {
     /// IP address.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
-    /// The webhook's secret, whsec_… [default: COUCOU_WEBHOOK_SECRET]. Other users of this machine can see
+    /// The webhook's secret, `whsec_…` [default: `COUCOU_WEBHOOK_SECRET`]. Other users of this machine can see
     /// arguments, but not the environment. Without one, signatures are not checked.
     #[arg(long)]
     secret: Option<String>,
-    /// Print one line of JSON for each delivery: received_at, verified, repeat, webhook_id, body.
+    /// Print one line of JSON for each delivery: `received_at`, verified, repeat, `webhook_id`, body.
     #[arg(long)]
     json: bool,
 }

@@ -97,7 +97,7 @@ fn wishes(args: &Args, partial: &Partial) -> Result<Wishes> {
         Some(bot) => bot,
         None => user_id(&format!("@{bot}:{name}"))
             .ok()
-            .filter(|id| id.server_name() == name && !id.is_historical())
+            .filter(|id| id.server_name() == name && id.validate_strict().is_ok())
             .ok_or_else(|| {
                 anyhow!("--bot {bot} is no localpart: a word of small letters, digits and ._=-/")
             })?,

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
+use rand::{SeedableRng, rngs::StdRng};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
@@ -61,9 +62,11 @@ async fn generated(
         *opened = Some(store);
     }
     let store = opened.as_ref().ok_or(StoreError::NotReady)?;
+    // Not the thread's own generator: this may wait, and then go on in another thread.
+    let mut rng = StdRng::from_os_rng();
     let mut tx = store.begin().await?;
     let id = store::webhooks::ensure(&mut tx, &webhook.name, now).await?;
-    let secret = store::webhooks::generated_secret(&mut tx, store.seal()?, id, &mut rand::rng()).await?;
+    let secret = store::webhooks::generated_secret(&mut tx, store.seal()?, id, &mut rng).await?;
     tx.commit().await?;
     Ok(secret)
 }

@@ -161,7 +161,7 @@ pub(super) fn bot_is_valid(text: &str) -> bool {
     let user_id = if text.starts_with('@') { text.to_owned() } else { format!("@{text}:localhost") };
     // A colon in a localpart would move the server name.
     let whole = text.starts_with('@') || !text.contains(':');
-    whole && UserId::parse(user_id).is_ok_and(|id| !id.localpart().is_empty() && !id.is_historical())
+    whole && UserId::parse(user_id).is_ok_and(|id| !id.localpart().is_empty() && id.validate_strict().is_ok())
 }
 
 fn http(reader: &Reader<'_>) -> Result<Http, ConfigError> {
@@ -196,9 +196,9 @@ fn webhooks(reader: &Reader<'_>) -> Result<Vec<Webhook>, ConfigError> {
             secret: secret.as_ref().map(webhook_secret).transpose()?,
         });
     }
-    let url = reader.from_environment(&settings::WEBHOOK_URL)?;
+    let url = reader.in_environment(&settings::WEBHOOK_URL)?;
     let url = url.as_ref().map(webhook_url).transpose()?;
-    let secret = reader.from_environment(&settings::WEBHOOK_SECRET)?;
+    let secret = reader.in_environment(&settings::WEBHOOK_SECRET)?;
     let secret = secret.as_ref().map(webhook_secret).transpose()?;
     match (webhooks.iter_mut().find(|webhook| webhook.name == "default"), url, secret) {
         (Some(webhook), url, secret) => {

@@ -125,14 +125,14 @@ impl<'a> Reader<'a> {
 
     /// The value of a setting, if it is set anywhere.
     pub(super) fn given(&self, setting: &'static Setting) -> Result<Option<Given>, ConfigError> {
-        if let Some(given) = self.from_environment(setting)? {
+        if let Some(given) = self.in_environment(setting)? {
             return Ok(Some(given));
         }
-        self.given_in_file(setting)
+        self.in_file(setting)
     }
 
     /// What the file says about a setting.
-    pub(super) fn given_in_file(&self, setting: &'static Setting) -> Result<Option<Given>, ConfigError> {
+    pub(super) fn in_file(&self, setting: &'static Setting) -> Result<Option<Given>, ConfigError> {
         match self.node(setting) {
             Some(node) => self.text(node, setting),
             None => Ok(None),
@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
         setting: &'static Setting,
         separator: Option<char>,
     ) -> Result<Option<Vec<Given>>, ConfigError> {
-        if let Some(given) = self.from_environment(setting)? {
+        if let Some(given) = self.in_environment(setting)? {
             let texts: Vec<&str> = match separator {
                 Some(separator) => given.text.split(separator).map(str::trim).collect(),
                 None => vec![&given.text],
@@ -173,7 +173,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What the environment says about a setting.
-    pub(super) fn from_environment(&self, setting: &'static Setting) -> Result<Option<Given>, ConfigError> {
+    pub(super) fn in_environment(&self, setting: &'static Setting) -> Result<Option<Given>, ConfigError> {
         let Some(env) = setting.env else { return Ok(None) };
         let value = self.environment.get(env);
         let file = setting.file_env().and_then(|name| Some((self.environment.get(&name)?, name)));

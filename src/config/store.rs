@@ -66,13 +66,12 @@ pub(super) fn choose(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<
         }
         Found::Sqlite { path, why } => {
             check_folder(&path)?;
-            let (pickle_key, key_from) = match pickle_key {
-                Some(key) => (SecretString::from(key), "the pickle key that is set".to_owned()),
-                None => {
-                    let file = key_file(&path);
-                    let from = format!("the pickle key in {}", file.display());
-                    (key_beside(&path, &file)?, from)
-                }
+            let (pickle_key, key_from) = if let Some(key) = pickle_key {
+                (SecretString::from(key), "the pickle key that is set".to_owned())
+            } else {
+                let file = key_file(&path);
+                let from = format!("the pickle key in {}", file.display());
+                (key_beside(&path, &file)?, from)
             };
             let chosen_because = format!("SQLite, file {}, with {key_from}, because {why}", path.display());
             Ok(StoreSettings { location: Location::Sqlite { path }, pickle_key, chosen_because })
@@ -97,7 +96,7 @@ fn find(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<Found, Config
     let ignored = wanted == Some(false);
     let is_alias = |origin: &str| settings::STORE_URL.aliases.contains(&origin);
     let mut why = None;
-    let mut given = reader.from_environment(&settings::STORE_URL)?;
+    let mut given = reader.in_environment(&settings::STORE_URL)?;
     let by_alias = given.as_ref().is_some_and(|given| is_alias(&given.origin) && is_postgres(&given.text));
     let by_parts = given.is_none() && reader.environment.get(other::ADDON_HOST).is_some();
     if by_alias || by_parts {
@@ -110,7 +109,7 @@ fn find(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<Found, Config
     }
     let given = match given {
         Some(given) => Some(given),
-        None => reader.given_in_file(&settings::STORE_URL)?,
+        None => reader.in_file(&settings::STORE_URL)?,
     };
     let Some(given) = given else {
         if wanted == Some(true) {

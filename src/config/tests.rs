@@ -150,7 +150,7 @@ log: {format: json, filter: debug}
         config.webhooks.iter().map(|webhook| (webhook.name.as_str(), webhook.url.as_str())).collect();
     assert_eq!(webhooks, [("first", "https://one.example.org/?token=x"), ("default", "http://[::1]:9000/")]);
     assert!(config.webhooks[1].secret.is_some(), "the environment replaces the URL alone");
-    let tokens: Vec<_> = config.api.tokens.iter().map(|token| token.expose_secret()).collect();
+    let tokens: Vec<_> = config.api.tokens.iter().map(ExposeSecret::expose_secret).collect();
     assert_eq!(tokens, ["0123", "1e3", "quoted"], "tokens are what was written");
     assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
     let inviters = config.rooms.invite_from.as_ref().unwrap();

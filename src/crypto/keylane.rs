@@ -81,11 +81,16 @@ impl KeyLane {
         if !news && !new_counts && since == Some(page.next_batch.as_str()) {
             return Ok(Page::Idle);
         }
+        let body = if news || new_counts {
+            let body = serde_json::to_vec(&page).map_err(matrix_sdk_crypto::OlmError::from)?;
+            Some(inbox::seal_body(self.store.seal()?, &body)?)
+        } else {
+            None
+        };
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
-        if news || new_counts {
-            let body = serde_json::to_vec(&page).map_err(matrix_sdk_crypto::OlmError::from)?;
-            inbox::accept_lane(&mut tx, self.store.seal()?, self.account.id, &body, self.clock.now()).await?;
+        if let Some(body) = body {
+            inbox::accept_lane(&mut tx, self.account.id, body, self.clock.now()).await?;
         }
         accounts::set_sync_token(&mut tx, self.account.id, &page.next_batch).await?;
         tx.commit().await?;

@@ -133,11 +133,10 @@ pub async fn accept_lane(
 ///
 /// # Errors
 /// When the database fails.
-pub async fn accept_state(tx: &mut Tx, seal: &Seal, body: &[u8], now: Timestamp) -> Result<(), StoreError> {
-    let (content_hash, sealed) = seal_body(seal, body)?;
+pub async fn accept_state(tx: &mut Tx, body: SealedBody, now: Timestamp) -> Result<(), StoreError> {
     tx.execute(
         "INSERT INTO inbox (source, content_hash, body, received_at) VALUES ('state', $1, $2, $3)",
-        values![content_hash, sealed, now],
+        values![body.content_hash, body.sealed, now],
     )
     .await?;
     Ok(())
@@ -147,7 +146,7 @@ pub async fn accept_state(tx: &mut Tx, seal: &Seal, body: &[u8], now: Timestamp)
 type WaitingRow = (i64, String, Option<i64>, Vec<u8>, Option<Vec<u8>>, i64);
 
 // The inner SELECTs end after $1 rows whatever waits behind them, and take lengths without reading bodies.
-const WAITING: &str = "SELECT inbox.inbox_id, account_id, content_hash, body, received_at FROM ( \
+const WAITING: &str = "SELECT inbox.inbox_id, source, account_id, content_hash, body, received_at FROM ( \
          SELECT inbox_id, SUM(length) OVER (ORDER BY inbox_id) - length AS bytes_before FROM ( \
              SELECT inbox_id, COALESCE(LENGTH(body), 0) AS length FROM inbox \
              WHERE processed_at IS NULL ORDER BY inbox_id LIMIT $1 \

@@ -58,10 +58,13 @@ The homeserver calls the service at {url}
 
 /// What must be true of the URL.
 fn reach(url: &str) -> String {
-    let needs = "PUT requests with bodies of up to 32 MiB must pass, and no login or other proxy
-authentication may stand between: the registration's own token protects it.";
+    let needs =
+        "PUT requests with bodies of up to 32 MiB must pass, and no login or other proxy authentication
+may stand between: the registration's own token protects it.";
     if url.starts_with("https://") {
-        return format!("and must reach it from where it runs, with a certificate that it trusts. {needs}\n");
+        return format!(
+            "and must reach it from where it runs, with a certificate that it trusts.\n{needs}\n"
+        );
     }
     format!(
         "which works on the same machine or a private network only. A homeserver elsewhere, such as one at

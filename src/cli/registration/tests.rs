@@ -187,7 +187,9 @@ fn the_letter_names_what_the_homeserver_needs_and_no_token() {
     for token in ["as_token", "hs_token"] {
         assert!(!text.contains(yaml[token].as_str().unwrap()));
     }
-    assert!(text.lines().all(|line| line.chars().count() <= 110), "too wide");
+    // What is wrapped by a mail program can no longer be pasted.
+    let wide = |line: &&str| line.chars().count() > 110 && !line.contains("--mount");
+    assert_eq!(text.lines().find(wide), None);
     // Indented by four, for letters; each block is YAML.
     for part in text.split("\n\n").filter(|part| part.starts_with("    ")) {
         serde_saphyr::from_str::<Value>(part).unwrap();
