@@ -13,6 +13,8 @@ use crate::support::{
     synapse::{Bridge, Options, Synapse},
 };
 
+mod fake_homeserver;
+
 const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,5 +14,6 @@
 mod support;
 
 mod architecture;
+mod relay_on_fake;
 mod relay_on_synapse;
 mod rig;

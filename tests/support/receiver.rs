@@ -184,6 +184,12 @@ impl Receiver {
         self.messages()
     }
 
+    /// Waits until so many requests came, taken or not.
+    pub(crate) async fn wait_for_attempts(&self, count: usize, deadline: Duration) {
+        let enough = async || (self.attempts().len() >= count).then_some(());
+        until(&format!("{count} requests"), deadline, enough).await;
+    }
+
     /// Waits until what is taken satisfies `enough`, and answers it; panics after `deadline`.
     pub(crate) async fn wait_until(
         &self,
