@@ -19,7 +19,6 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     time::sleep,
 };
@@ -32,7 +31,7 @@ use crate::{
     homeserver::{Homeserver, HomeserverError},
     http::{self, Health, HsToken, HttpState, StoreState},
     inbox::{Inbox, worker::Wakes},
-    lifecycle::Lifecycle,
+    lifecycle::{Lifecycle, signalled},
     model::{RelayPolicy, WebhookId},
     outbox::{BadWebhook, Dispatcher, Sink, WebhookSink},
     store::{Store, StoreError, webhooks},
@@ -108,7 +107,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     spawn_work(&lifecycle, &shared, &fatal);
 
     let outcome = tokio::select! {
-        signal = wait_for_signal() => signal.map_err(AppError::Signals),
+        signal = signalled() => signal.map_err(AppError::Signals),
         error = failed.recv() => error.map_or(Ok(()), Err),
     };
     tracing::info!("stopping: finishing what is in hand");
@@ -119,17 +118,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
                 tracing::warn!("some work did not end in time; it will be taken up again at the next start");
             }
         }
-        _ = wait_for_signal() => tracing::warn!("second signal: stopping at once"),
+        _ = signalled() => tracing::warn!("second signal: stopping at once"),
     }
     let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.close()).await;
     outcome
-}
-
-async fn wait_for_signal() -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    Ok(())
 }
 
 /// Prepares the store as soon as its database answers, and tells the health endpoint how it is.

@@ -3,9 +3,12 @@
 //! The first signal asks workers to finish what is in hand; the second, or the timeout, ends the process.
 //! Both are safe at any point: every step of coucou can run twice.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, io, time::Duration};
 
-use tokio::task::JoinHandle;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Hands out the stop token and spawns tasks that the stop waits for.
@@ -41,4 +44,15 @@ impl Lifecycle {
         self.tasks.close();
         tokio::time::timeout(patience, self.tasks.wait()).await.is_ok()
     }
+}
+
+/// Waits for the signal to stop: SIGTERM or SIGINT.
+///
+/// # Errors
+/// When signals cannot be waited for.
+pub async fn signalled() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    Ok(())
 }

@@ -77,7 +77,7 @@ pub(super) async fn run(args: Args, environment: Environment) -> Result<()> {
     axum::serve(socket, router)
         .with_graceful_shutdown(async {
             // Without signals there is only killing, which is as good.
-            let _ = tokio::signal::ctrl_c().await;
+            let _ = crate::lifecycle::signalled().await;
         })
         .await
         .context("receiving failed")
