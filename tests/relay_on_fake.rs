@@ -77,14 +77,33 @@ async fn homeserver_resends_a_transaction() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_never_pushed_comes_by_sync() {
+    let mut scene = Scene::set().await;
+    scene.share_key();
+    let said = [scene.say("one"), scene.say("two")];
+    assert_eq!(scene.homeserver.push(&said, &[]).await, 200);
+    assert_eq!(scene.texts(2).await, ["one", "two"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn key_arrives_late() {
     let mut scene = Scene::set().await;
-    // The key as it is before the first message, so that it opens all of them.
-    let key = scene.share_key();
-    let _ = key;
+    let room_id = scene.room_id.clone();
+    let key = scene.bridge.room_key(&room_id);
     let said = [scene.say("one"), scene.say("two")];
-    assert_eq!(scene.homeserver.push(&said, &[]).await, 200, "no key is pushed; it lies in the inbox");
-    assert_eq!(scene.texts(2).await, ["one", "two"]);
+    assert_eq!(scene.homeserver.push(&said, &[]).await, 200);
+    // Another session's messages pass those that wait, and show that these have been looked at.
+    scene.bridge.rotate(&room_id);
+    let (next_key, next) = (scene.share_key(), scene.say("three"));
+    assert_eq!(scene.homeserver.push(&[next], &next_key).await, 200);
+    assert_eq!(scene.texts(1).await, ["three"]);
+    scene.coucou.restart().await;
+    let pushed = scene.bridge.send_key(&scene.homeserver, &key, BOT, &scene.device_id);
+    scene.homeserver.push_until_taken(&[], &pushed).await;
+    let messages = scene.receiver.wait_for(3, SOON).await;
+    assert_eq!(texts(&messages), ["three", "one", "two"]);
+    let numbers: Vec<_> = messages.iter().map(|message| message.data()["sequence"].clone()).collect();
+    assert_eq!(numbers, [1, 2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

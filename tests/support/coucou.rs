@@ -103,10 +103,10 @@ impl Coucou {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Starts `coucou serve` and waits until it answers.
+    /// Starts `coucou serve` and waits until it takes transactions.
     pub(crate) async fn start(&mut self) {
         self.spawn();
-        self.healthy().await;
+        self.ready().await;
     }
 
     /// Starts `coucou serve` and waits for nothing.
@@ -117,9 +117,18 @@ impl Coucou {
 
     /// Waits until `/api/v1/health` answers 200, and answers what it says.
     pub(crate) async fn healthy(&mut self) -> Value {
-        let (client, url) = (http(), format!("{}/api/v1/health", self.url()));
+        self.answers("health").await
+    }
+
+    /// Waits until `/api/v1/ready` answers 200: the store is there.
+    pub(crate) async fn ready(&mut self) -> Value {
+        self.answers("ready").await
+    }
+
+    async fn answers(&mut self, path: &str) -> Value {
+        let (client, url) = (http(), format!("{}/api/v1/{path}", self.url()));
         let process = self.process.as_mut().expect("coucou was started");
-        until("coucou to answer", START, async || {
+        until(&format!("{url} to answer 200"), START, async || {
             process.assert_alive();
             let answer = client.get(&url).send().await.ok().filter(|answer| answer.status().is_success())?;
             serde_json::from_slice(&answer.bytes().await.ok()?).ok()

@@ -114,12 +114,28 @@ impl FakeBridge {
         mxid: &str,
         device_id: &str,
     ) -> Vec<Value> {
+        let key = self.room_key(room_id);
+        self.send_key(homeserver, &key, mxid, device_id)
+    }
+
+    /// The room's key as it is now: it opens what is said from here on. To be [sent](Self::send_key) later.
+    pub(crate) fn room_key(&mut self, room_id: &str) -> Value {
         let session = self.session(room_id);
-        let content = json!({
+        json!({
             "algorithm": ALGORITHMS[1], "room_id": room_id,
             "session_id": session.session_id(), "session_key": session.session_key().to_base64(),
-        });
-        let content = self.encrypt_olm(homeserver, (mxid, device_id), "m.room_key", &content);
+        })
+    }
+
+    /// As [`Self::share_key`], with a key that was kept.
+    pub(crate) fn send_key(
+        &mut self,
+        homeserver: &FakeHomeserver,
+        key: &Value,
+        mxid: &str,
+        device_id: &str,
+    ) -> Vec<Value> {
+        let content = self.encrypt_olm(homeserver, (mxid, device_id), "m.room_key", key);
         homeserver.send_to_device(&self.bot(), "m.room.encrypted", (mxid, device_id), &content)
     }
 
