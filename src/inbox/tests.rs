@@ -25,7 +25,7 @@ const ROOM: &str = "!room";
 async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> Worker {
     let mut tx = store.begin().await.unwrap();
     let lease =
-        leases::claim(&mut tx, "crypto", "test", START, Duration::from_mins(60)).await.unwrap().unwrap();
+        leases::claim(&mut tx, "crypto", "test", START, Duration::from_hours(1)).await.unwrap().unwrap();
     let webhook = webhooks::ensure(&mut tx, "default", START).await.unwrap();
     tx.commit().await.unwrap();
     let our_users = Arc::new(BTreeSet::new());

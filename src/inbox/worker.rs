@@ -283,7 +283,7 @@ impl Worker {
 pub fn log_end(error: &CryptoError) {
     match error {
         CryptoError::Database(StoreError::LeaseLost) => {
-            tracing::warn!("the crypto lease went to another process")
+            tracing::warn!("the crypto lease went to another process");
         }
         error => tracing::warn!(error = error as &dyn Error, "the crypto stopped and will start anew"),
     }
