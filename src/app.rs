@@ -144,7 +144,7 @@ fn watch_store(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppE
                     return;
                 }
                 Err(error) => {
-                    tell(&state, StoreState::Unavailable { reason: chain(&error) });
+                    tell(&state, StoreState::Unavailable { reason: error.public_reason() });
                     LOOK_SOON
                 }
             };
@@ -173,18 +173,6 @@ fn tell(sender: &watch::Sender<StoreState>, state: StoreState) {
 
 fn is_for_a_person(error: &StoreError) -> bool {
     matches!(error, StoreError::WrongPickleKey | StoreError::Migration(_) | StoreError::Corrupt(_))
-}
-
-/// An error and its causes in one line, without what may hold a secret: the store's errors hold none.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn serve_http(

@@ -13,6 +13,7 @@ pub mod event;
 mod flow;
 mod relay;
 pub mod rooms;
+mod seen;
 #[cfg(test)]
 mod tests;
 pub mod worker;

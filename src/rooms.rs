@@ -53,6 +53,9 @@ pub struct InvitePolicy {
     pub owner: bool,
     /// Bridge bots that are configured; those of relayed rooms are known as well.
     pub bridge_bots: Vec<OwnedUserId>,
+    /// Whether rooms that are not relayed are read anew at the start, because the settings may have changed
+    /// to relay them.
+    pub look_again: bool,
 }
 
 /// Runs the errands, for whoever holds the crypto lease.
@@ -124,6 +127,9 @@ impl Errands {
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
         rooms::retry_invites(&mut tx, now).await?;
+        if self.policy.look_again {
+            rooms::look_again(&mut tx, now).await?;
+        }
         tx.commit().await?;
         Ok(())
     }
@@ -270,6 +276,7 @@ impl Errands {
     async fn read(&self, room: DueRoom) -> Result<(), RoomsError> {
         let room_id = &room.room_id;
         let mut readers = rooms::members(self.store.db(), room_id).await?;
+        let should_be_readable = !readers.is_empty();
         // An account whose membership was missed may still be in.
         readers.extend(self.accounts.iter().map(|account| account.id));
         let mut state = None;
@@ -286,6 +293,10 @@ impl Errands {
                     return self.put_off_reading(room_id, self.next_try(room.tries)).await;
                 }
             }
+        }
+        if state.is_none() && should_be_readable && room.tries < 5 {
+            // A member may always read: the homeserver has not caught up with the join yet.
+            return self.put_off_reading(room_id, self.next_try(room.tries)).await;
         }
         let body = json!({ "room_id": room_id, "state": state }).to_string();
         let body = inbox::seal_body(self.store.seal()?, body.as_bytes())?;

@@ -69,6 +69,23 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What is wrong, in words that everybody may read: no address, no name, no text of the database's.
+    #[must_use]
+    pub fn public_reason(&self) -> String {
+        match self {
+            Self::Unavailable(sqlx::Error::Io(error)) => {
+                format!("the database cannot be reached: {}", error.kind())
+            }
+            Self::Unavailable(sqlx::Error::Tls(_)) => "the encrypted connection cannot be made".to_owned(),
+            Self::Unavailable(sqlx::Error::PoolTimedOut) => "no connection could be had in time".to_owned(),
+            Self::Unavailable(sqlx::Error::Database(error))
+            | Self::Database(sqlx::Error::Database(error)) => {
+                format!("the database refuses with code {}", error.code().as_deref().unwrap_or("unknown"))
+            }
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the same call can succeed later without anybody's doing.
     #[must_use]
     pub fn is_transient(&self) -> bool {

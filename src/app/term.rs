@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::{
-    config::OwnerMode,
+    config::{OwnerMode, Relay},
     crypto::{CryptoError, Engine, KeyLane, keylane::backoff, setup},
     inbox::{Worker, WorkerParts},
     model::{Account, Role, WebhookId},
@@ -236,6 +236,7 @@ impl Term {
             bot: config.rooms.invite_from.clone(),
             owner: config.owner.as_ref().is_some_and(|owner| owner.accept),
             bridge_bots: config.bridges.iter().map(|bridge| bridge.bot.clone()).collect(),
+            look_again: config.rooms.relay != Relay::Bridged,
         };
         Errands::new(
             store.clone(),

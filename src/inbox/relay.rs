@@ -39,6 +39,13 @@ struct Known {
     indexes: HashMap<MegolmIndex, String>,
 }
 
+impl Known {
+    /// Whether an event is a message already: it came before, by whichever way.
+    fn has(&self, event: &WireEvent) -> bool {
+        self.messages.contains(messages::message_id(PayloadClass::Event, &event.event_id).as_str())
+    }
+}
+
 impl Worker {
     /// Decides the fate of every event: of the queues that can move, of the ledger's events whose key came,
     /// and of the batch's own.
@@ -128,6 +135,10 @@ impl Worker {
         known: &mut Known,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
+        if known.has(event) {
+            outcome.released.push(event.event_id.to_string());
+            return Ok(());
+        }
         match flow::fate(known.decrypted.remove(&event.event_id)) {
             Fate::Relay(clear) => {
                 if self.emit(event, clear, true, known, outcome)? {
@@ -151,6 +162,10 @@ impl Worker {
     ) -> Result<(), CryptoError> {
         let mut walk = Walk::new(now, self.since);
         for event in &queue.events {
+            if known.has(event) {
+                outcome.released.push(event.event_id.to_string());
+                continue;
+            }
             match walk.next(event, &mut known.decrypted) {
                 Fate::Relay(clear) => {
                     if self.emit(event, clear, false, known, outcome)? {
@@ -201,8 +216,7 @@ impl Worker {
             }
             Relay::Yes => {}
         }
-        let id = messages::message_id(PayloadClass::Event, &event.event_id);
-        if known.messages.contains(id.as_str()) {
+        if known.has(&event) {
             return Ok(());
         }
         if self.queues.contains_key(&event.room_id) {
@@ -273,10 +287,6 @@ impl Worker {
         known: &mut Known,
         outcome: &mut Outcome,
     ) -> Result<bool, CryptoError> {
-        let id = messages::message_id(PayloadClass::Event, &event.event_id);
-        if known.messages.contains(id.as_str()) {
-            return Ok(true);
-        }
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
         let mut encryption = Encryption::default();
         let (mut event_type, mut content) = (event.event_type.clone(), None);

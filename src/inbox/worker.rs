@@ -23,6 +23,7 @@ use super::{
     decrypt::Decrypter,
     flow,
     rooms::{Policy, Rooms},
+    seen::Seen,
 };
 use crate::{
     clock::{SharedClock, Timestamp},
@@ -99,6 +100,8 @@ pub struct Worker {
     /// not known, which holds them up without limit.
     pub(super) queues: HashMap<OwnedRoomId, Option<Timestamp>>,
     pub(super) since: Timestamp,
+    /// To-device messages of late, which come by push and by the key lane.
+    seen: Seen,
     /// Rows still to be taken one by one.
     careful_rows: u32,
 }
@@ -124,7 +127,7 @@ impl Worker {
             })
             .collect();
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
-        Ok(Self { parts, decrypter, rooms, queues, since, careful_rows })
+        Ok(Self { parts, decrypter, rooms, queues, since, seen: Seen::default(), careful_rows })
     }
 
     /// Runs until told to stop.
@@ -207,13 +210,15 @@ impl Worker {
     /// Gives every machine its part of the batch; answers the room keys that came, and adds the rooms that
     /// wait for one of them to `due`.
     async fn take_in(
-        &self,
+        &mut self,
         batch: &Batch,
         due: &mut HashSet<OwnedRoomId>,
     ) -> Result<Vec<RoomKey>, CryptoError> {
         let mut keys = Vec::new();
         for engine in self.decrypter.engines() {
-            let changes = batch.changes(engine.account());
+            let mut changes = batch.changes(engine.account());
+            let account_id = engine.account().id;
+            changes.to_device.retain(|message| self.seen.is_news(account_id, message));
             if changes.is_empty() {
                 continue;
             }

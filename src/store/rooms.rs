@@ -198,6 +198,14 @@ pub async fn set_due_unless_relayed(
     Ok(())
 }
 
+/// Asks for the state of all rooms that are not relayed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn look_again(tx: &mut Tx, now: Timestamp) -> Result<u64, StoreError> {
+    tx.execute("UPDATE rooms SET due_at = $1, tries = 0 WHERE relay = 'no'", values![now]).await
+}
+
 /// Rooms whose state is due to be read, longest due first.
 ///
 /// # Errors
