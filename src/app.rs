@@ -5,8 +5,11 @@
 //! the process but a signal, a port that is taken, or what only a person can mend: a wrong pickle key, a
 //! schema that does not fit, a device that belongs to another store.
 
+mod commands;
 mod leader;
 mod term;
+
+pub use commands::{ListedWebhook, migrate, webhooks};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +37,7 @@ use crate::{
     lifecycle::{Lifecycle, signalled},
     model::{RelayPolicy, WebhookId},
     outbox::{BadWebhook, Dispatcher, Sink, WebhookSink},
-    store::{Store, StoreError, webhooks},
+    store::{self, Store, StoreError},
 };
 
 /// How long a stop waits for what is in hand.
@@ -245,14 +248,14 @@ async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<S
     let mut sinks = Sinks::new();
     for webhook in &shared.config.webhooks {
         let mut tx = shared.store.begin().await?;
-        let id = webhooks::ensure(&mut tx, &webhook.name, shared.clock.now()).await?;
+        let id = store::webhooks::ensure(&mut tx, &webhook.name, shared.clock.now()).await?;
         let secret = if let Some(secret) = &webhook.secret {
             secret.clone()
         } else {
             tracing::info!(webhook.name = %webhook.name,
                 "signed with the generated secret that `coucou webhooks --show-secrets` shows");
             let seal = shared.store.seal()?;
-            webhooks::generated_secret(&mut tx, seal, id, &mut StdRng::from_os_rng()).await?
+            store::webhooks::generated_secret(&mut tx, seal, id, &mut StdRng::from_os_rng()).await?
         };
         tx.commit().await?;
         let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, &[secret])?;

@@ -19,6 +19,7 @@ use std::{
 use axum::{
     Router,
     http::{StatusCode, Uri},
+    middleware::from_fn,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -54,6 +55,7 @@ pub fn router(state: HttpState) -> Router {
         .route("/api/v1/ready", get(health::ready))
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
+        .layer(from_fn(error::log_refusal))
         .with_state(state)
 }
 

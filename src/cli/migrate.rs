@@ -4,21 +4,13 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 
-use crate::{
-    clock::{Clock, SystemClock},
-    config::Config,
-    store::Store,
-};
+use crate::{app, config::Config};
 
 /// Migrates, unlocks and says what was done.
 pub(super) async fn run(config: Config) -> Result<()> {
     let mut out = io::stdout();
     writeln!(out, "{}", config.store.chosen_because)?;
-    let store = Store::open(&config.store.location, config.store.pickle_key)?;
-    let applied = store.db().migrate().await.context("the store cannot be migrated")?;
-    // Opening the data key as well shows a wrong pickle key now and not at the next start.
-    store.prepare(SystemClock.now()).await.context("the store cannot be opened")?;
-    store.close().await;
+    let applied = app::migrate(&config).await.context("the store cannot be migrated")?;
     for name in &applied {
         writeln!(out, "applied {name}")?;
     }

@@ -3,15 +3,10 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
-use rand::{SeedableRng, rngs::StdRng};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use url::Url;
 
-use crate::{
-    clock::{Clock, SystemClock},
-    config::{Config, Webhook},
-    store::{self, Store, StoreError},
-};
+use crate::{app, config::Config};
 
 /// Arguments of `coucou webhooks`.
 #[derive(Debug, clap::Args)]
@@ -28,47 +23,18 @@ pub(super) async fn run(args: Args, config: Config) -> Result<()> {
         writeln!(out, "no webhook is set: messages are kept for the REST API (COUCOU_WEBHOOK_URL sets one)")?;
         return Ok(());
     }
-    let mut store = None;
-    for webhook in &config.webhooks {
+    let webhooks = app::webhooks(&config, args.show_secrets).await.context("the store cannot be read")?;
+    for webhook in webhooks {
         let url = if args.show_secrets { webhook.url.to_string() } else { without_token(&webhook.url) };
         writeln!(out, "{}: {url}", webhook.name)?;
-        let kept = match &webhook.secret {
-            Some(_) => "from the settings",
-            None => "made by coucou, kept in the store",
-        };
-        if !args.show_secrets {
-            writeln!(out, "  secret: {kept} (--show-secrets prints it)")?;
-            continue;
+        let kept =
+            if webhook.is_generated { "made by coucou, kept in the store" } else { "from the settings" };
+        match &webhook.secret {
+            Some(secret) => writeln!(out, "  secret: {} ({kept})", secret.expose_secret())?,
+            None => writeln!(out, "  secret: {kept} (--show-secrets prints it)")?,
         }
-        let secret = match &webhook.secret {
-            Some(secret) => secret.clone(),
-            None => generated(webhook, &config, &mut store).await.context("the store cannot be read")?,
-        };
-        writeln!(out, "  secret: {} ({kept})", secret.expose_secret())?;
     }
     Ok(())
-}
-
-/// The secret that coucou made for a webhook; the store is opened for the first one.
-async fn generated(
-    webhook: &Webhook,
-    config: &Config,
-    opened: &mut Option<Store>,
-) -> Result<SecretString, StoreError> {
-    let now = SystemClock.now();
-    if opened.is_none() {
-        let store = Store::open(&config.store.location, config.store.pickle_key.clone())?;
-        store.prepare(now).await?;
-        *opened = Some(store);
-    }
-    let store = opened.as_ref().ok_or(StoreError::NotReady)?;
-    // Not the thread's own generator: this may wait, and then go on in another thread.
-    let mut rng = StdRng::from_os_rng();
-    let mut tx = store.begin().await?;
-    let id = store::webhooks::ensure(&mut tx, &webhook.name, now).await?;
-    let secret = store::webhooks::generated_secret(&mut tx, store.seal()?, id, &mut rng).await?;
-    tx.commit().await?;
-    Ok(secret)
 }
 
 /// A URL without what receivers use as a token: user, path and query.

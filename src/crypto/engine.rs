@@ -11,7 +11,7 @@ use std::{
 };
 
 use matrix_sdk_common::deserialized_responses::{
-    AlgorithmInfo, DecryptedRoomEvent, DeviceLinkProblem, VerificationLevel, VerificationState,
+    AlgorithmInfo, DecryptedRoomEvent, DeviceLinkProblem, VerificationLevel, VerificationState, WithheldCode,
 };
 use matrix_sdk_crypto::{
     CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
@@ -234,7 +234,7 @@ impl Engine {
             Ok(decrypted) => Decrypted::Clear(Box::new(self.clear(room_id, decrypted).await?)),
             Err(MegolmError::Store(error)) => return Err(error.into()),
             Err(MegolmError::MissingRoomKey(None)) => Decrypted::AwaitingKey,
-            Err(MegolmError::MissingRoomKey(Some(code))) => Decrypted::Withheld(code.to_string()),
+            Err(MegolmError::MissingRoomKey(Some(code))) => Decrypted::Withheld(code_name(&code)),
             Err(MegolmError::Decryption(DecryptionError::UnknownMessageIndex(..))) => Decrypted::UnknownIndex,
             Err(MegolmError::EventError(matrix_sdk_crypto::EventError::UnsupportedAlgorithm)) => {
                 Decrypted::UnsupportedAlgorithm
@@ -276,7 +276,7 @@ impl Engine {
     /// When the store fails.
     pub async fn withheld(&self, room_id: &RoomId, session_id: &str) -> Result<Option<String>, CryptoError> {
         let entry = self.machine.store().get_withheld_info(room_id, session_id).await?;
-        Ok(entry.map(|entry| entry.content.withheld_code().to_string()))
+        Ok(entry.map(|entry| code_name(&entry.content.withheld_code())))
     }
 
     /// Follows the devices of users from now on.
@@ -306,6 +306,11 @@ impl Engine {
     pub async fn forget_room(&self, room_id: &RoomId) -> Result<u64, CryptoError> {
         Ok(self.store.delete_inbound_group_sessions_of_room(room_id).await.map_err(CryptoStoreError::from)?)
     }
+}
+
+/// The code of an `m.room_key.withheld`, which is any text that its sender likes.
+fn code_name(code: &WithheldCode) -> String {
+    code.as_str().chars().filter(char::is_ascii_graphic).take(64).collect()
 }
 
 /// Whose device made a session, when that is proven.

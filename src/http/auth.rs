@@ -18,7 +18,8 @@ use super::{HttpState, error::MatrixError};
 
 const MISSING: MatrixError =
     MatrixError::new(StatusCode::UNAUTHORIZED, "M_MISSING_TOKEN", "the hs_token is missing");
-const WRONG: MatrixError = MatrixError::new(StatusCode::FORBIDDEN, "M_FORBIDDEN", "the hs_token is wrong");
+const WRONG: MatrixError =
+    MatrixError::new(StatusCode::FORBIDDEN, "M_FORBIDDEN", "the hs_token is not the registration's");
 
 /// The `hs_token`, as a hash: two of them compare in constant time whatever their lengths.
 #[derive(Clone)]
@@ -60,21 +61,16 @@ fn check(hs_token: &HsToken, request: &Request) -> Result<(), MatrixError> {
         .map(|(_, value)| value);
     let header = match header {
         // Another scheme than Bearer is no token, nor a reason to look past it.
-        Some(None) => return Err(refuse()),
+        Some(None) => return Err(WRONG),
         Some(Some(token)) => Some(hs_token.matches(token)),
         None => None,
     };
     let query = query.map(|token| hs_token.matches(token.as_bytes()));
     match (header, query) {
         (None, None) => Err(MISSING),
-        (Some(false), _) | (_, Some(false)) => Err(refuse()),
+        (Some(false), _) | (_, Some(false)) => Err(WRONG),
         _ => Ok(()),
     }
-}
-
-fn refuse() -> MatrixError {
-    tracing::warn!("a request bore a wrong hs_token: is the homeserver's registration this one?");
-    WRONG
 }
 
 /// The token of a `Bearer` authorization; the scheme's name has no case.

@@ -6,8 +6,10 @@
 use std::error::Error;
 
 use axum::{
-    Json,
+    Extension, Json,
+    extract::Request,
     http::{HeaderValue, StatusCode, header::CONTENT_TYPE},
+    middleware::Next,
     response::{IntoResponse, Response},
 };
 use serde_json::json;
@@ -30,8 +32,35 @@ impl MatrixError {
 
 impl IntoResponse for MatrixError {
     fn into_response(self) -> Response {
-        (self.status, Json(json!({ "errcode": self.errcode, "error": self.error }))).into_response()
+        let body = Json(json!({ "errcode": self.errcode, "error": self.error }));
+        (self.status, Extension(Refusal(self.error)), body).into_response()
     }
+}
+
+/// Why a request got an error, for the log.
+#[derive(Clone, Copy, Debug)]
+struct Refusal(&'static str);
+
+/// Logs requests that are refused, once and in one place. What failed on our side was logged with its cause.
+pub(super) async fn log_refusal(request: Request, next: Next) -> Response {
+    /// Paths hold ids, which are as long as whoever asks likes.
+    const MOST: usize = 200;
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let response = next.run(request).await;
+    let status = response.status();
+    if status.is_client_error() {
+        let why = response.extensions().get().map_or("", |Refusal(why)| *why);
+        // The query may hold a token.
+        let path: String = uri.path().chars().take(MOST).collect();
+        let status = status.as_u16();
+        if status == 404 {
+            // The internet tries all kinds of paths.
+            tracing::info!(%method, path, status, why, "request refused");
+        } else {
+            tracing::warn!(%method, path, status, why, "request refused");
+        }
+    }
+    response
 }
 
 impl From<AcceptError> for MatrixError {
@@ -84,6 +113,7 @@ impl IntoResponse for Problem {
             "type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail
         });
         let json = HeaderValue::from_static("application/problem+json");
-        (self.status, [(CONTENT_TYPE, json)], body.to_string()).into_response()
+        let refusal = Extension(Refusal(self.detail));
+        (self.status, refusal, [(CONTENT_TYPE, json)], body.to_string()).into_response()
     }
 }

@@ -71,6 +71,15 @@ struct EncryptedContent<'a> {
 /// ([spec](https://spec.matrix.org/latest/client-server-api/#mroomencrypted)).
 pub const ENCRYPTED: &str = "m.room.encrypted";
 
+/// The most bytes of an id ([spec](https://spec.matrix.org/latest/appendices/#common-identifier-format)).
+const LONGEST_ID: usize = 255;
+
+/// Whether a text may stand in a column that is looked up by. PostgreSQL stores no NUL and indexes nothing
+/// long: one such event would fail the whole step, and hold up everything behind it for ever.
+fn can_be_kept(id: &str) -> bool {
+    id.len() <= LONGEST_ID && !id.contains('\0')
+}
+
 impl WireEvent {
     /// Reads an event.
     ///
@@ -82,6 +91,14 @@ impl WireEvent {
             // serde_json quotes at most the value of the wrong type, which for an id can be anything.
             format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column())
         })?;
+        let ids = [
+            ("event_id", head.event_id.as_str()),
+            ("room_id", head.room_id.as_str()),
+            ("sender", head.sender.as_str()),
+        ];
+        if let Some((name, _)) = ids.iter().find(|(_, id)| !can_be_kept(id)) {
+            return Err(format!("{name} is longer than {LONGEST_ID} bytes or holds a NUL"));
+        }
         let session = (head.event_type == ENCRYPTED).then(|| place(&raw, &head.room_id)).flatten();
         let redacts = head.redacts.and_then(|redacts| OwnedEventId::try_from(redacts.as_str()?).ok());
         #[expect(clippy::cast_possible_truncation, reason = "saturates, and no real time is near the ends")]
@@ -128,7 +145,8 @@ pub fn content(raw: &RawValue) -> Map<String, Value> {
 
 fn place(raw: &RawValue, room_id: &OwnedRoomId) -> Option<SessionPlace> {
     let content = serde_json::from_str::<Encrypted<'_>>(raw.get()).ok()?.content?;
-    let key = RoomKey { room_id: room_id.clone(), session_id: content.session_id? };
+    let session_id = content.session_id.filter(|session_id| can_be_kept(session_id))?;
+    let key = RoomKey { room_id: room_id.clone(), session_id };
     let message = content.ciphertext.and_then(|text| MegolmMessage::from_base64(&text).ok());
     Some(SessionPlace { key, index: message.map(|message| i64::from(message.message_index())) })
 }
@@ -157,6 +175,29 @@ mod tests {
             bad.as_object_mut().unwrap().remove(key);
             let error = parse(&bad).unwrap_err();
             assert!(!error.contains('x'), "{error}");
+        }
+    }
+
+    #[test]
+    fn ids_that_no_column_holds_are_refused() {
+        let good = json!({"event_id": "$a", "room_id": "!r", "sender": "@a:b", "type": ENCRYPTED,
+            "content": {"session_id": "s", "ciphertext": ""}});
+        let long = "x".repeat(LONGEST_ID);
+        for (key, bad) in [
+            ("event_id", "$a\0b".to_owned()),
+            ("event_id", format!("${long}")),
+            ("room_id", format!("!{long}")),
+            ("sender", format!("@{long}:b")),
+            ("sender", format!("@a:{long}.b")),
+        ] {
+            let mut event = good.clone();
+            event[key] = json!(bad);
+            assert!(parse(&event).unwrap_err().contains(key), "{key}");
+        }
+        for bad in ["s\0", &*long.repeat(2)] {
+            let mut event = good.clone();
+            event["content"]["session_id"] = json!(bad);
+            assert_eq!(parse(&event).unwrap().session, None, "it is kept, without a session");
         }
     }
 

@@ -111,7 +111,10 @@ impl RoomState {
 impl Bridge {
     /// A claim; none when it names no bot.
     fn read(event_type: &str, state_key: &str, content: &Value) -> Option<Self> {
-        let user = |key| content.get(key).and_then(Value::as_str).and_then(|id| UserId::parse(id).ok());
+        let user = |key| {
+            let id = content.get(key).and_then(Value::as_str).filter(|id| is_short(id))?;
+            UserId::parse(id).ok()
+        };
         let protocol = content.get("protocol").unwrap_or(&Value::Null);
         let channel = content.get("channel").unwrap_or(&Value::Null);
         Some(Self {
@@ -119,7 +122,7 @@ impl Bridge {
             event_type: event_type.to_owned(),
             state_key: state_key.to_owned(),
             creator: user("creator"),
-            protocol: filled(protocol, "id"),
+            protocol: filled(protocol, "id").filter(|id| is_short(id)),
             protocol_name: filled(protocol, "displayname"),
             channel_id: filled(channel, "id"),
             channel_name: filled(channel, "displayname"),
@@ -129,4 +132,10 @@ impl Bridge {
                 .or_else(|| filled(content, "com.beeper.room_type")),
         })
     }
+}
+
+/// Whether a text may be a name that rooms and messages are looked up by: the database stores no NUL and
+/// indexes nothing long.
+fn is_short(text: &str) -> bool {
+    text.len() <= 255 && !text.contains('\0')
 }
