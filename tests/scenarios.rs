@@ -15,6 +15,9 @@ mod support;
 
 mod architecture;
 mod bad_input;
+mod database_down_on_synapse;
+mod instances_on_synapse;
 mod relay_on_fake;
 mod relay_on_synapse;
 mod rig;
+mod store_on_synapse;

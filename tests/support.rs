@@ -14,8 +14,10 @@ use std::{
 
 use rand::Rng;
 
+pub(crate) mod arrival;
 pub(crate) mod coucou;
 pub(crate) mod fake_homeserver;
+pub(crate) mod forwarder;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod receiver;

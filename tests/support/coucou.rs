@@ -21,22 +21,32 @@ const STOP: Duration = Duration::from_secs(30);
 
 /// A coucou of a test's own: its settings, its folder, and the process while it runs.
 pub(crate) struct Coucou {
+    // Before its folder: it shows the end of its log when dropped.
+    process: Option<Process>,
     folder: TempDir,
     port: u16,
     environment: BTreeMap<String, String>,
-    process: Option<Process>,
 }
 
 impl Coucou {
     /// One with a registration for a free port and a SQLite store in its own folder; not started yet.
     pub(crate) async fn new() -> Self {
         let coucou = Self::bare();
-        let registration = coucou.path("registration.yaml");
-        let mut command =
-            coucou.command(&["registration", "--server-name", "localhost", "--url", &coucou.url()]);
+        let url = coucou.url();
+        coucou.registered_at(&url).await
+    }
+
+    /// As [`Coucou::new`], with a registration that sends the homeserver to another address.
+    pub(crate) async fn behind(url: &str) -> Self {
+        Self::bare().registered_at(url).await
+    }
+
+    async fn registered_at(self, url: &str) -> Self {
+        let registration = self.path("registration.yaml");
+        let mut command = self.command(&["registration", "--server-name", "localhost", "--url", url]);
         command.arg("--output").arg(&registration);
         run(command).await;
-        coucou.set("COUCOU_APPSERVICE_REGISTRATION", &registration.to_string_lossy())
+        self.set("COUCOU_APPSERVICE_REGISTRATION", &registration.to_string_lossy())
     }
 
     /// One whose registration the test writes itself, for a free port.

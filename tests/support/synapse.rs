@@ -15,7 +15,7 @@ use super::{free_port, http, process::Process, repository, run, until};
 
 mod sender;
 
-pub(crate) use sender::{Bridge, Line, Sent};
+pub(crate) use sender::{Bridge, Line, Sent, Timed};
 
 /// How long a Synapse may take to start on a busy machine.
 const START: Duration = Duration::from_mins(2);
@@ -34,10 +34,11 @@ pub(crate) struct Options {
 
 /// A Synapse on 127.0.0.1, server name `localhost`; gone when dropped.
 pub(crate) struct Synapse {
+    // Before its folder: it shows the end of its log when dropped.
+    process: Option<Process>,
     folder: TempDir,
     port: u16,
     options: Options,
-    process: Option<Process>,
     _turn: SemaphorePermit<'static>,
 }
 

@@ -5,14 +5,19 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
 
 use super::{python, run};
 use crate::support::process::last_lines;
@@ -264,6 +269,19 @@ impl Sending {
         panic!("the sender ended without a portal:\n{}", last_lines(&self.log, 20));
     }
 
+    /// Notes, from now on and to its end, when each line was printed.
+    pub(crate) fn timed(mut self) -> Timed {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let book = Arc::clone(&lines);
+        let end = tokio::spawn(async move {
+            while let Some(line) = self.next().await {
+                book.lock().unwrap().push((Instant::now(), line));
+            }
+            self.finish().await
+        });
+        Timed { lines, end }
+    }
+
     /// Waits for its end and answers all it said; panics when it failed.
     pub(crate) async fn finish(mut self) -> Sent {
         while self.next().await.is_some() {}
@@ -271,6 +289,26 @@ impl Sending {
         let status = spawn_blocking(move || child.wait()).await.unwrap().unwrap();
         assert!(status.success(), "the sender ended with {status}:\n{}", last_lines(&self.log, 20));
         std::mem::take(&mut self.sent)
+    }
+}
+
+/// A run of the sender whose lines are read while the test does something else.
+pub(crate) struct Timed {
+    lines: Arc<Mutex<Vec<(Instant, Line)>>>,
+    end: JoinHandle<Sent>,
+}
+
+impl Timed {
+    /// The messages that were sent in that time, as far as is known by now.
+    pub(crate) fn sent_between(&self, from: Instant, to: Instant) -> Vec<Line> {
+        let lines = self.lines.lock().unwrap();
+        let sent = lines.iter().filter(|(at, line)| !line.event_id.is_empty() && (from..to).contains(at));
+        sent.map(|(_, line)| line.clone()).collect()
+    }
+
+    /// Waits for its end and answers all it said; panics when it failed.
+    pub(crate) async fn finish(self) -> Sent {
+        self.end.await.unwrap()
     }
 }
 

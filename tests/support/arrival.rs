@@ -1,0 +1,63 @@
+//! What must hold of every stream of messages, whatever broke on the way.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use super::{
+    receiver::{Attempt, Receiver},
+    synapse::{Line, Sent},
+};
+
+/// Waits until everything that was sent has arrived, and panics unless it did so once, under one id, as it was
+/// sent, numbered without gaps and in order in each room; and nothing else did.
+pub(crate) async fn assert_arrives(receiver: &Receiver, sent: &[&Sent], deadline: Duration) {
+    let sent: Vec<&Line> = sent.iter().flat_map(|sent| sent.messages()).collect();
+    let taken = wait_for_all(receiver, &sent, deadline).await;
+    let mut ids: HashMap<&str, &str> = HashMap::new();
+    for message in &taken {
+        let other = ids.insert(message.event_id(), &message.id);
+        assert!(other.is_none(), "{} came as {other:?} and as {}", message.event_id(), message.id);
+    }
+    let mut rooms: BTreeMap<&str, Vec<&Line>> = BTreeMap::new();
+    for line in sent {
+        rooms.entry(&line.room_id).or_default().push(line);
+    }
+    let mut strangers = taken.iter().filter(|message| !rooms.contains_key(message.room_id()));
+    assert!(strangers.next().is_none(), "a message of a room where nothing was said");
+    for (room_id, lines) in &rooms {
+        let told: Vec<&Attempt> = taken.iter().filter(|message| message.room_id() == *room_id).collect();
+        let order = |ids: Vec<&str>| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            order(lines.iter().map(|line| &*line.event_id).collect()),
+            order(told.iter().map(|message| message.event_id()).collect()),
+            "the order of {room_id}"
+        );
+        for (at, (line, message)) in lines.iter().zip(&told).enumerate() {
+            assert_eq!(message.data()["sequence"].as_u64(), Some(at as u64 + 1), "in {room_id}");
+            assert_eq!(message.data()["matrix"]["content"], line.content);
+            assert_eq!(message.data()["encryption"]["session_id"].as_str(), line.session_id.as_deref());
+        }
+    }
+}
+
+async fn wait_for_all(receiver: &Receiver, sent: &[&Line], deadline: Duration) -> Vec<Attempt> {
+    let began = Instant::now();
+    loop {
+        let taken = receiver.messages();
+        let missing: Vec<usize> = (0..sent.len())
+            .filter(|at| taken.iter().all(|message| message.event_id() != sent[*at].event_id))
+            .collect();
+        if missing.is_empty() {
+            return taken;
+        }
+        assert!(
+            began.elapsed() < deadline,
+            "{} of {} did not arrive within {deadline:?}: numbers {missing:?}",
+            missing.len(),
+            sent.len()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
