@@ -14,6 +14,7 @@
 mod support;
 
 mod architecture;
+mod owner_on_synapse;
 mod relay_on_fake;
 mod relay_on_synapse;
 mod rig;

@@ -30,11 +30,20 @@ pub(crate) struct Coucou {
 impl Coucou {
     /// One with a registration for a free port and a SQLite store in its own folder; not started yet.
     pub(crate) async fn new() -> Self {
+        Self::registering(&[]).await
+    }
+
+    /// As [`Coucou::new`], reading for an owner.
+    pub(crate) async fn of_owner(owner: &str) -> Self {
+        Self::registering(&["--owner", owner]).await.set("COUCOU_OWNER", owner)
+    }
+
+    async fn registering(args: &[&str]) -> Self {
         let coucou = Self::bare();
         let registration = coucou.path("registration.yaml");
         let mut command =
             coucou.command(&["registration", "--server-name", "localhost", "--url", &coucou.url()]);
-        command.arg("--output").arg(&registration);
+        command.args(args).arg("--output").arg(&registration);
         run(command).await;
         coucou.set("COUCOU_APPSERVICE_REGISTRATION", &registration.to_string_lossy())
     }
@@ -73,6 +82,11 @@ impl Coucou {
     /// Sets the store.
     pub(crate) fn store(self, url: &str) -> Self {
         self.set("COUCOU_STORE_URL", url)
+    }
+
+    /// Where its store is.
+    pub(crate) fn store_url(&self) -> &str {
+        &self.environment["COUCOU_STORE_URL"]
     }
 
     /// Sets the webhook.
