@@ -98,8 +98,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
     let hs_token = HsToken::new(&config.appservice.hs_token);
     let clock: SharedClock = Arc::new(SystemClock);
-    let shared =
-        Shared { config: Arc::new(config), store, homeserver, clock, wakes: Wakes::default(), bot };
+    let shared = Shared { config: Arc::new(config), store, homeserver, clock, wakes: Wakes::default(), bot };
     let (fatal, mut failed) = mpsc::channel(1);
     let health = watch_store(&lifecycle, &shared, &fatal);
     serve_http(&lifecycle, &shared, listener, hs_token, health, &fatal);
@@ -196,8 +195,7 @@ fn serve_http(
     health: Health,
     fatal: &mpsc::Sender<AppError>,
 ) {
-    let inbox =
-        Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox));
+    let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox));
     let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {
@@ -260,14 +258,13 @@ async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<S
     for webhook in &shared.config.webhooks {
         let mut tx = shared.store.begin().await?;
         let id = webhooks::ensure(&mut tx, &webhook.name, shared.clock.now()).await?;
-        let secret = match &webhook.secret {
-            Some(secret) => secret.clone(),
-            None => {
-                let seal = shared.store.seal()?;
-                tracing::info!(webhook.name = %webhook.name,
-                    "signed with the generated secret that `coucou webhooks --show-secrets` shows");
-                webhooks::generated_secret(&mut tx, seal, id, &mut StdRng::from_os_rng()).await?
-            }
+        let secret = if let Some(secret) = &webhook.secret {
+            secret.clone()
+        } else {
+            tracing::info!(webhook.name = %webhook.name,
+                "signed with the generated secret that `coucou webhooks --show-secrets` shows");
+            let seal = shared.store.seal()?;
+            webhooks::generated_secret(&mut tx, seal, id, &mut StdRng::from_os_rng()).await?
         };
         tx.commit().await?;
         let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, &[secret])?;

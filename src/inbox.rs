@@ -9,10 +9,12 @@ pub mod batch;
 mod commit;
 mod decrypt;
 pub mod envelope;
-mod event;
+pub mod event;
 mod flow;
 mod relay;
 pub mod rooms;
+#[cfg(test)]
+mod tests;
 pub mod worker;
 
 pub use accept::{AcceptError, Inbox};

@@ -28,10 +28,10 @@ const MOST: i64 = 64;
 const SIDE_BY_SIDE: usize = 4;
 
 /// How often the store is asked for errands that nobody announced.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(2);
 
 /// The longest time between two attempts at the same errand.
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_mins(5);
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -137,17 +137,12 @@ impl Errands {
             if self.step().await? {
                 continue;
             }
-            let idle = self.idle();
+            let idle = IDLE.mul_f64(rand::rng().random_range(0.8..1.2));
             tokio::select! {
                 () = stop.cancelled() => {}, () = self.wake.notified() => {}, () = sleep(idle) => {}
             }
         }
         Ok(())
-    }
-
-    /// The store wants to be asked again sooner than usual while something is being retried.
-    fn idle(&self) -> Duration {
-        IDLE.mul_f64(rand::rng().random_range(0.2..0.4))
     }
 
     /// Runs what is due; answers whether there was anything.

@@ -1,4 +1,5 @@
 -- What came in, as it came, until it is worked through; afterwards the row without its body tells a repeat.
+-- A row that was worked through and still has its body was set aside: it failed again and again.
 CREATE TABLE inbox (
     inbox_id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     -- 'push': a transaction of the homeserver; 'lane': a page of /sync for one account; 'state': a room's.
@@ -8,6 +9,8 @@ CREATE TABLE inbox (
     content_hash BYTEA NOT NULL,
     body BYTEA,
     received_at BIGINT NOT NULL,
+    -- Tries at this row on its own, after a failure.
+    tries BIGINT NOT NULL DEFAULT 0,
     processed_at BIGINT
 );
 CREATE UNIQUE INDEX inbox_repeat ON inbox (txn_id, content_hash) WHERE txn_id IS NOT NULL;

@@ -30,7 +30,7 @@ const RENEW: Duration = Duration::from_secs(3);
 const CLAIM: Duration = Duration::from_secs(2);
 
 /// How long worked-through rows of the inbox are kept, to know repeats by.
-const KEEP_ROWS: Duration = Duration::from_secs(24 * 3600);
+const KEEP_ROWS: Duration = Duration::from_hours(24);
 
 /// Claims the lease again and again, and works while it is held.
 ///
@@ -43,16 +43,20 @@ pub(super) async fn lead(
 ) -> Result<(), CryptoError> {
     let holder = format!("{}-{:08x}", process::id(), rand::rng().random::<u32>());
     let mut standing_by = false;
+    let mut cautious = false;
     while !stop.is_cancelled() {
         match claim(&shared, &holder).await {
             Ok(Some(lease)) => {
                 standing_by = false;
                 tracing::info!(lease.fence = lease.fence(), holder, "this process works the crypto");
-                let ended = hold(&shared, &webhooks, &lease, &stop).await;
+                let ended = hold(&shared, &webhooks, &lease, cautious, &stop).await;
                 give_back(&shared, &lease).await;
                 match ended {
                     Err(error @ CryptoError::Refused(_)) => return Err(error),
-                    Err(error) => log_end(&error),
+                    Err(error) => {
+                        cautious = !error.is_transient();
+                        log_end(&error);
+                    }
                     Ok(()) => continue,
                 }
             }
@@ -82,9 +86,10 @@ async fn hold(
     shared: &Shared,
     webhooks: &[WebhookId],
     lease: &Lease,
+    cautious: bool,
     stop: &CancellationToken,
 ) -> Result<(), CryptoError> {
-    let term = Term::new(shared.clone(), webhooks.to_vec(), lease.clone());
+    let term = Term::new(shared.clone(), webhooks.to_vec(), lease.clone(), cautious);
     tokio::select! {
         ended = term.run(stop.child_token()) => ended,
         lost = renew(shared, lease) => Err(lost.into()),
@@ -125,7 +130,7 @@ async fn give_back(shared: &Shared, lease: &Lease) {
 
 /// Deletes rows of the inbox that are long worked through, now and then.
 pub(super) async fn prune(shared: Shared, stop: CancellationToken) {
-    const PAUSE: Duration = Duration::from_secs(600);
+    const PAUSE: Duration = Duration::from_mins(10);
     while !stop.is_cancelled() {
         let prune = async {
             let before = shared.clock.now().minus(KEEP_ROWS);

@@ -35,6 +35,8 @@ pub(super) struct Term {
     shared: Shared,
     webhooks: Vec<WebhookId>,
     lease: Lease,
+    /// The last term failed in a way that may come from a row of the inbox.
+    cautious: bool,
 }
 
 /// What a term works with.
@@ -53,8 +55,8 @@ impl From<RoomsError> for CryptoError {
 }
 
 impl Term {
-    pub(super) fn new(shared: Shared, webhooks: Vec<WebhookId>, lease: Lease) -> Self {
-        Self { shared, webhooks, lease }
+    pub(super) fn new(shared: Shared, webhooks: Vec<WebhookId>, lease: Lease, cautious: bool) -> Self {
+        Self { shared, webhooks, lease, cautious }
     }
 
     /// Works until told to stop, or until something fails that ends the term.
@@ -65,7 +67,10 @@ impl Term {
             Ok(Ok(())) => true,
             Ok(Err(error)) if error.is_of_the_store() => return Err(error),
             Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn Error, "the homeserver is away; what is here is worked through meanwhile");
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "the homeserver is away; what is here is worked through meanwhile"
+                );
                 false
             }
             Err(_) => false,
@@ -99,7 +104,11 @@ impl Term {
                 Ok(accounts) => return Ok(Some(accounts)),
                 Err(CryptoError::Homeserver(error)) => {
                     failures += 1;
-                    tracing::warn!(error = &error as &dyn Error, failures, "could not set up the accounts on the homeserver");
+                    tracing::warn!(
+                        error = &error as &dyn Error,
+                        failures,
+                        "could not set up the accounts on the homeserver"
+                    );
                     tokio::select! { () = stop.cancelled() => {}, () = sleep(backoff(failures)) => {} }
                 }
                 Err(error) => return Err(error),
@@ -167,18 +176,16 @@ impl Term {
         let (mut engines, mut lanes) = (Vec::new(), Vec::new());
         for account in accounts {
             let (lease, clock) = (self.lease.clone(), Arc::clone(clock));
-            let engine =
-                Engine::load(account.clone(), store.clone(), lease.clone(), homeserver.clone(), clock.clone());
+            let engine = Engine::load(
+                account.clone(),
+                store.clone(),
+                lease.clone(),
+                homeserver.clone(),
+                clock.clone(),
+            );
             engines.push(engine.await?);
             let inbox = Arc::clone(&wakes.inbox);
-            lanes.push(KeyLane::new(
-                store.clone(),
-                homeserver.clone(),
-                lease,
-                account.clone(),
-                clock,
-                inbox,
-            ));
+            lanes.push(KeyLane::new(store.clone(), homeserver.clone(), lease, account.clone(), clock, inbox));
         }
         Ok(Office { engines, lanes })
     }
@@ -218,6 +225,7 @@ impl Term {
             policy: self.shared.policy(our_users),
             invite_bot: config.owner.as_ref().is_some_and(|owner| owner.mode == OwnerMode::Invite),
             webhooks: self.webhooks.clone(),
+            cautious: self.cautious,
             wakes: self.shared.wakes.clone(),
         }
     }

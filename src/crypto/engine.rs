@@ -18,12 +18,12 @@ use matrix_sdk_crypto::{
     TrustRequirement, olm::SenderData, vodozemac::megolm::DecryptionError,
 };
 use ruma::{
-    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt,
-    api::client::sync::sync_events::DeviceLists, events::AnyToDeviceEvent, serde::Raw,
+    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt, api::client::sync::sync_events::DeviceLists,
+    events::AnyToDeviceEvent, serde::Raw,
 };
 use serde_json::value::RawValue;
 
-use super::store::AccountStore;
+use super::store::{AccountStore, store_error};
 use crate::{
     clock::SharedClock,
     homeserver::{Homeserver, Identity},
@@ -70,6 +70,19 @@ impl From<OlmError> for CryptoError {
 }
 
 impl CryptoError {
+    /// Whether the same can succeed later without anybody's doing: the database or the homeserver was away,
+    /// or another process has taken over.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        let transient = |error: &StoreError| error.is_transient() || matches!(error, StoreError::LeaseLost);
+        match self {
+            Self::Store(error) => store_error(error).is_some_and(transient),
+            Self::Database(error) => transient(error),
+            Self::Homeserver(_) => true,
+            Self::Machine(_) | Self::Task(_) | Self::Refused(_) => false,
+        }
+    }
+
     /// Whether the machine may be ahead of the store, so that it must be dropped.
     #[must_use]
     pub fn is_of_the_store(&self) -> bool {
@@ -253,8 +266,7 @@ impl Engine {
                 VerificationLevel::UnsignedDevice | VerificationLevel::VerificationViolation,
             ) => Trust::Unverified,
         };
-        let session_owner =
-            session.and_then(|session| owner(&session.sender_data));
+        let session_owner = session.and_then(|session| owner(&session.sender_data));
         Ok(Clear { event: decrypted.event.into_json(), algorithm, trust, session_owner })
     }
 

@@ -23,7 +23,7 @@ use crate::{
 const POLL: Duration = Duration::from_secs(30);
 
 /// The longest wait between attempts while the homeserver does not answer.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 
 /// What a step of the lane came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

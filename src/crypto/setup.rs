@@ -83,7 +83,7 @@ pub async fn ensure_device(homeserver: &Homeserver, account: &Account) -> Result
     let (user_id, device_id) = (&account.user_id, &account.device_id);
     match homeserver.put_device(user_id, device_id, DEVICE_NAME).await {
         Ok(()) => Ok(()),
-        Err(HomeserverError::Status { status: 403 | 404 | 405, .. }) => {
+        Err(HomeserverError::Status { status: 403..=405, .. }) => {
             Ok(homeserver.login_appservice(user_id, device_id, DEVICE_NAME).await?)
         }
         Err(error) => Err(error.into()),

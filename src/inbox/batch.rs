@@ -35,6 +35,8 @@ pub struct Readers<'a> {
 pub struct Batch {
     /// The rows, to be marked as worked through.
     pub ids: Vec<InboxId>,
+    /// Rows that do not open.
+    pub set_aside: Vec<InboxId>,
     /// The parts of transactions and pages.
     envelopes: Vec<(Option<AccountId>, Envelope)>,
     /// Room events in order, each once.
@@ -58,22 +60,33 @@ impl Batch {
         let mut batch = Self::default();
         let mut seen = HashSet::new();
         for row in rows {
+            let Some(body) = row.body else {
+                tracing::error!(
+                    inbox.id = row.inbox_id.0,
+                    "a row of the inbox does not open and is set aside"
+                );
+                batch.set_aside.push(row.inbox_id);
+                continue;
+            };
             batch.ids.push(row.inbox_id);
             match row.source {
-                Source::Push => batch.read_push(&row.body, row.received_at, &mut seen),
+                Source::Push => batch.read_push(&body, row.received_at, &mut seen),
                 Source::Lane(account_id) => {
                     let account = readers.accounts.iter().find(|account| account.id == account_id);
                     // A lane of an account that is no longer used has nobody to read it.
                     let Some(account) = account else { continue };
-                    match Envelope::parse_lane(&row.body, account) {
+                    match Envelope::parse_lane(&body, account) {
                         Ok(envelope) => batch.envelopes.push((Some(account_id), envelope)),
                         Err(error) => tracing::error!(inbox.id = row.inbox_id.0, %error, "unreadable row"),
                     }
                 }
-                Source::State => match serde_json::from_slice(&row.body) {
-                    Ok(snapshot) => batch.snapshots.push(snapshot),
-                    Err(_) => tracing::error!(inbox.id = row.inbox_id.0, "unreadable room state"),
-                },
+                Source::State => {
+                    if let Ok(snapshot) = serde_json::from_slice(&body) {
+                        batch.snapshots.push(snapshot);
+                    } else {
+                        tracing::error!(inbox.id = row.inbox_id.0, "unreadable room state");
+                    }
+                }
             }
         }
         batch

@@ -21,9 +21,11 @@ use crate::{
 
 /// All that a step wants written, and done once it is.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub(super) struct Outcome {
     /// Rows of the inbox that are worked through.
     pub rows: Vec<InboxId>,
+    /// Rows that nobody can read; kept for a person to look at.
+    pub set_aside: Vec<InboxId>,
     /// Messages, in order.
     pub messages: Vec<Message>,
     /// Places of Megolm sessions that they used.
@@ -76,6 +78,7 @@ impl Worker {
         pending::insert(&mut tx, seal, &outcome.waiting).await?;
         messages::use_indexes(&mut tx, &outcome.used).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
+        inbox::set_aside(&mut tx, &outcome.set_aside, now).await?;
         inbox::mark_processed(&mut tx, &outcome.rows, now).await?;
         let queued: Vec<_> = outcome
             .messages

@@ -28,7 +28,7 @@ const WORTH_SPREADING: usize = 4;
 
 /// An event to be decrypted.
 #[derive(Debug)]
-pub struct Sealed {
+pub(super) struct Sealed {
     /// The event.
     pub event_id: OwnedEventId,
     /// The session it needs.
@@ -39,7 +39,7 @@ pub struct Sealed {
 
 /// Decrypts with whichever account holds the key.
 #[derive(Debug)]
-pub struct Decrypter {
+pub(super) struct Decrypter {
     store: Store,
     engines: Vec<Engine>,
     /// Only what is so: a session that nobody holds may come at any time.
@@ -49,18 +49,18 @@ pub struct Decrypter {
 impl Decrypter {
     /// A decrypter over these accounts, the first that has a key being used.
     #[must_use]
-    pub fn new(store: Store, engines: Vec<Engine>) -> Self {
+    pub(super) fn new(store: Store, engines: Vec<Engine>) -> Self {
         Self { store, engines, holders: Cache::new(MOST_HOLDERS) }
     }
 
     /// The accounts.
     #[must_use]
-    pub fn engines(&self) -> &[Engine] {
+    pub(super) fn engines(&self) -> &[Engine] {
         &self.engines
     }
 
     /// Forgets who holds which key, because some are gone.
-    pub fn forget_all(&self) {
+    pub(super) fn forget_all(&self) {
         self.holders.clear();
     }
 
@@ -68,7 +68,7 @@ impl Decrypter {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn decrypt(
+    pub(super) async fn decrypt(
         &self,
         sealed: Vec<Sealed>,
     ) -> Result<HashMap<OwnedEventId, Decrypted>, CryptoError> {
@@ -84,13 +84,12 @@ impl Decrypter {
                 work.push((engine.clone(), sealed));
                 continue;
             }
-            let withheld = match missing.get(&sealed.key) {
-                Some(known) => known.clone(),
-                None => {
-                    let withheld = self.withheld(&sealed.key).await?;
-                    missing.insert(sealed.key.clone(), withheld.clone());
-                    withheld
-                }
+            let withheld = if let Some(known) = missing.get(&sealed.key) {
+                known.clone()
+            } else {
+                let withheld = self.withheld(&sealed.key).await?;
+                missing.insert(sealed.key.clone(), withheld.clone());
+                withheld
             };
             outcomes.insert(sealed.event_id, withheld.map_or(Decrypted::AwaitingKey, Decrypted::Withheld));
         }

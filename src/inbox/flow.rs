@@ -16,11 +16,11 @@ use crate::{
 };
 
 /// How long an event may hold up its room.
-pub const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// What is to be done with an event.
 #[derive(Debug)]
-pub enum Fate {
+pub(super) enum Fate {
     /// Relay it: never encrypted (`None`), or decrypted.
     Relay(Option<Box<Clear>>),
     /// It keeps its place in the room's order, for this reason.
@@ -30,28 +30,28 @@ pub enum Fate {
 }
 
 /// Reasons on the ledger and in the queue.
-pub mod reason {
+pub(super) mod reason {
     /// The key has not come.
-    pub const NO_KEY: &str = "no_key";
+    pub(in crate::inbox) const NO_KEY: &str = "no_key";
     /// Behind an event whose key has not come.
-    pub const ORDER: &str = "order";
+    pub(in crate::inbox) const ORDER: &str = "order";
     /// The room's state has not been read.
-    pub const ROOM_STATE: &str = "room_state";
+    pub(in crate::inbox) const ROOM_STATE: &str = "room_state";
     /// The key does not reach back to the message.
-    pub const UNKNOWN_INDEX: &str = "unknown_index";
+    pub(in crate::inbox) const UNKNOWN_INDEX: &str = "unknown_index";
     /// The ciphertext is damaged.
-    pub const BAD_CIPHERTEXT: &str = "bad_ciphertext";
+    pub(in crate::inbox) const BAD_CIPHERTEXT: &str = "bad_ciphertext";
     /// The algorithm is not known.
-    pub const UNSUPPORTED_ALGORITHM: &str = "unsupported_algorithm";
+    pub(in crate::inbox) const UNSUPPORTED_ALGORITHM: &str = "unsupported_algorithm";
     /// The message index was used by another event.
-    pub const REPLAY: &str = "replay";
+    pub(in crate::inbox) const REPLAY: &str = "replay";
     /// Encrypted by somebody who is neither the sender nor the room's bridge.
-    pub const UNTRUSTED_SENDER: &str = "untrusted_sender";
+    pub(in crate::inbox) const UNTRUSTED_SENDER: &str = "untrusted_sender";
 }
 
 /// One room's walk through its events, oldest first.
 #[derive(Debug)]
-pub struct Walk {
+pub(super) struct Walk {
     now: Timestamp,
     /// Waiting counts from here for events that came before the process took over.
     since: Timestamp,
@@ -61,18 +61,12 @@ pub struct Walk {
 impl Walk {
     /// A walk that begins at the head of the room's order.
     #[must_use]
-    pub fn new(now: Timestamp, since: Timestamp) -> Self {
+    pub(super) fn new(now: Timestamp, since: Timestamp) -> Self {
         Self { now, since, blocked: false }
     }
 
-    /// Whether an event waits, so that all behind it do.
-    #[must_use]
-    pub fn is_blocked(&self) -> bool {
-        self.blocked
-    }
-
     /// The fate of the next event.
-    pub fn next(
+    pub(super) fn next(
         &mut self,
         event: &WireEvent,
         decrypted: &mut HashMap<OwnedEventId, Decrypted>,
@@ -96,13 +90,13 @@ impl Walk {
 
 /// When an event stops holding up its room.
 #[must_use]
-pub fn deadline(received_at: Timestamp, since: Timestamp) -> Timestamp {
+pub(super) fn deadline(received_at: Timestamp, since: Timestamp) -> Timestamp {
     received_at.max(since).plus(GRACE)
 }
 
 /// What an outcome means for an event that nothing holds up.
 #[must_use]
-pub fn fate(decrypted: Option<Decrypted>) -> Fate {
+pub(super) fn fate(decrypted: Option<Decrypted>) -> Fate {
     match decrypted {
         Some(Decrypted::Clear(clear)) => Fate::Relay(Some(clear)),
         Some(Decrypted::AwaitingKey) => Fate::Queue(reason::NO_KEY),
@@ -135,9 +129,11 @@ mod tests {
         let mut decrypted = awaiting(&["$a"]);
         let mut walk = Walk::new(Timestamp(9_000), Timestamp(0));
         assert!(matches!(walk.next(&event("$0", "m.room.message", 1), &mut decrypted), Fate::Relay(None)));
-        assert!(matches!(walk.next(&event("$a", "m.room.encrypted", 1), &mut decrypted), Fate::Queue("no_key")));
+        assert!(matches!(
+            walk.next(&event("$a", "m.room.encrypted", 1), &mut decrypted),
+            Fate::Queue("no_key")
+        ));
         assert!(matches!(walk.next(&event("$b", "m.reaction", 2), &mut decrypted), Fate::Queue("order")));
-        assert!(walk.is_blocked());
 
         let mut decrypted = awaiting(&["$a"]);
         let mut walk = Walk::new(Timestamp(10_001), Timestamp(0));
@@ -162,7 +158,8 @@ mod tests {
             (id("$c"), Decrypted::UnknownIndex),
         ]);
         let mut walk = Walk::new(Timestamp(1), Timestamp(0));
-        for (at, expected) in [("$a", "bad_ciphertext"), ("$b", "withheld:m.unverified"), ("$c", "unknown_index")]
+        for (at, expected) in
+            [("$a", "bad_ciphertext"), ("$b", "withheld:m.unverified"), ("$c", "unknown_index")]
         {
             let fate = walk.next(&event(at, "m.room.encrypted", 1), &mut decrypted);
             assert!(matches!(fate, Fate::Ledger(reason) if reason == expected));

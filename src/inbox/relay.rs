@@ -17,7 +17,7 @@ use crate::{
     clock::Timestamp,
     crypto::{Clear, CryptoError, Decrypted, RoomKey, trust},
     messages::{self, PayloadClass, room::Change},
-    model::{ClearEvent, Encryption, Membership, Relay, Trust},
+    model::{ClearEvent, Encryption, Membership, MessageId, Relay, Trust},
     store::{
         StoreError,
         messages::MegolmIndex,
@@ -50,7 +50,6 @@ impl Worker {
         now: Timestamp,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
-        outcome.rows.clone_from(&batch.ids);
         let queues = self.load_queues(due).await?;
         let late = self.load_ledger(keys).await?;
         let waiting = queues.values().flat_map(|queue| &queue.events).chain(&late);
@@ -59,7 +58,7 @@ impl Worker {
             self.release_late(&event, &mut known, outcome)?;
         }
         for (room_id, queue) in queues {
-            self.walk_queue(&room_id, queue, now, &mut known, outcome)?;
+            self.walk_queue(&room_id, &queue, now, &mut known, outcome)?;
         }
         let mut walks = HashMap::new();
         for event in batch.events {
@@ -111,7 +110,7 @@ impl Worker {
             });
         }
         let db = self.parts.store.db();
-        let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();
+        let ids: Vec<_> = ids.iter().map(MessageId::as_str).collect();
         let messages = crate::store::messages::known(db, &ids).await?;
         let indexes = crate::store::messages::used_indexes(db, &places).await?;
         sealed.retain(|sealed| {
@@ -145,7 +144,7 @@ impl Worker {
     fn walk_queue(
         &mut self,
         room_id: &RoomId,
-        queue: Queue,
+        queue: &Queue,
         now: Timestamp,
         known: &mut Known,
         outcome: &mut Outcome,

@@ -14,7 +14,10 @@ use serde_json::{Value, value::RawValue};
 use crate::{
     messages::room::{Change, RoomState},
     model::{Relay, RelayPolicy, RoomContext},
-    store::{Db, Seal, StoreError, rooms::{self, RoomRow}},
+    store::{
+        Db, Seal, StoreError,
+        rooms::{self, RoomRow},
+    },
 };
 
 /// Rooms kept in memory between steps. A room is a few kilobytes, so this bounds the cache to tens of
@@ -85,8 +88,7 @@ impl Rooms {
         if self.known.len() > MOST_ROOMS {
             self.known.clear();
         }
-        let missing: Vec<&RoomId> =
-            room_ids.into_iter().filter(|id| !self.known.contains_key(*id)).collect();
+        let missing: Vec<&RoomId> = room_ids.into_iter().filter(|id| !self.known.contains_key(*id)).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -206,7 +208,8 @@ impl Rooms {
                 Relay::Yes => Some(&room.state),
                 Relay::No | Relay::Unknown => None,
             };
-            let state = state.map(serde_json::to_vec).transpose().map_err(|_| StoreError::Corrupt("rooms"))?;
+            let state =
+                state.map(serde_json::to_vec).transpose().map_err(|_| StoreError::Corrupt("rooms"))?;
             let row = RoomRow {
                 relay: room.relay,
                 network: room.context.network.clone(),

@@ -28,7 +28,7 @@ use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
     model::{Account, AccountId, Relay, Role, WebhookId},
-    store::{Lease, Store, StoreError, inbox, pending},
+    store::{Lease, Store, StoreError, inbox, leases, pending},
 };
 
 /// Rows taken in one step at most.
@@ -36,6 +36,9 @@ const MOST_ROWS: u32 = 64;
 
 /// Bytes of rows taken in one step, but always one row.
 const MOST_BYTES: u64 = 8 << 20;
+
+/// Tries at a row on its own before it is set aside.
+const MOST_TRIES: i64 = 3;
 
 /// How long the worker sleeps when nobody wakes it.
 const IDLE: Duration = Duration::from_secs(1);
@@ -79,6 +82,9 @@ pub struct WorkerParts {
     pub invite_bot: bool,
     /// Every webhook gets every message.
     pub webhooks: Vec<WebhookId>,
+    /// Whether to take rows one by one at first, because the last worker failed over one, and to set aside
+    /// the one that fails again and again.
+    pub cautious: bool,
     /// Whom to wake.
     pub wakes: Wakes,
 }
@@ -93,6 +99,8 @@ pub struct Worker {
     /// not known, which holds them up without limit.
     pub(super) queues: HashMap<OwnedRoomId, Option<Timestamp>>,
     pub(super) since: Timestamp,
+    /// Rows still to be taken one by one.
+    careful_rows: u32,
 }
 
 impl Worker {
@@ -115,7 +123,8 @@ impl Worker {
                 (room_id, deadline)
             })
             .collect();
-        Ok(Self { parts, decrypter, rooms, queues, since })
+        let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
+        Ok(Self { parts, decrypter, rooms, queues, since, careful_rows })
     }
 
     /// Runs until told to stop.
@@ -141,7 +150,12 @@ impl Worker {
         let now = self.parts.clock.now();
         let store = self.parts.store.clone();
         let (db, seal) = (store.db(), store.seal()?);
-        let rows = inbox::waiting(db, seal, MOST_ROWS, MOST_BYTES).await?;
+        let most_rows = if self.careful_rows > 0 { 1 } else { MOST_ROWS };
+        let mut rows = inbox::waiting(db, seal, most_rows, MOST_BYTES).await?;
+        if self.careful_rows > 0 && !rows.is_empty() {
+            self.careful_rows -= 1;
+            self.refuse_hopeless(&mut rows, now).await?;
+        }
         let mut due: HashSet<OwnedRoomId> = self
             .queues
             .iter()
@@ -153,7 +167,8 @@ impl Worker {
         }
         let batch = Batch::read(rows, &self.readers());
         let keys = self.take_in(&batch, &mut due).await?;
-        let mut outcome = Outcome::default();
+        let (rows, set_aside) = (batch.ids.clone(), batch.set_aside.clone());
+        let mut outcome = Outcome { rows, set_aside, ..Outcome::default() };
         let mut touched: HashSet<_> = batch.rooms().collect();
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
         self.rooms.load(db, seal, touched).await?;
@@ -163,6 +178,26 @@ impl Worker {
         self.relay(batch, &keys, due, now, &mut outcome).await?;
         self.commit(outcome, now).await?;
         Ok(Progress::Worked)
+    }
+
+    /// Counts a try at each row, in a transaction of its own that outlives a failure of the step, and sets
+    /// aside a row that has failed too often: one bad row must not keep all others waiting for ever.
+    async fn refuse_hopeless(
+        &self,
+        rows: &mut Vec<inbox::InboxRow>,
+        now: Timestamp,
+    ) -> Result<(), CryptoError> {
+        let ids: Vec<_> = rows.iter().map(|row| row.inbox_id).collect();
+        let mut tx = self.parts.store.begin().await?;
+        leases::check(&mut tx, &self.parts.lease).await?;
+        let hopeless = inbox::count_tries(&mut tx, &ids, MOST_TRIES).await?;
+        inbox::set_aside(&mut tx, &hopeless, now).await?;
+        tx.commit().await?;
+        for id in &hopeless {
+            tracing::error!(inbox.id = id.0, "a row failed {MOST_TRIES} times and is set aside");
+        }
+        rows.retain(|row| !hopeless.contains(&row.inbox_id));
+        Ok(())
     }
 
     fn readers(&self) -> Readers<'_> {
@@ -185,7 +220,9 @@ impl Worker {
             keys.extend(engine.receive(changes).await?);
             self.parts.wakes.outgoing.notify_one();
         }
-        due.extend(keys.iter().filter(|key| self.queues.contains_key(&key.room_id)).map(|key| key.room_id.clone()));
+        due.extend(
+            keys.iter().filter(|key| self.queues.contains_key(&key.room_id)).map(|key| key.room_id.clone()),
+        );
         Ok(keys)
     }
 
@@ -245,7 +282,9 @@ impl Worker {
 /// Logs what ended a worker, once.
 pub fn log_end(error: &CryptoError) {
     match error {
-        CryptoError::Database(StoreError::LeaseLost) => tracing::warn!("the crypto lease went to another process"),
+        CryptoError::Database(StoreError::LeaseLost) => {
+            tracing::warn!("the crypto lease went to another process");
+        }
         error => tracing::warn!(error = error as &dyn Error, "the crypto stopped and will start anew"),
     }
 }

@@ -42,8 +42,8 @@ pub struct InboxRow {
     pub inbox_id: InboxId,
     /// Where it came from.
     pub source: Source,
-    /// What came, as it came.
-    pub body: Vec<u8>,
+    /// What came, as it came; `None` when it does not open any more.
+    pub body: Option<Vec<u8>>,
     /// When it came.
     pub received_at: Timestamp,
 }
@@ -179,7 +179,7 @@ pub async fn waiting(
                     ("state", None) => Source::State,
                     _ => return Err(StoreError::Corrupt("inbox")),
                 },
-                body: seal.open("inbox", &row(&content_hash), &sealed)?,
+                body: seal.open("inbox", &row(&content_hash), &sealed).ok(),
                 received_at: Timestamp(received_at),
             })
         })
@@ -202,6 +202,35 @@ pub async fn mark_processed(tx: &mut Tx, ids: &[InboxId], now: Timestamp) -> Res
     if usize::try_from(touched) == Ok(ids.len()) { Ok(()) } else { Err(StoreError::LeaseLost) }
 }
 
+/// Counts a try at each of these rows, and answers those that have had more than `most`.
+///
+/// # Errors
+/// When the database fails.
+pub async fn count_tries(tx: &mut Tx, ids: &[InboxId], most: i64) -> Result<Vec<InboxId>, StoreError> {
+    let tried: Vec<(i64, i64)> = tx
+        .fetch_many(
+            "UPDATE inbox SET tries = tries + 1 WHERE inbox_id IN (VALUES {rows}) RETURNING inbox_id, tries",
+            vec![],
+            ids.iter().map(|id| values![id.0]).collect(),
+        )
+        .await?;
+    Ok(tried.into_iter().filter(|(_, tries)| *tries > most).map(|(id, _)| InboxId(id)).collect())
+}
+
+/// Takes rows out of the line without working them through. Their bodies stay, for a person to look at.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_aside(tx: &mut Tx, ids: &[InboxId], now: Timestamp) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE inbox SET processed_at = $1 WHERE processed_at IS NULL AND inbox_id IN (VALUES {rows})",
+        values![now],
+        ids.iter().map(|id| values![id.0]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
 const DEPTH: &str = "SELECT (SELECT COUNT(*) FROM inbox WHERE processed_at IS NULL), \
          (SELECT received_at FROM inbox WHERE processed_at IS NULL ORDER BY inbox_id LIMIT 1)";
 
@@ -216,7 +245,7 @@ pub async fn depth(db: &Db) -> Result<Depth, StoreError> {
 }
 
 const PRUNE: &str = "DELETE FROM inbox WHERE inbox_id IN ( \
-         SELECT inbox_id FROM inbox WHERE processed_at IS NOT NULL AND processed_at < $1 \
+         SELECT inbox_id FROM inbox WHERE processed_at IS NOT NULL AND processed_at < $1 AND body IS NULL \
          ORDER BY processed_at LIMIT $2)";
 
 /// Deletes rows that were worked through before a time, [`PRUNE_BATCH`] at most, and answers how many; as many
