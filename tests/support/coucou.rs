@@ -33,18 +33,25 @@ impl Coucou {
     pub(crate) async fn new() -> Self {
         let coucou = Self::bare();
         let url = coucou.url();
-        coucou.registered_at(&url).await
+        coucou.registered_at(&url, &[]).await
+    }
+
+    /// As [`Coucou::new`], reading for an owner.
+    pub(crate) async fn of_owner(owner: &str) -> Self {
+        let coucou = Self::bare();
+        let url = coucou.url();
+        coucou.registered_at(&url, &["--owner", owner]).await.set("COUCOU_OWNER", owner)
     }
 
     /// As [`Coucou::new`], with a registration that sends the homeserver to another address.
     pub(crate) async fn behind(url: &str) -> Self {
-        Self::bare().registered_at(url).await
+        Self::bare().registered_at(url, &[]).await
     }
 
-    async fn registered_at(self, url: &str) -> Self {
+    async fn registered_at(self, url: &str, args: &[&str]) -> Self {
         let registration = self.path("registration.yaml");
         let mut command = self.command(&["registration", "--server-name", "localhost", "--url", url]);
-        command.arg("--output").arg(&registration);
+        command.args(args).arg("--output").arg(&registration);
         run(command).await;
         self.set("COUCOU_APPSERVICE_REGISTRATION", &registration.to_string_lossy())
     }
@@ -83,6 +90,11 @@ impl Coucou {
     /// Sets the store.
     pub(crate) fn store(self, url: &str) -> Self {
         self.set("COUCOU_STORE_URL", url)
+    }
+
+    /// Where its store is.
+    pub(crate) fn store_url(&self) -> &str {
+        &self.environment["COUCOU_STORE_URL"]
     }
 
     /// Sets the webhook.

@@ -13,8 +13,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{free_port, http, process::Process, repository, run, until};
 
+mod client;
 mod sender;
 
+pub(crate) use client::Client;
 pub(crate) use sender::{Bridge, Line, Sent, Timed};
 
 /// How long a Synapse may take to start on a busy machine.
@@ -92,6 +94,13 @@ impl Synapse {
         })
         .await;
         self.process = Some(process);
+    }
+
+    /// Serves one more application service; it has to be restarted for that, as a real one has.
+    pub(crate) async fn register(&mut self, registration: PathBuf) {
+        self.stop().await;
+        self.options.registrations.push(registration);
+        self.resume().await;
     }
 
     /// Creates an account with a password, and logs in: an ordinary user with an ordinary client.

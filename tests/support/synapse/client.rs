@@ -1,0 +1,76 @@
+//! `tests/homeserver/client.py`: an ordinary user's own client.
+
+use serde::Deserialize;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Synapse, python, run};
+
+/// A logged-in client with a cross-signed device of its own.
+pub(crate) struct Client {
+    folder: TempDir,
+    homeserver: String,
+    name: String,
+    password: String,
+    /// Its device.
+    pub(crate) device_id: String,
+}
+
+/// Something that was said, encrypted.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Said {
+    /// The event.
+    pub(crate) event_id: String,
+    /// Its Megolm session, new for every event.
+    pub(crate) session_id: String,
+    /// The content before it was encrypted.
+    pub(crate) content: Value,
+    /// The devices that got the room key.
+    pub(crate) shared_with: Vec<String>,
+}
+
+impl Client {
+    /// Logs in to an account that exists, and publishes a device and a cross-signing identity.
+    pub(crate) async fn log_in(synapse: &Synapse, name: &str, password: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("coucou-client-").tempdir().unwrap();
+        let mut client = Self {
+            folder,
+            homeserver: synapse.url(),
+            name: name.to_owned(),
+            password: password.to_owned(),
+            device_id: String::new(),
+        };
+        let device_id = client.run(&["setup"]).await["device_id"].as_str().map(ToOwned::to_owned);
+        client.device_id = device_id.expect("a login names its device");
+        client
+    }
+
+    /// Joins a room.
+    pub(crate) async fn join(&self, room_id: &str) {
+        self.run(&["join", room_id]).await;
+    }
+
+    /// Makes a private encrypted room for two.
+    pub(crate) async fn private_room(&self, invitee: &str) -> String {
+        let answer = self.run(&["private", "--invite", invitee]).await;
+        answer["room_id"].as_str().expect("a room has an id").to_owned()
+    }
+
+    /// Says something in an encrypted room, in a new Megolm session.
+    pub(crate) async fn say(&self, room_id: &str, text: &str) -> Said {
+        serde_json::from_value(self.run(&["say", room_id, text]).await).unwrap()
+    }
+
+    /// Whether it can read an encrypted event.
+    pub(crate) async fn can_read(&self, room_id: &str, event_id: &str) -> bool {
+        self.run(&["read", room_id]).await["said"].get(event_id).is_some()
+    }
+
+    async fn run(&self, args: &[&str]) -> Value {
+        let state = self.folder.path().to_string_lossy();
+        let login = ["--homeserver", &self.homeserver, "--state", &state];
+        let account = ["--user", &self.name, "--password", &self.password];
+        let args = login.into_iter().chain(account).chain(args.iter().copied());
+        serde_json::from_str(&run(python("client.py", args, self.folder.path())).await).unwrap()
+    }
+}
