@@ -18,3 +18,4 @@ mod bad_input;
 mod relay_on_fake;
 mod relay_on_synapse;
 mod rig;
+mod wrong_settings;
