@@ -53,7 +53,7 @@ pub enum StoreError {
     BadUrl,
     /// The pickle key is not the one this store was made with.
     #[error(
-        "the pickle key does not open this store: set COUCOU_STORE_PICKLE_KEY (or PICKLE_KEY) to the key \
+        "the pickle key does not open this store: set store.pickle_key (COUCOU_STORE_PICKLE_KEY) to the key \
          that the store was made with"
     )]
     WrongPickleKey,

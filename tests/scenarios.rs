@@ -22,3 +22,4 @@ mod relay_on_fake;
 mod relay_on_synapse;
 mod rig;
 mod store_on_synapse;
+mod wrong_settings;

@@ -42,7 +42,7 @@ impl Config {
             homeserver,
             appservice,
             http: http(&reader)?,
-            webhooks: webhooks(&reader)?,
+            webhooks: webhooks(&reader, &mut warnings)?,
             api: api(&reader)?,
             rooms: rooms(&reader, owner.is_some())?,
             owner,
@@ -174,7 +174,7 @@ fn http(reader: &Reader<'_>) -> Result<Http, ConfigError> {
     Ok(Http { host: host.unwrap_or(IpAddr::from([127, 0, 0, 1])), port: port.unwrap_or(8080) })
 }
 
-fn webhooks(reader: &Reader<'_>) -> Result<Vec<Webhook>, ConfigError> {
+fn webhooks(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<Vec<Webhook>, ConfigError> {
     let mut webhooks: Vec<Webhook> = Vec::new();
     for entry in reader.entries("webhooks") {
         let field = |key: &str, setting: &'static Setting| match entry.get(key) {
@@ -190,16 +190,13 @@ fn webhooks(reader: &Reader<'_>) -> Result<Vec<Webhook>, ConfigError> {
         let url = field("url", &settings::WEBHOOK_URL)?;
         let url = url.ok_or_else(|| missing(&settings::WEBHOOK_URL, &place))?;
         let secret = field("secret", &settings::WEBHOOK_SECRET)?;
-        webhooks.push(Webhook {
-            name: name.text.clone(),
-            url: webhook_url(&url)?,
-            secret: secret.as_ref().map(webhook_secret).transpose()?,
-        });
+        let secret = secret.map(|secret| webhook_secret(&secret, &name.text, warnings)).transpose()?;
+        webhooks.push(Webhook { name: name.text, url: webhook_url(&url)?, secret });
     }
     let url = reader.in_environment(&settings::WEBHOOK_URL)?;
     let url = url.as_ref().map(webhook_url).transpose()?;
     let secret = reader.in_environment(&settings::WEBHOOK_SECRET)?;
-    let secret = secret.as_ref().map(webhook_secret).transpose()?;
+    let secret = secret.map(|secret| webhook_secret(&secret, "default", warnings)).transpose()?;
     match (webhooks.iter_mut().find(|webhook| webhook.name == "default"), url, secret) {
         (Some(webhook), url, secret) => {
             webhook.url = url.unwrap_or_else(|| webhook.url.clone());
@@ -226,15 +223,33 @@ fn webhook_url(given: &Given) -> Result<Url, ConfigError> {
     })
 }
 
-fn webhook_secret(given: &Given) -> Result<SecretString, ConfigError> {
-    let key = given.text.trim().strip_prefix("whsec_").unwrap_or(given.text.trim());
-    let valid = STANDARD.decode(key).is_ok_and(|key| (24..=64).contains(&key.len()));
-    let must = "must be whsec_ and base64 of 24 to 64 bytes (whsec_$(openssl rand -base64 32))";
-    if valid {
-        Ok(SecretString::from(given.text.trim()))
-    } else {
-        Err(given.invalid(&settings::WEBHOOK_SECRET, must))
+/// A secret in the form that the libraries of Standard Webhooks take.
+///
+/// Operators have plain-text secrets from before. Any text would do as a key, but the libraries take base64
+/// alone, so such a one is turned into it, and the operator told.
+fn webhook_secret(
+    given: &Given,
+    webhook: &str,
+    warnings: &mut Vec<String>,
+) -> Result<SecretString, ConfigError> {
+    let text = given.text.trim();
+    let key = text.strip_prefix("whsec_");
+    let is_base64 = STANDARD.decode(key.unwrap_or(text)).is_ok_and(|key| (24..=64).contains(&key.len()));
+    if is_base64 {
+        return Ok(SecretString::from(text));
     }
+    if key.is_none() && (16..=64).contains(&text.len()) {
+        warnings.push(format!(
+            "the secret of the webhook {webhook} ({}) is plain text, which the libraries of Standard Webhooks \
+             cannot be given: they need the base64 of its bytes with whsec_ before it, as `coucou webhooks \
+             --show-secrets` prints it",
+            given.origin
+        ));
+        return Ok(SecretString::from(format!("whsec_{}", STANDARD.encode(text))));
+    }
+    let must = "must be whsec_ and base64 of 24 to 64 bytes (whsec_$(openssl rand -base64 32)), or a text of 16 \
+                to 64 bytes";
+    Err(given.invalid(&settings::WEBHOOK_SECRET, must))
 }
 
 fn api(reader: &Reader<'_>) -> Result<Api, ConfigError> {

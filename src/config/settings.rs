@@ -140,7 +140,8 @@ settings! {
         "webhooks[].secret", env: "COUCOU_WEBHOOK_SECRET", aliases: ["WEBHOOK_SECRET"], secret: true,
         default: "made at the first start, kept in the store",
         example: "whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=",
-        "Secret that signs deliveries by Standard Webhooks: whsec_ and base64 of 24 to 64 bytes.",
+        "Secret that signs deliveries by Standard Webhooks: whsec_ and base64 of 24 to 64 bytes. A plain text of 16 \
+         to 64 bytes works, too; `coucou webhooks --show-secrets` prints its whsec_ form for the receiver.",
     }
     API_TOKEN {
         "api.tokens", env: "COUCOU_API_TOKEN", aliases: ["API_TOKEN"], secret: true,

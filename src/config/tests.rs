@@ -378,9 +378,9 @@ const MALFORMED: &[(&str, &str, &str)] = &[
     (
         "COUCOU_WEBHOOK_SECRET",
         "hushhush",
-        "webhooks[].secret must be whsec_ and base64 of 24 to 64 bytes (whsec_$(openssl rand -base64 32)), but \
-         the value of COUCOU_WEBHOOK_SECRET is not: set it in coucou.yaml or as COUCOU_WEBHOOK_SECRET, for \
-         example COUCOU_WEBHOOK_SECRET=whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=",
+        "webhooks[].secret must be whsec_ and base64 of 24 to 64 bytes (whsec_$(openssl rand -base64 32)), or a \
+         text of 16 to 64 bytes, but the value of COUCOU_WEBHOOK_SECRET is not: set it in coucou.yaml or as \
+         COUCOU_WEBHOOK_SECRET, for example COUCOU_WEBHOOK_SECRET=whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=",
     ),
     (
         "API_TOKEN",
@@ -522,6 +522,32 @@ fn a_variable_that_is_no_setting_is_refused_but_those_of_the_rig_are_not() {
     );
     refused(("COUCOU_ZZZ", "1"), "COUCOU_ZZZ is set, but there is no such setting");
     load("", &[("COUCOU_TEST_DATABASE_URL", "x"), ("COUCOU_HOMESERVER", "x"), ("OTHER", "x")]).unwrap();
+}
+
+#[test]
+fn a_plain_text_signs_in_the_form_that_libraries_take() {
+    let webhook = |secret: &str| {
+        let url = ("WEBHOOK_URL", "http://127.0.0.1:9000/hook");
+        let config = load("", &[url, ("WEBHOOK_SECRET", secret)]).unwrap();
+        let secret = config.webhooks[0].secret.as_ref().unwrap().expose_secret().to_owned();
+        (secret, config.warnings)
+    };
+    let (secret, warnings) = webhook("correct horse battery");
+    assert_eq!(secret, "whsec_Y29ycmVjdCBob3JzZSBiYXR0ZXJ5");
+    let [warning] = &warnings[..] else { panic!("one warning: {warnings:?}") };
+    for part in ["webhook default (WEBHOOK_SECRET)", "coucou webhooks --show-secrets"] {
+        assert!(warning.contains(part), "{warning}");
+    }
+    assert!(!warning.contains("horse") && !warning.contains("Y29y"), "{warning}");
+    // Base64 of too little to be meant as such.
+    assert_eq!(webhook("c29tZXRoaW5nIHNob3J0").0, "whsec_YzI5dFpYUm9hVzVuSUhOb2IzSjA=");
+    // Hexadecimal is base64 as well, and libraries take it for that.
+    let hex = "c0ffee00".repeat(8);
+    assert_eq!(webhook(&hex), (hex.clone(), Vec::new()));
+    for bad in ["fifteen bytes..", "whsec_correct horse battery", &"x-".repeat(33)] {
+        let error = message("", &[("WEBHOOK_URL", "http://127.0.0.1"), ("WEBHOOK_SECRET", bad)]);
+        assert!(error.contains("or a text of 16 to 64 bytes") && !error.contains(bad), "{error}");
+    }
 }
 
 #[test]
