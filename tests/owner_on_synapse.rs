@@ -152,7 +152,8 @@ impl Scene {
     /// Waits until as many messages of a room as `sent` has were delivered, and compares them.
     async fn assert_relayed(&self, room_id: &str, sent: &[Heard]) {
         let in_room = |taken: &[Attempt]| {
-            let messages = taken.iter().filter(|attempt| attempt.is_message() && attempt.room_id() == room_id);
+            let messages =
+                taken.iter().filter(|attempt| attempt.is_message() && attempt.room_id() == room_id);
             messages.map(Heard::from).collect::<Vec<_>>()
         };
         let what = format!("{} messages of {room_id}", sent.len());
