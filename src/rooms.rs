@@ -9,7 +9,8 @@ use std::{error::Error, sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream};
 use rand::Rng;
 use ruma::{OwnedUserId, RoomId, ServerName, UserId};
-use serde_json::json;
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use crate::{
     homeserver::{Homeserver, HomeserverError},
     model::{Account, Inviter, Membership, Role},
     store::{
-        Lease, Store, StoreError, inbox, leases,
+        Lease, Store, StoreError, accounts, inbox, leases,
         rooms::{self, DueInvite, DueRoom, MembershipChange},
     },
 };
@@ -29,6 +30,9 @@ const SIDE_BY_SIDE: usize = 4;
 
 /// How often the store is asked for errands that nobody announced.
 const IDLE: Duration = Duration::from_secs(2);
+
+/// Events looked at for what was said between an invite and its join.
+const MOST_EARLIER: usize = 2_000;
 
 /// The longest time between two attempts at the same errand.
 const LONGEST: Duration = Duration::from_mins(5);
@@ -279,11 +283,20 @@ impl Errands {
         let should_be_readable = !readers.is_empty();
         // An account whose membership was missed may still be in.
         readers.extend(self.accounts.iter().map(|account| account.id));
-        let mut state = None;
+        let (mut state, mut earlier) = (None, Vec::new());
         for id in readers {
             let Some(account) = self.accounts.iter().find(|account| account.id == id) else { continue };
             match self.homeserver.room_state(&account.user_id, room_id).await {
                 Ok(events) => {
+                    match self.said_before_join(account, room_id, &events).await {
+                        Ok(said) => earlier = said,
+                        Err(RoomsError::Homeserver(error)) if error.is_transient() => {
+                            tracing::warn!(room.id = %room_id, error = &error as &dyn Error, "could not read back");
+                            return self.put_off_reading(room_id, self.next_try(room.tries)).await;
+                        }
+                        Err(RoomsError::Homeserver(_)) => {}
+                        Err(error) => return Err(error),
+                    }
                     state = Some(events);
                     break;
                 }
@@ -298,7 +311,7 @@ impl Errands {
             // A member may always read: the homeserver has not caught up with the join yet.
             return self.put_off_reading(room_id, self.next_try(room.tries)).await;
         }
-        let body = json!({ "room_id": room_id, "state": state }).to_string();
+        let body = json!({ "room_id": room_id, "state": state, "earlier": earlier }).to_string();
         let body = inbox::seal_body(self.store.seal()?, body.as_bytes())?;
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
@@ -307,6 +320,34 @@ impl Errands {
         tx.commit().await?;
         self.inbox.notify_one();
         Ok(())
+    }
+
+    /// What was said while an account was invited: a bridge does not wait for the join. Only for joins since
+    /// coucou has its device there, as nobody shared a key with it before.
+    async fn said_before_join(
+        &self,
+        account: &Account,
+        room_id: &RoomId,
+        state: &[Box<RawValue>],
+    ) -> Result<Vec<Box<RawValue>>, RoomsError> {
+        #[derive(Deserialize)]
+        struct Join {
+            event_id: String,
+            #[serde(rename = "type")]
+            event_type: String,
+            state_key: String,
+            origin_server_ts: i64,
+        }
+        let joins = state.iter().filter_map(|event| serde_json::from_str::<Join>(event.get()).ok());
+        let mut joins = joins.filter(|event| event.event_type == "m.room.member");
+        let Some(join) = joins.find(|event| event.state_key == account.user_id.as_str()) else {
+            return Ok(Vec::new());
+        };
+        if Timestamp(join.origin_server_ts) < accounts::created_at(self.store.db(), account.id).await? {
+            return Ok(Vec::new());
+        }
+        let said = self.homeserver.said_before_join(&account.user_id, room_id, &join.event_id, MOST_EARLIER);
+        Ok(said.await?)
     }
 
     async fn put_off_reading(&self, room_id: &RoomId, next: Timestamp) -> Result<(), RoomsError> {

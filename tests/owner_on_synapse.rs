@@ -240,8 +240,9 @@ async fn every_portal_of_the_owner_arrives(store: Store, mode: Mode, encrypted: 
     old.extend(Heard::all(&puppet, "out"));
     scene.assert_relayed(portal, &old).await;
 
-    // A new portal: nobody joins by hand.
-    let sent = bridge().arg("--ghost", "17840000000000002").name("Bob").messages("text,image").run().await;
+    // A new portal: nobody joins by hand, and the bridge waits for nobody.
+    let bob = || bridge().arg("--ghost", "17840000000000002").name("Bob");
+    let sent = bob().no_wait().messages("text,image").run().await;
     let new_portal = sent.portal().to_owned();
     let mut new = Heard::all(&sent, "in");
     scene.assert_relayed(&new_portal, &new).await;
@@ -254,8 +255,7 @@ async fn every_portal_of_the_owner_arrives(store: Store, mode: Mode, encrypted: 
             assert!(!scene.members(room_id).await.contains(&BOT.to_owned()), "nobody else is to see it");
         }
     }
-    let bob = bridge().arg("--ghost", "17840000000000002").room(&new_portal).messages("emote").run().await;
-    new.extend(Heard::all(&bob, "in"));
+    new.extend(Heard::all(&bob().room(&new_portal).messages("emote").run().await, "in"));
 
     // The phone goes on as before.
     let last = old.last().map(|heard| heard.event_id.clone()).unwrap();
@@ -272,6 +272,28 @@ async fn every_portal_of_the_owner_arrives(store: Store, mode: Mode, encrypted: 
     scene.assert_relayed(&new_portal, &new).await;
     assert_eq!(scene.receiver.messages().len(), old.len() + new.len(), "and nothing else");
     scene.assert_identity_untouched().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_bridge_says_before_the_owner_has_joined_arrives() {
+    let mut scene = Scene::set(Store::Postgres, Mode::Read, true).await;
+    let url = scene.synapse.url();
+    let portal = scene.portal.clone();
+    let sent = scene.bridge.send(&url).invite(OWNER).room(&portal).messages("text").run().await;
+    scene.assert_relayed(&portal, &Heard::all(&sent, "in")).await;
+
+    // The homeserver pushes nothing of a room before the owner is in, and nobody answers the invite yet.
+    scene.coucou.kill9();
+    let bob = scene.bridge.send(&url).invite(OWNER).arg("--ghost", "17840000000000002").name("Bob");
+    let sent = bob.no_wait().messages("text,notice,image").run().await;
+    let new_portal = sent.portal().to_owned();
+    scene.coucou.start().await;
+    let mut new = Heard::all(&sent, "in");
+    scene.assert_relayed(&new_portal, &new).await;
+
+    let bob = scene.bridge.send(&url).invite(OWNER).arg("--ghost", "17840000000000002").room(&new_portal);
+    new.extend(Heard::all(&bob.messages("emote").run().await, "in"));
+    scene.assert_relayed(&new_portal, &new).await;
 }
 
 impl Scene {

@@ -21,6 +21,21 @@ pub struct RoomSnapshot {
     pub room_id: OwnedRoomId,
     /// Its state events; `None` when no account may read them.
     pub state: Option<Vec<Value>>,
+    /// What was said before the account that read it had joined, oldest first: never pushed.
+    #[serde(default)]
+    pub earlier: Vec<Box<RawValue>>,
+    /// When it was read.
+    #[serde(skip)]
+    pub received_at: Timestamp,
+}
+
+impl RoomSnapshot {
+    /// The earlier events, taken out.
+    pub fn take_earlier(&mut self) -> Vec<WireEvent> {
+        let earlier = std::mem::take(&mut self.earlier).into_iter();
+        let events = earlier.filter_map(|raw| WireEvent::parse(raw, self.received_at).ok());
+        events.filter(|event| event.room_id == self.room_id && event.state_key.is_none()).collect()
+    }
 }
 
 /// Whose messages the batch may hold.
@@ -82,7 +97,7 @@ impl Batch {
                 }
                 Source::State => {
                     if let Ok(snapshot) = serde_json::from_slice(&body) {
-                        batch.snapshots.push(snapshot);
+                        batch.snapshots.push(RoomSnapshot { received_at: row.received_at, ..snapshot });
                     } else {
                         tracing::error!(inbox.id = row.inbox_id.0, "unreadable room state");
                     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, value::RawValue};
 use crate::{clock::Timestamp, crypto::RoomKey};
 
 /// A room event as it came.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WireEvent {
     /// The event's id.
     pub event_id: OwnedEventId,

@@ -51,13 +51,14 @@ impl Worker {
     /// and of the batch's own.
     pub(super) async fn relay(
         &mut self,
-        batch: Batch,
+        mut batch: Batch,
         keys: &[RoomKey],
         due: HashSet<OwnedRoomId>,
         now: Timestamp,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
-        let queues = self.load_queues(due).await?;
+        let mut queues = self.load_queues(due).await?;
+        self.put_first(&mut batch, &mut queues);
         let late = self.load_ledger(keys).await?;
         let waiting = queues.values().flat_map(|queue| &queue.events).chain(&late);
         let mut known = self.look_up(waiting.chain(&batch.events).collect()).await?;
@@ -87,9 +88,23 @@ impl Worker {
             let found = pending::queue(store.db(), store.seal()?, &room_id, MOST_QUEUED).await?;
             let is_whole = i64::try_from(found.len()).is_ok_and(|count| count < MOST_QUEUED);
             let events = found.into_iter().filter_map(wire).collect();
-            queues.insert(room_id, Queue { events, is_whole });
+            queues.insert(room_id, Queue { events, is_whole, new_count: 0 });
         }
         Ok(queues)
+    }
+
+    /// Puts what was said before we joined a room before what came since.
+    fn put_first(&self, batch: &mut Batch, queues: &mut BTreeMap<OwnedRoomId, Queue>) {
+        for snapshot in &mut batch.snapshots {
+            let mut events = snapshot.take_earlier();
+            if events.is_empty() || self.relays(&snapshot.room_id) != Relay::Yes {
+                continue;
+            }
+            let queue = queues.entry(snapshot.room_id.clone()).or_default();
+            queue.new_count += events.len();
+            events.append(&mut queue.events);
+            queue.events = events;
+        }
     }
 
     async fn load_ledger(&self, keys: &[RoomKey]) -> Result<Vec<WireEvent>, CryptoError> {
@@ -161,7 +176,7 @@ impl Worker {
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
         let mut walk = Walk::new(now, self.since);
-        for event in &queue.events {
+        for (at, event) in queue.events.iter().enumerate() {
             if known.has(event) {
                 outcome.released.push(event.event_id.to_string());
                 continue;
@@ -174,9 +189,16 @@ impl Worker {
                 }
                 Fate::Ledger(why) => {
                     tracing::warn!(event.id = %event.event_id, room.id = %room_id, why, "undecryptable");
-                    outcome.to_ledger.push((event.event_id.to_string(), why));
+                    if at < queue.new_count {
+                        outcome.waiting.push(new_pending(event.clone(), Waits::Ledger, &why));
+                    } else {
+                        outcome.to_ledger.push((event.event_id.to_string(), why));
+                    }
                 }
-                Fate::Queue(_) => {
+                Fate::Queue(why) => {
+                    if at < queue.new_count {
+                        queue.store_from(at, why, outcome);
+                    }
                     let deadline = flow::deadline(event.received_at, self.since);
                     self.queues.insert(room_id.to_owned(), Some(deadline));
                     return Ok(());
@@ -341,6 +363,25 @@ impl Worker {
 struct Queue {
     events: Vec<WireEvent>,
     is_whole: bool,
+    /// The first so many events are not stored yet.
+    new_count: usize,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { events: Vec::new(), is_whole: true, new_count: 0 }
+    }
+}
+
+impl Queue {
+    /// Stores the events from that place on, the new ones first: those behind them are stored again.
+    fn store_from(&self, at: usize, why: &str, outcome: &mut Outcome) {
+        for (place, event) in self.events.iter().enumerate().skip(at) {
+            let why = if place == at { why } else { reason::ORDER };
+            outcome.released.push(event.event_id.to_string());
+            outcome.waiting.push(new_pending(event.clone(), Waits::Queued, why));
+        }
+    }
 }
 
 fn wire(pending: Pending) -> Option<WireEvent> {

@@ -168,7 +168,7 @@ impl Worker {
         if rows.is_empty() && due.is_empty() {
             return Ok(Progress::Idle);
         }
-        let batch = Batch::read(rows, &self.readers());
+        let mut batch = Batch::read(rows, &self.readers());
         let keys = self.take_in(&batch, &mut due).await?;
         let (rows, set_aside) = (batch.ids.clone(), batch.set_aside.clone());
         let mut outcome = Outcome { rows, set_aside, ..Outcome::default() };
@@ -176,7 +176,7 @@ impl Worker {
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
         self.rooms.load(db, seal, touched).await?;
         self.drop_unwanted_keys(&keys).await?;
-        let released = self.settle_rooms(&batch, &mut outcome).await?;
+        let released = self.settle_rooms(&mut batch, &mut outcome).await?;
         due.extend(released);
         self.relay(batch, &keys, due, now, &mut outcome).await?;
         self.commit(outcome, now).await?;
@@ -247,11 +247,15 @@ impl Worker {
     /// Takes in the states of rooms that were read; answers the rooms whose queue can now move.
     async fn settle_rooms(
         &mut self,
-        batch: &Batch,
+        batch: &mut Batch,
         outcome: &mut Outcome,
     ) -> Result<Vec<OwnedRoomId>, CryptoError> {
         let mut released = Vec::new();
-        for snapshot in &batch.snapshots {
+        for snapshot in &mut batch.snapshots {
+            if self.rooms.relay(&snapshot.room_id) == Relay::Yes {
+                // Read before, and with it what was said earlier.
+                snapshot.earlier.clear();
+            }
             let room_id = &snapshot.room_id;
             let relay = self.rooms.settle(room_id, snapshot.state.as_deref());
             tracing::info!(room.id = %room_id, relay = relay.as_str(), "room");

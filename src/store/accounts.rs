@@ -36,6 +36,16 @@ pub async fn find(db: &Db, user_id: &UserId) -> Result<Option<Account>, StoreErr
     .transpose()
 }
 
+/// When an account was made.
+///
+/// # Errors
+/// When the database fails or there is no such account.
+pub async fn created_at(db: &Db, id: AccountId) -> Result<Timestamp, StoreError> {
+    let row: Option<(i64,)> =
+        db.fetch_optional("SELECT created_at FROM accounts WHERE account_id = $1", values![id.0]).await?;
+    row.map(|(created_at,)| Timestamp(created_at)).ok_or(StoreError::Corrupt("accounts"))
+}
+
 /// All accounts in use, the bot first.
 ///
 /// # Errors
