@@ -138,8 +138,7 @@ impl Scene {
             let later: Vec<_> =
                 streams.iter().flat_map(|stream| stream.sent_between(at, Instant::now())).collect();
             let taken = self.receiver.messages();
-            let sent_later =
-                |event_id: &str| later.iter().any(|line| line.event_id == event_id);
+            let sent_later = |event_id: &str| later.iter().any(|line| line.event_id == event_id);
             taken.iter().find(|message| sent_later(message.event_id())).map(|message| message.at - at)
         })
         .await

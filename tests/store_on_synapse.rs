@@ -89,7 +89,8 @@ fn public_key(answer: &Value, keys: &str) -> String {
 /// The bot's one device, which must be signed by itself and by the bot's identity, as `user` sees it.
 async fn signed_device(user: &User) -> (String, Value) {
     let answer = user.query_keys(BOT).await;
-    let (master, self_signing) = (public_key(&answer, "master_keys"), public_key(&answer, "self_signing_keys"));
+    let (master, self_signing) =
+        (public_key(&answer, "master_keys"), public_key(&answer, "self_signing_keys"));
     assert!(is_signed(&answer["self_signing_keys"][BOT], BOT, &master), "{answer}");
     let devices = answer["device_keys"][BOT].as_object().unwrap();
     assert_eq!(devices.len(), 1, "{answer}");
