@@ -9,6 +9,7 @@ use url::Url;
 use crate::support::{
     arrival::assert_arrives,
     coucou::Coucou,
+    gate::Gate,
     http,
     postgres::{Cluster, Database},
     receiver::Receiver,
@@ -173,6 +174,30 @@ async fn the_database_crashes_and_later_refuses_connections() {
         0,
         "no row is left"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_network_to_the_database_swallows_everything_for_a_while() {
+    let mut scene = Scene::set().await;
+    let mut url = Url::parse(&scene.database.url()).unwrap();
+    let gate = Gate::before(url.port().unwrap()).await;
+    url.set_port(Some(gate.port())).unwrap();
+    scene.coucou = scene.coucou.store(url.as_str());
+    scene.coucou.start().await;
+    let send = scene.bridge.send(&scene.synapse.url()).invite(BOT).messages("text").rotate_every(3);
+    let stream = send.count(60).interval(Duration::from_millis(400)).start().timed();
+    scene.receiver.wait_for(10, SOON).await;
+
+    let shut_at = Instant::now();
+    gate.shut();
+    scene.assert_degraded(shut_at, shut_at + OUTAGE).await;
+    gate.open();
+    scene.assert_recovers().await;
+
+    let sent = stream.finish().await;
+    assert_arrives(&scene.receiver, &[&sent], ALL).await;
+    scene.coucou.process().assert_alive();
+    assert!(scene.coucou.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
