@@ -47,7 +47,7 @@ pub enum StoreError {
     Database(#[source] sqlx::Error),
     /// The schema could not be brought up to date.
     #[error("the database schema could not be brought up to date")]
-    Migration(#[from] MigrateError),
+    Migration(#[source] MigrateError),
     /// The connection URL is malformed.
     #[error("the database URL is malformed")]
     BadUrl,
@@ -93,26 +93,50 @@ impl StoreError {
     }
 }
 
+/// Whether an error of the database passes by itself.
+fn passes(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(database) => database.code().is_some_and(|code| is_passing(&code)),
+        _ => false,
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let transient = match &error {
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::Protocol(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed => true,
-            // PostgreSQL: connection exceptions, too many connections, shutting down, starting up,
-            // serialisation failures and deadlocks. SQLite: busy and locked.
-            // https://www.postgresql.org/docs/current/errcodes-appendix.html
-            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-                code.starts_with("08")
-                    || code.starts_with("57P")
-                    || matches!(&*code, "53300" | "40001" | "40P01" | "5" | "6" | "261" | "517")
-            }),
-            _ => false,
-        };
-        if transient { Self::Unavailable(error) } else { Self::Database(error) }
+        if passes(&error) { Self::Unavailable(error) } else { Self::Database(error) }
+    }
+}
+
+/// Whether an error code tells of the state that the database is in, and not of the statement or its values:
+/// the same statement succeeds once that state has passed.
+fn is_passing(code: &str) -> bool {
+    // SQLite's are numbers of up to four digits, whose low byte is the primary code: busy, locked, read-only,
+    // I/O error, full, cannot open. https://www.sqlite.org/rescode.html
+    if code.len() < 5 {
+        return code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 8 | 10 | 13 | 14));
+    }
+    // PostgreSQL's: connection exceptions, transactions that were rolled back, insufficient resources, operator
+    // intervention and system errors; whatever refuses a connection; a standby, a lock or a timeout in the way.
+    // https://www.postgresql.org/docs/current/errcodes-appendix.html
+    matches!(code.get(..2), Some("08" | "28" | "40" | "53" | "57" | "58"))
+        || matches!(code, "3D000" | "25006" | "25P03" | "25P04" | "55000" | "55006" | "55P03")
+}
+
+impl From<MigrateError> for StoreError {
+    fn from(error: MigrateError) -> Self {
+        // The database can go away in the middle of a migration, too, and take the transaction with it.
+        match error {
+            MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) if passes(&cause) => {
+                Self::Unavailable(cause)
+            }
+            error => Self::Migration(error),
+        }
     }
 }
 
@@ -198,5 +222,65 @@ impl Store {
     /// Closes every connection.
     pub async fn close(&self) {
         self.db.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use assert_matches::assert_matches;
+
+    use super::*;
+    use crate::{
+        store::db::values,
+        testing::{self, START},
+    };
+
+    fn gone() -> sqlx::Error {
+        sqlx::Error::Io(io::ErrorKind::ConnectionReset.into())
+    }
+
+    #[test]
+    fn a_database_that_goes_away_amid_a_migration_is_no_broken_schema() {
+        for error in [MigrateError::Execute(gone()), MigrateError::ExecuteMigration(gone(), 2)] {
+            assert_matches!(StoreError::from(error), StoreError::Unavailable(_));
+        }
+        assert_matches!(StoreError::from(MigrateError::VersionMismatch(2)), StoreError::Migration(_));
+        let refused = MigrateError::ExecuteMigration(sqlx::Error::RowNotFound, 2);
+        assert_matches!(StoreError::from(refused), StoreError::Migration(_));
+    }
+
+    #[test]
+    fn states_of_the_database_pass_and_bad_statements_do_not() {
+        let postgres = [
+            "08006", "28P01", "3D000", "25006", "40001", "40P01", "53100", "53200", "53300", "55000",
+            "57014", "57P01", "57P02", "57P03", "58030",
+        ];
+        // Busy, busy snapshot, locked by a shared cache, read-only, short read, full, cannot open.
+        let sqlite = ["5", "517", "262", "8", "522", "13", "14"];
+        for code in postgres.into_iter().chain(sqlite) {
+            assert!(is_passing(code), "{code}");
+        }
+        // A bad value, a duplicate, no such table, corruption; and the same on SQLite, with a misuse.
+        for code in ["22021", "23505", "42P01", "XX001", "19", "1555", "1", "11", "26", "21", ""] {
+            assert!(!is_passing(code), "{code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_is_cut_off_or_read_only_can_be_tried_again_and_a_bad_one_cannot() {
+        let test = testing::postgres().await;
+        for sql in ["SET TRANSACTION READ ONLY", "SET LOCAL statement_timeout = 1"] {
+            let mut tx = test.store.begin().await.unwrap();
+            tx.execute(sql, vec![]).await.unwrap();
+            let failed = tx.execute("INSERT INTO leases SELECT 'x', pg_sleep(1) :: text, 1, 1", vec![]).await;
+            assert_matches!(failed, Err(error) if error.is_transient(), "{sql}");
+        }
+        for test in testing::both().await {
+            let mut tx = test.store.begin().await.unwrap();
+            let sql = "INSERT INTO leases (name, holder, fence, lease_until) VALUES ($1, NULL, 1, $2)";
+            assert_matches!(tx.execute(sql, values!["x", START]).await, Err(StoreError::Database(_)));
+        }
     }
 }

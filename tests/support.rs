@@ -18,6 +18,7 @@ pub(crate) mod arrival;
 pub(crate) mod coucou;
 pub(crate) mod fake_homeserver;
 pub(crate) mod forwarder;
+pub(crate) mod gate;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod receiver;

@@ -93,6 +93,13 @@ impl Cluster {
         run(command).await;
     }
 
+    /// Ends it as an accident would: it recovers at the next start.
+    pub(crate) async fn crash(&self) {
+        let mut command = script("stop");
+        command.arg(self.folder.path()).arg("immediate");
+        run(command).await;
+    }
+
     /// Starts it again, on the same port.
     pub(crate) async fn resume(&self) {
         let mut command = script("start");
