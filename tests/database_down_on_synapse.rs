@@ -188,8 +188,16 @@ async fn the_network_to_the_database_swallows_everything_for_a_while() {
     let stream = send.count(60).interval(Duration::from_millis(400)).start().timed();
     scene.receiver.wait_for(10, SOON).await;
 
+    // Statements are under way when it happens: their answers never come.
+    let mut url = Url::parse(&scene.database.url()).unwrap();
+    url.set_query(None);
+    let mut other = PgConnection::connect(url.as_str()).await.unwrap();
+    let mut lock = other.begin().await.unwrap();
+    lock.execute("LOCK TABLE room_queues, inbox IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let shut_at = Instant::now();
     gate.shut();
+    lock.rollback().await.unwrap();
     scene.assert_degraded(shut_at, shut_at + OUTAGE).await;
     gate.open();
     scene.assert_recovers().await;

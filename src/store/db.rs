@@ -5,11 +5,11 @@
 //! bound; the one text made at run time is the list of placeholders of a multi-row statement
 //! ([`Tx::execute_many`]).
 
-use std::{borrow::Cow, str::FromStr, time::Duration};
+use std::{borrow::Cow, future::Future, io, str::FromStr, time::Duration};
 
 use futures_util::future::BoxFuture;
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, FromRow, PgPool, Postgres, Sqlite, SqlitePool, Transaction,
+    AssertSqlSafe, ConnectOptions, Executor, FromRow, PgPool, Postgres, Sqlite, SqlitePool, Transaction,
     error::BoxDynError,
     migrate::{Migrate, Migration, MigrationSource, MigrationType, Migrator},
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
@@ -17,6 +17,7 @@ use sqlx::{
     sqlite::SqliteSynchronous,
     sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow},
 };
+use tokio::time::timeout;
 
 use super::StoreError;
 
@@ -26,6 +27,14 @@ const MAX_ROWS: usize = 256;
 
 /// How long a caller waits for a connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a statement may take before the database counts as unavailable. A network that swallows everything
+/// breaks no connection: without a limit, whoever waits for an answer would wait for a quarter of an hour.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long PostgreSQL keeps a transaction whose process says nothing. Its locks, the lease's among them, would
+/// otherwise outlast a process that is stopped or cut off by hours.
+const SET_TIMEOUT: &str = "SET idle_in_transaction_session_timeout = '15s'";
 
 /// Prepared statements kept per connection: the constants, and the multi-row ones at nine sizes each.
 const STATEMENT_CACHE: usize = 512;
@@ -231,6 +240,9 @@ impl Db {
                 let pool = PgPoolOptions::new()
                     .max_connections(*pool_size)
                     .acquire_timeout(ACQUIRE_TIMEOUT)
+                    .after_connect(|connection, _| {
+                        Box::pin(async move { connection.execute(SET_TIMEOUT).await.map(|_| ()) })
+                    })
                     .connect_lazy_with(options);
                 Pools::Postgres(pool)
             }
@@ -263,7 +275,7 @@ impl Db {
     /// [`StoreError::Unavailable`] when no connection can be had.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         Ok(Tx(match &self.pools {
-            Pools::Postgres(pool) => Inner::Postgres(pool.begin().await?),
+            Pools::Postgres(pool) => Inner::Postgres(bounded(pool.begin()).await?),
             // IMMEDIATE takes the write lock now: a transaction that reads first cannot fail half-way.
             Pools::Sqlite { write, .. } => Inner::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
         }))
@@ -274,7 +286,7 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn fetch_all<R: Row>(&self, sql: &'static str, values: Values) -> Result<Vec<R>, StoreError> {
-        Ok(on_pool!(self, |pool| sqlx::query_as(sql).bind_values(values).fetch_all(pool).await)?)
+        on_pool!(self, |pool| bounded(sqlx::query_as(sql).bind_values(values).fetch_all(pool)).await)
     }
 
     /// The first row of a read outside a transaction, if any.
@@ -286,7 +298,7 @@ impl Db {
         sql: &'static str,
         values: Values,
     ) -> Result<Option<R>, StoreError> {
-        Ok(on_pool!(self, |pool| sqlx::query_as(sql).bind_values(values).fetch_optional(pool).await)?)
+        on_pool!(self, |pool| bounded(sqlx::query_as(sql).bind_values(values).fetch_optional(pool)).await)
     }
 
     /// As [`Tx::fetch_many`], outside a transaction.
@@ -303,7 +315,8 @@ impl Db {
         for (text, values) in runs(sql, &shared, rows) {
             let text = AssertSqlSafe(text);
             let part: Vec<R> =
-                on_pool!(self, |pool| sqlx::query_as(text).bind_values(values).fetch_all(pool).await)?;
+                on_pool!(self, |pool| bounded(sqlx::query_as(text).bind_values(values).fetch_all(pool))
+                    .await)?;
             found.extend(part);
         }
         Ok(found)
@@ -363,7 +376,7 @@ impl Tx {
     /// When the database fails.
     pub async fn execute(&mut self, sql: &'static str, values: Values) -> Result<u64, StoreError> {
         Ok(on_tx!(self, |connection| {
-            sqlx::query(sql).bind_values(values).execute(connection).await?.rows_affected()
+            bounded(sqlx::query(sql).bind_values(values).execute(connection)).await?.rows_affected()
         }))
     }
 
@@ -376,9 +389,9 @@ impl Tx {
         sql: &'static str,
         values: Values,
     ) -> Result<Vec<R>, StoreError> {
-        Ok(on_tx!(self, |connection| {
-            sqlx::query_as(sql).bind_values(values).fetch_all(connection).await
-        })?)
+        on_tx!(self, |connection| {
+            bounded(sqlx::query_as(sql).bind_values(values).fetch_all(connection)).await
+        })
     }
 
     /// The first row of a statement, if any.
@@ -390,9 +403,9 @@ impl Tx {
         sql: &'static str,
         values: Values,
     ) -> Result<Option<R>, StoreError> {
-        Ok(on_tx!(self, |connection| {
-            sqlx::query_as(sql).bind_values(values).fetch_optional(connection).await
-        })?)
+        on_tx!(self, |connection| {
+            bounded(sqlx::query_as(sql).bind_values(values).fetch_optional(connection)).await
+        })
     }
 
     /// Runs a statement for many rows at once: `{rows}` in it becomes `($2, $3), ($4, $5), …`, after the
@@ -413,7 +426,7 @@ impl Tx {
         for (text, values) in runs(sql, &shared, rows) {
             let text = AssertSqlSafe(text);
             touched += on_tx!(self, |connection| {
-                sqlx::query(text).bind_values(values).execute(connection).await?.rows_affected()
+                bounded(sqlx::query(text).bind_values(values).execute(connection)).await?.rows_affected()
             });
         }
         Ok(touched)
@@ -433,7 +446,7 @@ impl Tx {
         for (text, values) in runs(sql, &shared, rows) {
             let text = AssertSqlSafe(text);
             let part: Vec<R> = on_tx!(self, |connection| {
-                sqlx::query_as(text).bind_values(values).fetch_all(connection).await
+                bounded(sqlx::query_as(text).bind_values(values).fetch_all(connection)).await
             })?;
             found.extend(part);
         }
@@ -468,10 +481,17 @@ impl Tx {
     /// during the commit, all of it.
     pub async fn commit(self) -> Result<(), StoreError> {
         match self.0 {
-            Inner::Postgres(tx) => tx.commit().await?,
-            Inner::Sqlite(tx) => tx.commit().await?,
+            Inner::Postgres(tx) => bounded(tx.commit()).await,
+            Inner::Sqlite(tx) => bounded(tx.commit()).await,
         }
-        Ok(())
+    }
+}
+
+/// Waits for an answer of the database, but not for ever.
+async fn bounded<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    match timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))),
     }
 }
 
