@@ -47,9 +47,10 @@ pub struct ListedWebhook {
 /// When the store is needed and cannot be used.
 pub async fn webhooks(config: &Config, show_secrets: bool) -> Result<Vec<ListedWebhook>, StoreError> {
     let needs_store = show_secrets && config.webhooks.iter().any(|webhook| webhook.secret.is_none());
-    let store = match needs_store {
-        true => Some(Store::open(&config.store.location, config.store.pickle_key.clone())?),
-        false => None,
+    let store = if needs_store {
+        Some(Store::open(&config.store.location, config.store.pickle_key.clone())?)
+    } else {
+        None
     };
     let listed = list(config, show_secrets, store.as_ref()).await;
     if let Some(store) = &store {
