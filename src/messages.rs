@@ -31,7 +31,7 @@ use crate::{
 
 /// An event older than this when it arrives is history: it was fetched from the network, or the homeserver
 /// was cut off for so long that nobody waits for an answer.
-pub const BACKFILL_AGE: Duration = Duration::from_secs(60 * 60);
+pub const BACKFILL_AGE: Duration = Duration::from_hours(1);
 
 /// What mautrix bridges put into the content of what the owner wrote in the network's own app.
 const DOUBLE_PUPPET: &str = "fi.mau.double_puppet_source";
