@@ -93,7 +93,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let address = SocketAddr::new(config.http.host, config.http.port);
     let listener = TcpListener::bind(address).await.map_err(|error| AppError::Listen(address, error))?;
     let store = Store::open(&config.store.location, config.store.pickle_key.clone())?;
-    tracing::info!(store = store.backend(), "{}", config.store.chosen_because);
     let homeserver = Homeserver::new(&config.homeserver.url, config.appservice.as_token.clone())?;
     let bot = Arc::new(OnceLock::new());
     if let Some(user_id) = config.appservice.bot_user_id(config.known_server_name().as_deref()) {
@@ -220,7 +219,7 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
         );
         tasks.spawn(dispatcher.run(stop.clone()));
         tasks.spawn(leader::prune(shared.clone(), stop.clone()));
-        if let Err(error) = leader::lead(shared, ids, stop).await {
+        if let Err(error) = Box::pin(leader::lead(shared, ids, stop)).await {
             let _ = fatal.send(AppError::Crypto(error)).await;
         }
     });

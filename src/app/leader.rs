@@ -49,7 +49,7 @@ pub(super) async fn lead(
             Ok(Some(lease)) => {
                 standing_by = false;
                 tracing::info!(lease.fence = lease.fence(), holder, "this process works the crypto");
-                let ended = hold(&shared, &webhooks, &lease, cautious, &stop).await;
+                let ended = Box::pin(hold(&shared, &webhooks, &lease, cautious, &stop)).await;
                 give_back(&shared, &lease).await;
                 match ended {
                     Err(error @ CryptoError::Refused(_)) => return Err(error),

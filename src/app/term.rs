@@ -21,7 +21,7 @@ use crate::{
     inbox::{Worker, WorkerParts},
     model::{Account, Role, WebhookId},
     rooms::{Errands, InvitePolicy, RoomsError},
-    store::{Lease, accounts},
+    store::{Lease, accounts, leases, rooms},
 };
 
 /// How long the worker's start waits for the homeserver.
@@ -62,6 +62,7 @@ impl Term {
     /// Works until told to stop, or until something fails that ends the term.
     pub(super) async fn run(self, stop: CancellationToken) -> Result<(), CryptoError> {
         let Some(accounts) = self.accounts(&stop).await? else { return Ok(()) };
+        self.delete_unwanted_keys().await?;
         let mut office = self.open(&accounts).await?;
         let online = match timeout(PATIENCE, self.go_online(&mut office, &accounts)).await {
             Ok(Ok(())) => true,
@@ -169,6 +170,13 @@ impl Term {
             Some(server_name) => server_name,
             None => whoami.server_name().to_owned(),
         })
+    }
+
+    async fn delete_unwanted_keys(&self) -> Result<(), CryptoError> {
+        let mut tx = self.shared.store.begin().await?;
+        leases::check(&mut tx, &self.lease).await?;
+        rooms::delete_unwanted_keys(&mut tx).await?;
+        Ok(tx.commit().await?)
     }
 
     async fn open(&self, accounts: &[Account]) -> Result<Office, CryptoError> {

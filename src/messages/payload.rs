@@ -94,6 +94,12 @@ impl Draft {
         self.origin_server_ts
     }
 
+    /// How it was encrypted and how far its sender can be believed: what a webhook's policy decides on.
+    #[must_use]
+    pub fn encryption(&self) -> &Encryption {
+        &self.encryption
+    }
+
     /// The event that a redaction takes back.
     #[must_use]
     pub fn redacts(&self) -> Option<&EventId> {

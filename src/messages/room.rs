@@ -124,7 +124,9 @@ impl RoomState {
     /// that was believed stays the one that is, if it still claims the room; encryption stays on.
     #[must_use]
     pub fn rebuild(&self, state: &[Value]) -> Self {
-        let mut fresh = Self { encryption: self.encryption.clone(), ..Self::default() };
+        // What a later state no longer shows: that it was encrypted, and that an invite was to a direct chat,
+        // which the join replaces.
+        let mut fresh = Self { encryption: self.encryption.clone(), direct: self.direct, ..Self::default() };
         let is_bridge = |event: &&Value| {
             matches!(event.get("type").and_then(Value::as_str), Some("m.bridge" | "uk.half-shot.bridge"))
         };
@@ -233,9 +235,11 @@ impl RoomState {
     }
 }
 
-/// A text that is there and not blank.
+/// A text that is there and not blank. Without NULs, which PostgreSQL's `TEXT` refuses: a room's name must not
+/// be able to stop the room.
 fn filled(content: &Value, key: &str) -> Option<String> {
-    content.get(key).and_then(Value::as_str).filter(|text| !text.trim().is_empty()).map(str::to_owned)
+    let text = content.get(key)?.as_str()?.replace('\0', "");
+    (!text.trim().is_empty()).then_some(text)
 }
 
 fn replace<T: PartialEq>(place: &mut T, value: T) -> Change {

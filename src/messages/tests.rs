@@ -12,6 +12,7 @@ use crate::{
     model::{Encryption, MessageId, Trust},
 };
 
+mod documented;
 mod malformed;
 
 /// A file of `tests/fixtures/events/`.

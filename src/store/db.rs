@@ -488,10 +488,16 @@ impl Tx {
 }
 
 /// Waits for an answer of the database, but not for ever.
-async fn bounded<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
-    match timeout(ANSWER_TIMEOUT, answer).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))),
+fn bounded<'a, T: 'a>(
+    answer: impl Future<Output = Result<T, sqlx::Error>> + Send + 'a,
+) -> impl Future<Output = Result<T, StoreError>> + Send + 'a {
+    // Boxed, because a query's future is large and every caller's would hold it.
+    let answer: BoxFuture<'a, _> = Box::pin(answer);
+    async move {
+        match timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))),
+        }
     }
 }
 

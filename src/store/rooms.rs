@@ -198,6 +198,19 @@ pub async fn set_due_unless_relayed(
     Ok(())
 }
 
+/// Deletes room keys of rooms that are known not to be relayed: those that a process took in and died before
+/// it could delete them. Before any crypto store is opened, which would still know them.
+///
+/// # Errors
+/// When the database fails.
+pub async fn delete_unwanted_keys(tx: &mut Tx) -> Result<u64, StoreError> {
+    tx.execute(
+        "DELETE FROM megolm_inbound_sessions WHERE room_id IN (SELECT room_id FROM rooms WHERE relay = 'no')",
+        vec![],
+    )
+    .await
+}
+
 /// Asks for the state of all rooms that are not relayed.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ pub struct Bridge {
     /// Who made the portal, as the bridge says.
     #[serde(default)]
     pub creator: Option<OwnedUserId>,
-    /// The protocol's id, e.g. `instagramgo`.
+    /// The protocol's id, e.g. `instagramgo`; none when it is no word of printable ASCII.
     #[serde(default)]
     pub protocol: Option<String>,
     /// The protocol's name, e.g. `Instagram`.
@@ -122,7 +122,7 @@ impl Bridge {
             event_type: event_type.to_owned(),
             state_key: state_key.to_owned(),
             creator: user("creator"),
-            protocol: filled(protocol, "id").filter(|id| is_short(id)),
+            protocol: filled(protocol, "id").filter(|id| is_word(id)),
             protocol_name: filled(protocol, "displayname"),
             channel_id: filled(channel, "id"),
             channel_name: filled(channel, "displayname"),
@@ -138,4 +138,9 @@ impl Bridge {
 /// indexes nothing long.
 fn is_short(text: &str) -> bool {
     text.len() <= 255 && !text.contains('\0')
+}
+
+/// Whether a protocol id can be a network's name, which stands in tables, paths and payloads.
+fn is_word(id: &str) -> bool {
+    id.len() <= 64 && id.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -190,6 +190,30 @@ fn a_replaced_room_says_where_it_went() {
 }
 
 #[test]
+fn no_text_can_upset_a_table() {
+    let mut room = RoomState::default();
+    room.apply(&state("m.room.name", "", BOT, &json!({"name": "a\u{0}b"})));
+    assert_eq!(room.name.as_deref(), Some("ab"));
+    room.apply(&state("m.room.name", "", BOT, &json!({"name": "\u{0}"})));
+    assert_eq!(room.name, None);
+    let mut odd = claim(BOT, "1");
+    odd["protocol"]["id"] = "insta gram\n".into();
+    room.apply(&state("m.bridge", "key", BOT, &odd));
+    assert!(room.bridge.is_some());
+    assert_eq!(context(&room).network, None);
+    assert_eq!(room.apply(&join("@a\u{0}:localhost", "A")), Change::None);
+}
+
+#[test]
+fn a_direct_chat_stays_one_when_the_invite_is_no_longer_there() {
+    let mut room = RoomState::default();
+    let invite = json!({"membership": "invite", "is_direct": true});
+    room.apply(&state("m.room.member", "@owner:localhost", "@friend:localhost", &invite));
+    let joined = room.rebuild(&[join("@owner:localhost", "Owner"), join("@friend:localhost", "Friend")]);
+    assert_eq!(context(&joined).kind, RoomKind::Dm);
+}
+
+#[test]
 fn messages_change_nothing() {
     let message = json!({"type": "m.room.name", "sender": BOT, "content": {"name": "no state key"}});
     assert_eq!(RoomState::default().apply(&message), Change::None);

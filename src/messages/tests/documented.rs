@@ -1,0 +1,69 @@
+//! `docs/webhook.md` says what the code does.
+
+use serde_json::Value;
+
+use super::{MessageType, read_fixture};
+use crate::messages::kinds::Kind;
+
+const PAGE: &str = include_str!("../../../docs/webhook.md");
+
+#[test]
+fn the_example_is_a_real_payload() {
+    let (_, after) = PAGE.split_once("```json\n").expect("an example");
+    let (example, _) = after.split_once("```").expect("its end");
+    let draft = read_fixture(include_str!("../../../tests/fixtures/events/text.json"));
+    assert_eq!(example.trim(), serde_json::to_string_pretty(&draft.payload(7)).unwrap());
+}
+
+#[test]
+fn every_type_and_kind_is_on_the_page() {
+    let kinds = [
+        Kind::Text,
+        Kind::Notice,
+        Kind::Emote,
+        Kind::Image,
+        Kind::Video,
+        Kind::Audio,
+        Kind::Voice,
+        Kind::File,
+        Kind::Sticker,
+        Kind::Location,
+        Kind::Reaction,
+        Kind::Redaction,
+        Kind::Unknown,
+    ];
+    let kinds = kinds.map(|kind| serde_json::to_value(kind).unwrap());
+    let names = kinds.iter().filter_map(Value::as_str).chain(MessageType::ALL.map(MessageType::as_str));
+    for name in names {
+        assert!(PAGE.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+#[test]
+fn every_field_is_on_the_page() {
+    for fixture in [
+        include_str!("../../../tests/fixtures/events/video.json"),
+        include_str!("../../../tests/fixtures/events/image_caption.json"),
+        include_str!("../../../tests/fixtures/events/text_html.json"),
+        include_str!("../../../tests/fixtures/events/location.json"),
+        include_str!("../../../tests/fixtures/events/reaction.json"),
+        include_str!("../../../tests/fixtures/events/redaction_old.json"),
+        include_str!("../../../tests/fixtures/events/thread_reply.json"),
+        include_str!("../../../tests/fixtures/events/edit.json"),
+    ] {
+        let mut payload = serde_json::to_value(read_fixture(fixture).payload(1)).unwrap();
+        payload["data"]["matrix"]["content"].take();
+        on_page(&payload);
+    }
+}
+
+/// Every key of `value`, at any depth, stands on the page as the last part of something in code style.
+fn on_page(value: &Value) {
+    if let Value::Object(fields) = value {
+        for (key, inner) in fields {
+            let found = [format!("`{key}`"), format!(".{key}`")].iter().any(|written| PAGE.contains(written));
+            assert!(found || key == "data" || inner.is_object(), "{key}");
+            on_page(inner);
+        }
+    }
+}
