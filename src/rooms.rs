@@ -60,6 +60,18 @@ pub struct InvitePolicy {
     /// Whether rooms that are not relayed are read anew at the start, because the settings may have changed
     /// to relay them.
     pub look_again: bool,
+    /// Whether the owner invites the bot to every bridged room.
+    pub invite_bot: bool,
+}
+
+impl InvitePolicy {
+    /// Whether the bot, of `own_server`, accepts an invite of `inviter`.
+    fn bot_accepts(&self, own_server: &ServerName, inviter: &UserId) -> bool {
+        match &self.bot {
+            None => inviter.server_name() == own_server,
+            Some(inviters) => inviters.iter().any(|known| known.matches(inviter)),
+        }
+    }
 }
 
 /// Runs the errands, for whoever holds the crypto lease.
@@ -131,6 +143,9 @@ impl Errands {
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
         rooms::retry_invites(&mut tx, now).await?;
+        if let Some(bot) = self.bot().filter(|_| self.policy.invite_bot) {
+            rooms::want_bridged(&mut tx, bot.id, now).await?;
+        }
         if self.policy.look_again {
             rooms::look_again(&mut tx, now).await?;
         }
@@ -261,18 +276,11 @@ impl Errands {
         match account.role {
             Role::Bot => {
                 let is_owner = self.owner().is_some_and(|owner| owner.user_id == inviter);
-                Ok(is_owner || self.bot_accepts(account.user_id.server_name(), inviter))
+                Ok(is_owner || self.policy.bot_accepts(account.user_id.server_name(), inviter))
             }
             Role::Owner if !self.policy.owner => Ok(false),
             Role::Owner => Ok(self.policy.bridge_bots.iter().any(|bot| bot == inviter)
                 || rooms::is_bridge_bot(self.store.db(), inviter).await?),
-        }
-    }
-
-    fn bot_accepts(&self, own_server: &ServerName, inviter: &UserId) -> bool {
-        match &self.policy.bot {
-            None => inviter.server_name() == own_server,
-            Some(inviters) => inviters.iter().any(|known| known.matches(inviter)),
         }
     }
 
@@ -368,5 +376,36 @@ impl Errands {
     #[must_use]
     pub fn has_bot(&self) -> bool {
         self.bot().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{server_name, user_id};
+
+    use super::*;
+    use crate::model::Pattern;
+
+    #[test]
+    fn the_bot_accepts_its_own_server_or_who_is_named() {
+        let own = server_name!("example.org");
+        let policy = |bot| InvitePolicy {
+            bot,
+            owner: false,
+            bridge_bots: Vec::new(),
+            look_again: false,
+            invite_bot: false,
+        };
+        let (here, there) = (user_id!("@a:example.org"), user_id!("@a:elsewhere.org"));
+        assert!(policy(None).bot_accepts(own, here));
+        assert!(!policy(None).bot_accepts(own, there));
+        let named = policy(Some(vec![
+            Inviter::Server(Pattern::new("*where.org")),
+            Inviter::User(Pattern::new("@b*:example.org")),
+        ]));
+        assert!(named.bot_accepts(own, there));
+        assert!(named.bot_accepts(own, user_id!("@bob:example.org")));
+        assert!(!named.bot_accepts(own, here));
+        assert!(!policy(Some(Vec::new())).bot_accepts(own, here));
     }
 }

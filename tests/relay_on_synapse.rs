@@ -70,7 +70,12 @@ async fn every_kind_arrives_decrypted_with_sqlite() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_arrives_from_a_homeserver_without_experimental_features() {
+async fn every_kind_arrives_without_experimental_features_with_postgres() {
+    every_kind_arrives(Store::Postgres, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_arrives_without_experimental_features_with_sqlite() {
     every_kind_arrives(Store::Sqlite, false).await;
 }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::{
+    clock::Timestamp,
     config::{OwnerMode, Relay},
     crypto::{CryptoError, Engine, KeyLane, keylane::backoff, setup},
     inbox::{Worker, WorkerParts},
@@ -29,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often outgoing requests are looked for when nobody announces them.
 const IDLE: Duration = Duration::from_secs(30);
+
+/// How often all followed devices are asked for anew: homeservers lose news of device lists.
+const REFRESH: Duration = Duration::from_hours(6);
 
 /// A term of office.
 pub(super) struct Term {
@@ -245,6 +249,7 @@ impl Term {
             owner: config.owner.as_ref().is_some_and(|owner| owner.accept),
             bridge_bots: config.bridges.iter().map(|bridge| bridge.bot.clone()).collect(),
             look_again: config.rooms.relay != Relay::Bridged,
+            invite_bot: config.owner.as_ref().is_some_and(|owner| owner.mode == OwnerMode::Invite),
         };
         Errands::new(
             store.clone(),
@@ -267,7 +272,15 @@ impl Term {
     ) -> Result<(), CryptoError> {
         let wake = Arc::clone(&self.shared.wakes.outgoing);
         let mut failures = 0;
+        let mut refreshed: Option<Timestamp> = None;
         while !stop.is_cancelled() {
+            let now = self.shared.clock.now();
+            if refreshed.is_none_or(|at| now.since(at) >= REFRESH) {
+                for engine in &engines {
+                    engine.refresh_devices().await?;
+                }
+                refreshed = Some(now);
+            }
             let sent = if online { drain(&engines).await } else { self.publish(&engines).await };
             match sent {
                 Ok(()) => {

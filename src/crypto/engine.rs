@@ -289,6 +289,14 @@ impl Engine {
         Ok(())
     }
 
+    /// Asks for the devices of all followed users anew, with the next outgoing requests.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn refresh_devices(&self) -> Result<(), CryptoError> {
+        Ok(self.machine.mark_all_tracked_users_as_dirty().await?)
+    }
+
     /// Forgets room keys of rooms that are not relayed.
     ///
     /// # Errors

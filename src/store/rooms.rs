@@ -317,6 +317,20 @@ pub async fn want(
     Ok(())
 }
 
+/// As [`want`], for every bridged room that is relayed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn want_bridged(tx: &mut Tx, account_id: AccountId, now: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(
+        "INSERT INTO room_accounts (room_id, account_id, membership, due_at, tries) \
+         SELECT room_id, $1, $2, $3, 0 FROM rooms WHERE relay = 'yes' AND bridge_bot IS NOT NULL \
+         ON CONFLICT (room_id, account_id) DO NOTHING",
+        values![account_id.0, Membership::Wanted.as_str(), now],
+    )
+    .await
+}
+
 /// The rooms that an account has joined.
 ///
 /// # Errors
