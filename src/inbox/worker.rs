@@ -38,6 +38,9 @@ const MOST_ROWS: u32 = 64;
 /// Bytes of rows taken in one step, but always one row.
 const MOST_BYTES: u64 = 8 << 20;
 
+/// Keys whose events are released in one step, of those that an earlier term left.
+const MOST_UNRELEASED: usize = 256;
+
 /// Tries at a row on its own before it is set aside.
 const MOST_TRIES: i64 = 3;
 
@@ -102,6 +105,8 @@ pub struct Worker {
     pub(super) since: Timestamp,
     /// To-device messages of late, which come by push and by the key lane.
     seen: Seen,
+    /// Keys that are there while events still wait for them, from a term that ended between the two.
+    unreleased: Vec<RoomKey>,
     /// Rows still to be taken one by one.
     careful_rows: u32,
 }
@@ -126,8 +131,16 @@ impl Worker {
                 (room_id, deadline)
             })
             .collect();
+        let unreleased = pending::releasable(parts.store.db())
+            .await?
+            .into_iter()
+            .filter_map(|(room_id, session_id)| {
+                Some(RoomKey { room_id: room_id.try_into().ok()?, session_id })
+            })
+            .collect();
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
-        Ok(Self { parts, decrypter, rooms, queues, since, seen: Seen::default(), careful_rows })
+        let seen = Seen::default();
+        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows })
     }
 
     /// Runs until told to stop.
@@ -165,11 +178,12 @@ impl Worker {
             .filter(|(_, deadline)| deadline.is_some_and(|deadline| deadline <= now))
             .map(|(room_id, _)| room_id.clone())
             .collect();
-        if rows.is_empty() && due.is_empty() {
+        if rows.is_empty() && due.is_empty() && self.unreleased.is_empty() {
             return Ok(Progress::Idle);
         }
         let mut batch = Batch::read(rows, &self.readers());
-        let keys = self.take_in(&batch, &mut due).await?;
+        let mut keys = self.take_in(&batch, &mut due).await?;
+        keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
         let (rows, set_aside) = (batch.ids.clone(), batch.set_aside.clone());
         let mut outcome = Outcome { rows, set_aside, ..Outcome::default() };
         let mut touched: HashSet<_> = batch.rooms().collect();

@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use ruma::{device_id, user_id};
 
-use super::{StoreError, accounts, leases};
+use super::{
+    StoreError, accounts,
+    db::values,
+    leases,
+    pending::{self, NewPending, Waits},
+};
 use crate::{
     model::Role,
     testing::{self, START},
@@ -72,5 +77,42 @@ async fn a_user_has_one_account_in_use() {
         assert_eq!(accounts::all(store.db()).await.unwrap(), [found]);
         let mut tx = store.begin().await.unwrap();
         assert!(accounts::insert(&mut tx, user, &"COUCOU2".into(), Role::Bot, START).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn events_whose_key_is_there_are_found_on_the_ledger() {
+    for test in testing::both().await {
+        let store = &test.store;
+        let pending = |event_id: &str, session: &str, waits, reason: &str| NewPending {
+            event_id: event_id.to_owned(),
+            room_id: "!room".to_owned(),
+            session_id: Some(session.to_owned()),
+            sender: "@a:example.org".to_owned(),
+            waits,
+            reason: reason.to_owned(),
+            event: b"{}".to_vec(),
+            origin_server_ts: START,
+            received_at: START,
+        };
+        let events = [
+            pending("$1", "come", Waits::Ledger, "no_key"),
+            pending("$2", "come", Waits::Ledger, "withheld:m.unverified"),
+            pending("$3", "missing", Waits::Ledger, "no_key"),
+            pending("$4", "replayed", Waits::Ledger, "replay"),
+            pending("$5", "queued", Waits::Queued, "no_key"),
+        ];
+        let mut tx = store.begin().await.unwrap();
+        let user = user_id!("@coucou:example.org");
+        let id = accounts::insert(&mut tx, user, &"COUCOU1".into(), Role::Bot, START).await.unwrap();
+        pending::insert(&mut tx, store.seal().unwrap(), &events).await.unwrap();
+        for session in ["come", "replayed", "queued", "unrelated"] {
+            let sql = "INSERT INTO megolm_inbound_sessions (account_id, room_id, session_id, sender_key, \
+                       sender_data_type, backed_up, pickle, created_at) VALUES ($1, '!room', $2, 'k', 1, 0, $3, 0)";
+            tx.execute(sql, values![id.0, session, b"sealed".to_vec()]).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let found = pending::releasable(store.db()).await.unwrap();
+        assert_eq!(found, [("!room".to_owned(), "come".to_owned())]);
     }
 }

@@ -188,6 +188,21 @@ pub async fn ledger(db: &Db, seal: &Seal, sessions: &[(String, String)]) -> Resu
     rows.into_iter().map(|(id, event, at, _)| pending(seal, (id, event, at))).collect()
 }
 
+/// Sessions (room and session id) that events on the ledger wait for though their key is there: a process took
+/// the key in and died before it could release them.
+///
+/// # Errors
+/// When the database fails.
+pub async fn releasable(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
+    db.fetch_all(
+        "SELECT DISTINCT p.room_id, p.session_id FROM pending_events p \
+         JOIN megolm_inbound_sessions s ON s.room_id = p.room_id AND s.session_id = p.session_id \
+         WHERE p.state = 'ledger' AND (p.reason = 'no_key' OR p.reason LIKE 'withheld:%')",
+        vec![],
+    )
+    .await
+}
+
 /// How many events wait, by reason.
 ///
 /// # Errors
