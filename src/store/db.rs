@@ -5,20 +5,22 @@
 //! bound; the one text made at run time is the list of placeholders of a multi-row statement
 //! ([`Tx::execute_many`]).
 
-use std::{borrow::Cow, future::Future, io, str::FromStr, time::Duration};
+mod migrations;
+mod value;
+
+use std::{future::Future, io, str::FromStr, time::Duration};
 
 use futures_util::future::BoxFuture;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Executor, FromRow, PgPool, Postgres, Sqlite, SqlitePool, Transaction,
-    error::BoxDynError,
-    migrate::{Migrate, Migration, MigrationSource, MigrationType, Migrator},
-    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
-    query::{Query, QueryAs},
-    sqlite::SqliteSynchronous,
-    sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow},
+    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 use tokio::time::timeout;
 
+use self::value::Bind;
+pub(crate) use self::value::values;
+pub use self::value::{Value, Values};
 use super::StoreError;
 
 /// Rows of a multi-row statement are sent in runs of powers of two up to this many, so that a handful of
@@ -38,47 +40,6 @@ const SET_TIMEOUT: &str = "SET idle_in_transaction_session_timeout = '15s'";
 
 /// Prepared statements kept per connection: the constants, and the multi-row ones at nine sizes each.
 const STATEMENT_CACHE: usize = 512;
-
-/// A value bound to a placeholder.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// `TEXT`.
-    Text(Option<String>),
-    /// `BIGINT`.
-    Int(Option<i64>),
-    /// `BYTEA` or `BLOB`.
-    Bytes(Option<Vec<u8>>),
-}
-
-macro_rules! value_from {
-    ($variant:ident: $($from:ty => $convert:expr),+ $(,)?) => {$(
-        impl From<$from> for Value {
-            fn from(value: $from) -> Self {
-                let convert: fn($from) -> _ = $convert;
-                Self::$variant(Some(convert(value)))
-            }
-        }
-        impl From<Option<$from>> for Value {
-            fn from(value: Option<$from>) -> Self {
-                let convert: fn($from) -> _ = $convert;
-                Self::$variant(value.map(convert))
-            }
-        }
-    )+};
-}
-
-value_from!(Text: String => |text| text, &str => str::to_owned);
-value_from!(Int: i64 => |int| int, crate::clock::Timestamp => |time| time.0, bool => i64::from);
-value_from!(Bytes: Vec<u8> => |bytes| bytes, &[u8] => <[u8]>::to_vec);
-
-/// The values of a statement, in the order of its placeholders.
-pub type Values = Vec<Value>;
-
-/// Makes [`Values`] of anything that converts: `values![room_id.as_str(), now, sealed]`.
-macro_rules! values {
-    ($($value:expr),* $(,)?) => { vec![$($crate::store::db::Value::from($value)),*] };
-}
-pub(crate) use values;
 
 /// A statement that locks rows it reads, made by `locking!`; [`Tx::text`] gives its text.
 #[derive(Clone, Copy, Debug)]
@@ -102,39 +63,6 @@ pub(crate) use locking;
 /// A row that either database can give: any tuple of `String`, `i64`, `Vec<u8>` and their `Option`s.
 pub trait Row: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
 impl<T> Row for T where T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin {}
-
-/// Binds values to a query of either database.
-trait Bind: Sized {
-    fn bind_value(self, value: Value) -> Self;
-    fn bind_values(self, values: Values) -> Self {
-        values.into_iter().fold(self, Self::bind_value)
-    }
-}
-
-macro_rules! bind {
-    ($database:ty, $arguments:ty) => {
-        impl<'q> Bind for Query<'q, $database, $arguments> {
-            fn bind_value(self, value: Value) -> Self {
-                match value {
-                    Value::Text(value) => self.bind(value),
-                    Value::Int(value) => self.bind(value),
-                    Value::Bytes(value) => self.bind(value),
-                }
-            }
-        }
-        impl<'q, O> Bind for QueryAs<'q, $database, O, $arguments> {
-            fn bind_value(self, value: Value) -> Self {
-                match value {
-                    Value::Text(value) => self.bind(value),
-                    Value::Int(value) => self.bind(value),
-                    Value::Bytes(value) => self.bind(value),
-                }
-            }
-        }
-    };
-}
-bind!(Postgres, PgArguments);
-bind!(Sqlite, SqliteArguments);
 
 /// Where the data is.
 #[derive(Clone, Debug)]
@@ -340,9 +268,9 @@ impl Db {
                     .bind(MIGRATION_LOCK)
                     .execute(&mut **tx)
                     .await?;
-                apply(POSTGRES, &mut **tx).await?
+                migrations::apply(migrations::POSTGRES, &mut **tx).await?
             }
-            Inner::Sqlite(tx) => apply(SQLITE, &mut **tx).await?,
+            Inner::Sqlite(tx) => migrations::apply(migrations::SQLITE, &mut **tx).await?,
         };
         tx.commit().await?;
         Ok(applied)
@@ -531,69 +459,6 @@ fn runs(sql: &'static str, shared: &Values, rows: Vec<Values>) -> Vec<(String, V
 /// Any number that other programs on the same database do not use: "coucou" in ASCII.
 const MIGRATION_LOCK: i64 = 0x0000_636f_7563_6f75;
 
-type Files = &'static [(i64, &'static str, &'static str)];
-
-macro_rules! migrations {
-    ($folder:literal: $($file:literal),+ $(,)?) => {
-        &[$((
-            // The number before the first underscore.
-            number($file),
-            $file,
-            include_str!(concat!("../../migrations/", $folder, "/", $file, ".sql")),
-        )),+]
-    };
-}
-
-const POSTGRES: Files = migrations!(
-    "postgres": "0001_core", "0002_crypto", "0003_inbox", "0004_messages", "0005_outbox", "0006_rooms"
-);
-const SQLITE: Files = migrations!(
-    "sqlite": "0001_core", "0002_crypto", "0003_inbox", "0004_messages", "0005_outbox", "0006_rooms"
-);
-
-/// The leading number of a migration's file name.
-const fn number(name: &str) -> i64 {
-    let bytes = name.as_bytes();
-    let (mut at, mut number) = (0, 0);
-    while at < bytes.len() && bytes[at].is_ascii_digit() {
-        number = number * 10 + (bytes[at] - b'0') as i64;
-        at += 1;
-    }
-    number
-}
-
-/// The migrations that are built in.
-#[derive(Debug)]
-struct BuiltIn(Files);
-
-impl MigrationSource<'static> for BuiltIn {
-    fn resolve(self) -> BoxFuture<'static, Result<Vec<Migration>, BoxDynError>> {
-        Box::pin(async move {
-            let all = self.0.iter().map(|&(version, name, sql)| {
-                let sql = sqlx::SqlSafeStr::into_sql_str(sql);
-                Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql, false)
-            });
-            Ok(all.collect())
-        })
-    }
-}
-
-/// Applies those of `files` that are missing, and answers their names.
-async fn apply<C: Migrate>(files: Files, connection: &mut C) -> Result<Vec<&'static str>, StoreError> {
-    let migrator = migrator(files).await?;
-    connection.ensure_migrations_table(&migrator.table_name).await?;
-    let before = connection.list_applied_migrations(&migrator.table_name).await?;
-    migrator.run_direct(None, connection, false).await?;
-    let is_new = |version: i64| before.iter().all(|known| known.version != version);
-    Ok(files.iter().filter(|file| is_new(file.0)).map(|file| file.1).collect())
-}
-
-async fn migrator(files: Files) -> Result<Migrator, StoreError> {
-    let mut migrator = Migrator::new(BuiltIn(files)).await?;
-    migrator.set_locking(false).set_ignore_missing(true);
-    Ok(migrator)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -609,12 +474,5 @@ mod tests {
         );
         assert_eq!(runs[1].1, values![7_i64, 4_i64, "x"]);
         assert_eq!(super::runs("", &vec![], (0..700).map(|n: i64| values![n]).collect()).len(), 7);
-    }
-
-    #[test]
-    fn both_databases_have_the_same_migrations() {
-        let names = |files: Files| files.iter().map(|file| file.1).collect::<Vec<_>>();
-        assert_eq!(names(POSTGRES), names(SQLITE));
-        assert!(POSTGRES.iter().enumerate().all(|(at, file)| usize::try_from(file.0).unwrap() == at + 1));
     }
 }
