@@ -9,6 +9,7 @@
 //! file appears whole or not at all.
 
 mod check;
+mod duration;
 mod error;
 mod file;
 mod load;
@@ -19,7 +20,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId};
 use secrecy::SecretString;
@@ -52,6 +53,8 @@ pub struct Config {
     pub owner: Option<Owner>,
     /// Which rooms.
     pub rooms: Rooms,
+    /// Events that cannot be decrypted.
+    pub undecryptable: Undecryptable,
     /// Bridges known beforehand; others are pinned when first seen.
     pub bridges: Vec<Bridge>,
     /// Names of networks by the `protocol.id` of `m.bridge`, beside the built-in ones.
@@ -134,6 +137,13 @@ pub struct Webhook {
     pub url: Url,
     /// Standard Webhooks secret (`whsec_…`); one is made and kept in the store when absent.
     pub secret: Option<SecretString>,
+}
+
+/// `undecryptable`: events that cannot be decrypted.
+#[derive(Clone, Copy, Debug)]
+pub struct Undecryptable {
+    /// How long after an event came the webhooks are told that it cannot be decrypted; `None`: never.
+    pub notify_after: Option<Duration>,
 }
 
 /// `api`: the REST API.

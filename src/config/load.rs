@@ -1,6 +1,6 @@
 //! From sources to a [`Config`]: one function a section.
 
-use std::{collections::BTreeMap, fs, io, net::IpAddr};
+use std::{collections::BTreeMap, fs, io, net::IpAddr, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
@@ -9,7 +9,7 @@ use url::Url;
 
 use super::{
     Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, Log, LogFormat, Owner,
-    OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check,
+    OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable, Webhook, check, duration,
     file::Value,
     settings::{self, Setting, other},
     source::{Given, Reader},
@@ -46,6 +46,7 @@ impl Config {
             api: api(&reader)?,
             rooms: rooms(&reader, owner.is_some())?,
             owner,
+            undecryptable: undecryptable(&reader)?,
             bridges: bridges(&reader)?,
             networks: networks(&reader)?,
             log: log(&reader)?,
@@ -312,6 +313,19 @@ fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
             .map(|given| given.into_iter().map(inviter).collect::<Result<_, _>>())
             .transpose()?,
     })
+}
+
+/// How long the webhooks are spared the news of a key that has not come: most that are late come sooner.
+const NOTIFY_AFTER: Duration = Duration::from_mins(5);
+
+fn undecryptable(reader: &Reader<'_>) -> Result<Undecryptable, ConfigError> {
+    let must = format!("{}, or off", duration::MUST);
+    let notify_after =
+        reader.parsed(&settings::UNDECRYPTABLE_NOTIFY_AFTER, &must, |text| match text {
+            "off" => Some(None),
+            text => duration::parse(text).map(Some),
+        })?;
+    Ok(Undecryptable { notify_after: notify_after.unwrap_or(Some(NOTIFY_AFTER)) })
 }
 
 fn bridges(reader: &Reader<'_>) -> Result<Vec<Bridge>, ConfigError> {
