@@ -320,11 +320,10 @@ const NOTIFY_AFTER: Duration = Duration::from_mins(5);
 
 fn undecryptable(reader: &Reader<'_>) -> Result<Undecryptable, ConfigError> {
     let must = format!("{}, or off", duration::MUST);
-    let notify_after =
-        reader.parsed(&settings::UNDECRYPTABLE_NOTIFY_AFTER, &must, |text| match text {
-            "off" => Some(None),
-            text => duration::parse(text).map(Some),
-        })?;
+    let notify_after = reader.parsed(&settings::UNDECRYPTABLE_NOTIFY_AFTER, &must, |text| match text {
+        "off" => Some(None),
+        text => duration::parse(text).map(Some),
+    })?;
     Ok(Undecryptable { notify_after: notify_after.unwrap_or(Some(NOTIFY_AFTER)) })
 }
 

@@ -2,7 +2,7 @@
 
 mod store;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -175,6 +175,16 @@ fn lists_have_commas_in_the_environment() {
     .unwrap();
     assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
     assert_eq!(config.rooms.invite_from.unwrap().len(), 2);
+}
+
+#[test]
+fn the_news_of_an_undecryptable_message_can_be_put_off_or_turned_off() {
+    let after =
+        |value| load("", &[("COUCOU_UNDECRYPTABLE_NOTIFY_AFTER", value)]).unwrap().undecryptable.notify_after;
+    assert_eq!(after(""), Some(Duration::from_mins(5)));
+    assert_eq!(after("90s"), Some(Duration::from_secs(90)));
+    assert_eq!(after("0"), Some(Duration::ZERO));
+    assert_eq!(after("off"), None);
 }
 
 #[test]
@@ -419,6 +429,13 @@ const MALFORMED: &[(&str, &str, &str)] = &[
         "rooms.invite_from must be server names and user ids, in which * stands for anything, but \
          COUCOU_ROOMS_INVITE_FROM has \"@friend\": set it in coucou.yaml or as COUCOU_ROOMS_INVITE_FROM, for \
          example COUCOU_ROOMS_INVITE_FROM=example.org",
+    ),
+    (
+        "COUCOU_UNDECRYPTABLE_NOTIFY_AFTER",
+        "soon",
+        "undecryptable.notify_after must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0, \
+         or off, but COUCOU_UNDECRYPTABLE_NOTIFY_AFTER has \"soon\": set it in coucou.yaml or as \
+         COUCOU_UNDECRYPTABLE_NOTIFY_AFTER, for example COUCOU_UNDECRYPTABLE_NOTIFY_AFTER=5m",
     ),
     (
         "COUCOU_LOG_FORMAT",

@@ -15,8 +15,8 @@ use matrix_sdk_common::deserialized_responses::{
 };
 use matrix_sdk_crypto::{
     CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
-    TrustRequirement, olm::SenderData,
-    types::events::room::encrypted::EncryptedEvent, vodozemac::megolm::DecryptionError,
+    TrustRequirement, olm::SenderData, types::events::room::encrypted::EncryptedEvent,
+    vodozemac::megolm::DecryptionError,
 };
 use ruma::{
     OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt, api::client::sync::sync_events::DeviceLists,

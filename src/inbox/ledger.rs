@@ -43,9 +43,8 @@ impl Worker {
     pub(super) async fn read_news(&self) -> Result<(Vec<RoomKey>, Vec<i64>), CryptoError> {
         let news = key_news::waiting(self.parts.store.db(), MOST_NEWS).await?;
         let ids = news.iter().map(|(id, ..)| *id).collect();
-        let key = |(_, room_id, session_id): News| {
-            Some(RoomKey { room_id: room_id.try_into().ok()?, session_id })
-        };
+        let key =
+            |(_, room_id, session_id): News| Some(RoomKey { room_id: room_id.try_into().ok()?, session_id });
         Ok((news.into_iter().filter_map(key).collect(), ids))
     }
 
@@ -143,12 +142,7 @@ impl Worker {
         Ok(())
     }
 
-    fn tell_of(
-        &mut self,
-        event: &WireEvent,
-        why: &Reason,
-        outcome: &mut Outcome,
-    ) -> Result<(), CryptoError> {
+    fn tell_of(&mut self, event: &WireEvent, why: &Reason, outcome: &mut Outcome) -> Result<(), CryptoError> {
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(()) };
         let content = event.content();
         let algorithm = content.get("algorithm").and_then(serde_json::Value::as_str).map(str::to_owned);
@@ -212,3 +206,6 @@ pub(super) fn wire(row: Pending) -> Option<WireEvent> {
     let event = WireEvent::parse(raw, row.received_at).ok()?;
     Some(WireEvent { before_join: row.reason == Reason::BeforeJoin, told: row.told, ..event })
 }
+
+#[cfg(test)]
+mod tests;

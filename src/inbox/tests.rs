@@ -16,21 +16,24 @@ use super::{
 use crate::{
     clock::ManualClock,
     model::RelayPolicy,
-    store::{Store, inbox, leases, messages, webhooks},
+    store::{Lease, Store, inbox, leases, messages, webhooks},
     testing::{self, START},
 };
 
 const ROOM: &str = "!room";
-const NOTIFY_AFTER: Duration = Duration::from_mins(5);
+pub(super) const NOTIFY_AFTER: Duration = Duration::from_mins(5);
 
-async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> Worker {
+pub(super) async fn parts(
+    store: &Store,
+    lease: Lease,
+    relay: RelayPolicy,
+    clock: &Arc<ManualClock>,
+) -> WorkerParts {
     let mut tx = store.begin().await.unwrap();
-    let lease =
-        leases::claim(&mut tx, "crypto", "test", START, Duration::from_hours(1)).await.unwrap().unwrap();
     let webhook = webhooks::ensure(&mut tx, "default", START).await.unwrap();
     tx.commit().await.unwrap();
     let our_users = Arc::new(BTreeSet::new());
-    let parts = WorkerParts {
+    WorkerParts {
         store: store.clone(),
         lease,
         clock: clock.clone(),
@@ -41,18 +44,25 @@ async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> 
         cautious: false,
         notify_after: Some(NOTIFY_AFTER),
         wakes: Wakes::default(),
-    };
-    Worker::load(parts).await.unwrap()
+    }
 }
 
-async fn push(store: &Store, txn_id: &str, events: &[Value]) {
+async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> Worker {
+    let mut tx = store.begin().await.unwrap();
+    let lease =
+        leases::claim(&mut tx, "crypto", "test", START, Duration::from_hours(1)).await.unwrap().unwrap();
+    tx.commit().await.unwrap();
+    Worker::load(parts(store, lease, relay, clock).await).await.unwrap()
+}
+
+pub(super) async fn push(store: &Store, txn_id: &str, events: &[Value]) {
     let body = inbox::seal_body(store.seal().unwrap(), json!({ "events": events }).to_string().as_bytes());
     let mut tx = store.begin().await.unwrap();
     inbox::accept(&mut tx, <&TransactionId>::from(txn_id), body.unwrap(), START).await.unwrap();
     tx.commit().await.unwrap();
 }
 
-async fn settle(store: &Store, room: &str, state: Value) {
+pub(super) async fn settle(store: &Store, room: &str, state: Value) {
     let body = json!({ "room_id": room, "state": state }).to_string();
     let body = inbox::seal_body(store.seal().unwrap(), body.as_bytes()).unwrap();
     let mut tx = store.begin().await.unwrap();
@@ -60,31 +70,34 @@ async fn settle(store: &Store, room: &str, state: Value) {
     tx.commit().await.unwrap();
 }
 
-fn text(id: &str, room: &str, body: &str) -> Value {
+pub(super) fn text(id: &str, room: &str, body: &str) -> Value {
     json!({"event_id": id, "room_id": room, "sender": "@a:example.org", "type": "m.room.message",
         "origin_server_ts": START.0, "content": {"msgtype": "m.text", "body": body}})
 }
 
-async fn work(worker: &mut Worker) {
+pub(super) async fn work(worker: &mut Worker) {
     while worker.step().await.unwrap() == Progress::Worked {}
+}
+
+/// What is stored, in the order of the rooms.
+pub(super) async fn payloads(store: &Store) -> Vec<Value> {
+    let payloads = messages::newest(store.db(), store.seal().unwrap(), 1000).await.unwrap();
+    let mut payloads: Vec<Value> =
+        payloads.iter().map(|payload| serde_json::from_slice(payload).unwrap()).collect();
+    payloads.sort_by_key(|payload| payload["data"]["sequence"].as_u64());
+    payloads
 }
 
 /// Texts and sequences of what is stored, in order.
 async fn said(store: &Store) -> Vec<(String, u64)> {
-    let payloads = messages::newest(store.db(), store.seal().unwrap(), 100).await.unwrap();
-    let mut said: Vec<_> = payloads
-        .iter()
-        .map(|payload| {
-            let payload: Value = serde_json::from_slice(payload).unwrap();
-            let data = &payload["data"];
-            (data["content"]["text"].as_str().unwrap().to_owned(), data["sequence"].as_u64().unwrap())
-        })
-        .collect();
-    said.sort_by_key(|(_, sequence)| *sequence);
-    said
+    let said = payloads(store).await.into_iter().map(|payload| {
+        let data = &payload["data"];
+        (data["content"]["text"].as_str().unwrap().to_owned(), data["sequence"].as_u64().unwrap())
+    });
+    said.collect()
 }
 
-async fn count(store: &Store, sql: &'static str) -> i64 {
+pub(super) async fn count(store: &Store, sql: &'static str) -> i64 {
     store.db().fetch_optional::<(i64,)>(sql, vec![]).await.unwrap().unwrap().0
 }
 

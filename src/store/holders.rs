@@ -25,8 +25,7 @@ pub async fn find(
     Ok(rows.into_iter().map(|(account, room, session)| (AccountId(account), room, session)).collect())
 }
 
-pub(super) const ELSEWHERE: &str =
-    "SELECT DISTINCT v.column1, v.column2 FROM (VALUES {rows}) AS v \
+pub(super) const ELSEWHERE: &str = "SELECT DISTINCT v.column1, v.column2 FROM (VALUES {rows}) AS v \
      JOIN megolm_inbound_sessions s ON s.session_id = v.column2 AND s.room_id <> v.column1";
 
 /// Which of these sessions (room, session id) are stored for another room. A session belongs to one room

@@ -237,8 +237,7 @@ pub async fn queued_rooms(db: &Db) -> Result<Vec<(OwnedRoomId, Timestamp)>, Stor
         .collect()
 }
 
-const LEDGER: &str =
-    "SELECT p.event_id, p.room_id, p.event, p.received_at, p.reason, p.notified_at, p.position FROM (VALUES {rows}) AS v \
+const LEDGER: &str = "SELECT p.event_id, p.room_id, p.event, p.received_at, p.reason, p.notified_at, p.position FROM (VALUES {rows}) AS v \
      JOIN pending_events p ON p.room_id = v.column1 AND p.session_id = v.column2 WHERE p.state = 'ledger'";
 
 /// The events on the ledger that wait for one of these sessions (room and session id, each once), in order.
@@ -250,11 +249,12 @@ pub async fn ledger(db: &Db, seal: &Seal, sessions: &[(String, String)]) -> Resu
     let sessions = sessions.iter().map(|(room, session)| values![room.as_str(), session.as_str()]).collect();
     let mut rows: Vec<Positioned> = db.fetch_many(LEDGER, vec![], sessions).await?;
     rows.sort_by_key(|row| row.6);
-    rows.into_iter().map(|(id, room, event, at, reason, told, _)| pending(seal, (id, room, event, at, reason, told))).collect()
+    rows.into_iter()
+        .map(|(id, room, event, at, reason, told, _)| pending(seal, (id, room, event, at, reason, told)))
+        .collect()
 }
 
-const KEYLESS_ELSEWHERE: &str =
-    "SELECT p.event_id FROM (VALUES {rows}) AS v JOIN pending_events p ON p.session_id = v.column2 \
+const KEYLESS_ELSEWHERE: &str = "SELECT p.event_id FROM (VALUES {rows}) AS v JOIN pending_events p ON p.session_id = v.column2 \
      WHERE p.state = 'ledger' AND p.reason = 'no_key' AND p.room_id <> v.column1";
 
 /// Events on the ledger without a key that name one of these sessions (room and session id), but in another
@@ -270,7 +270,7 @@ pub async fn keyless_elsewhere(db: &Db, sessions: &[(String, String)]) -> Result
 
 const UNTOLD: &str = "SELECT event_id, room_id, event, received_at, reason, notified_at FROM pending_events \
                       WHERE state = 'ledger' AND notified_at IS NULL AND reason <> 'replay' \
-                      AND reason <> 'untrusted_sender' AND received_at <= $1 ORDER BY received_at LIMIT $2";
+                      AND reason <> 'untrusted_sender' AND received_at <= $1 ORDER BY received_at, position LIMIT $2";
 
 /// Events on the ledger of which the webhooks were not told, though they came at `before` or earlier, those
 /// that came first. Replays and forgeries are not among them.

@@ -160,5 +160,8 @@ pub async fn counts(db: &Db) -> Result<Vec<(Reason, u64)>, StoreError> {
             vec![],
         )
         .await?;
-    Ok(rows.into_iter().map(|(reason, count)| (Reason::parse(&reason), u64::try_from(count).unwrap_or(0))).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(reason, count)| (Reason::parse(&reason), u64::try_from(count).unwrap_or(0)))
+        .collect())
 }
