@@ -113,6 +113,10 @@ impl Worker {
         untold: Vec<Pending>,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
+        if !outcome.to_ledger.is_empty() || outcome.waiting.iter().any(|row| row.waits == Waits::Ledger) {
+            // What came long ago, while nobody worked, is due as soon as it is on the ledger.
+            self.look_at = Timestamp::default();
+        }
         if untold.is_empty() {
             return Ok(());
         }

@@ -199,7 +199,7 @@ impl Coucou {
         assert!(self.process.is_some() || self.inside.is_some(), "coucou was not started");
         let (process, inside) = (&mut self.process, &self.inside);
         until(&format!("{url} to answer 200"), START, async || {
-            if let Some(process) = process {
+            if let Some(process) = process.as_mut() {
                 process.assert_alive();
             }
             assert!(inside.as_ref().is_none_or(|inside| !inside.task.is_finished()), "coucou has ended");

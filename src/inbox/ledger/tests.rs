@@ -16,13 +16,11 @@ use matrix_sdk_crypto::{
     },
 };
 use ruma::{RoomId, UserId, device_id, user_id};
-use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use crate::{
     clock::ManualClock,
-    crypto::{Engine, store::AccountStore},
-    homeserver::Homeserver,
+    crypto::store::AccountStore,
     inbox::{
         tests::{NOTIFY_AFTER, count, parts, payloads, push, settle, text, work},
         worker::Worker,
@@ -151,12 +149,7 @@ async fn worker(
     let hour = Duration::from_hours(1);
     let lease = leases::claim(&mut tx, "crypto", "test", START, hour).await.unwrap().unwrap();
     tx.commit().await.unwrap();
-    // As the process does at its start; another test may have been first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let nowhere = "http://127.0.0.1:9".parse().unwrap();
-    let homeserver = Homeserver::new(&nowhere, SecretString::from("token")).unwrap();
-    let engine =
-        Engine::load(account.clone(), store.clone(), lease.clone(), homeserver, clock.clone()).await.unwrap();
+    let engine = testing::engine(account, store, &lease, clock.clone()).await;
     let mut parts = parts(store, lease, RelayPolicy::All, clock).await;
     (parts.engines, parts.notify_after) = (vec![engine], notify_after);
     Worker::load(parts).await.unwrap()
