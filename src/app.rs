@@ -7,7 +7,7 @@
 
 mod commands;
 mod leader;
-mod recovery;
+mod outage;
 mod term;
 
 pub use commands::{ListedWebhook, migrate, webhooks};

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, recovery::Recovery};
+use super::{Shared, outage::Recovery};
 use crate::{
     clock::Timestamp,
     config::{OwnerMode, Relay},
