@@ -7,9 +7,13 @@
 
 mod commands;
 mod leader;
+mod recovery;
+mod restore;
 mod term;
 
 pub use commands::{ListedWebhook, migrate, webhooks};
+pub use crate::crypto::recovery::Progress as RestoreProgress;
+pub use restore::{RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
