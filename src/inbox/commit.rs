@@ -15,6 +15,7 @@ use crate::{
         messages::{self, MegolmIndex},
         outbox::{self, Queued},
         pending::{self, NewPending},
+        redactions,
         rooms::{self, MembershipChange},
     },
 };
@@ -44,6 +45,8 @@ pub(super) struct Outcome {
     pub settled: HashSet<OwnedRoomId>,
     /// Rooms that turned out not to be.
     pub purged: HashSet<OwnedRoomId>,
+    /// Events that were taken back, with their rooms.
+    pub redacted: Vec<redactions::Target>,
     /// Users whose devices are to be followed.
     pub track: BTreeSet<OwnedUserId>,
 }
@@ -76,8 +79,9 @@ impl Worker {
         let released: Vec<_> = outcome.released.iter().map(String::as_str).collect();
         pending::delete(&mut tx, &released).await?;
         pending::insert(&mut tx, seal, &outcome.waiting).await?;
-        messages::use_indexes(&mut tx, &outcome.used).await?;
+        messages::use_indexes(&mut tx, &outcome.used, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
+        outcome.apply_redactions(&mut tx, seal, now).await?;
         inbox::set_aside(&mut tx, &outcome.set_aside, now).await?;
         inbox::mark_processed(&mut tx, &outcome.rows, now).await?;
         let queued: Vec<_> = outcome

@@ -11,6 +11,7 @@ use super::{
     decrypt::Sealed,
     event::{self, WireEvent},
     flow::{self, Fate, Walk, reason},
+    redact::Reactions,
     worker::Worker,
 };
 use crate::{
@@ -37,6 +38,7 @@ struct Known {
     messages: HashSet<String>,
     /// Which event used which place of a Megolm session.
     indexes: HashMap<MegolmIndex, String>,
+    reactions: Reactions,
 }
 
 impl Known {
@@ -117,6 +119,8 @@ impl Worker {
 
     /// All that the store and the machines know of these events, in a handful of statements.
     async fn look_up(&self, events: Vec<&WireEvent>) -> Result<Known, CryptoError> {
+        let db = self.parts.store.db();
+        let reactions = Reactions::find(db, &events).await?;
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
         for event in events {
             if event.state_key.is_some() || self.relays(&event.room_id) != Relay::Yes {
@@ -131,7 +135,6 @@ impl Worker {
                 raw: event.raw.clone(),
             });
         }
-        let db = self.parts.store.db();
         let ids: Vec<_> = ids.iter().map(MessageId::as_str).collect();
         let messages = crate::store::messages::known(db, &ids).await?;
         let indexes = crate::store::messages::used_indexes(db, &places).await?;
@@ -140,7 +143,7 @@ impl Worker {
             !messages.contains(id.as_str())
         });
         let decrypted = self.decrypter.decrypt(sealed).await?;
-        Ok(Known { decrypted, messages, indexes })
+        Ok(Known { decrypted, messages, indexes, reactions })
     }
 
     /// An event of the ledger whose key came: relayed now, behind newer ones, or left where it is.
@@ -350,6 +353,8 @@ impl Worker {
             profile,
             event.received_at,
         );
+        outcome.note_redaction(event);
+        let draft = known.reactions.name(draft);
         let sequence = self.rooms.next_sequence(&event.room_id);
         let message = draft.into_message(sequence).map_err(|_| StoreError::Corrupt("messages"))?;
         known.messages.insert(message.message_id.as_str().to_owned());

@@ -13,7 +13,10 @@ use serde_json::{Map, Value};
 
 use crate::{
     clock::Timestamp,
-    messages::{kinds::Content, relations::RelatesTo},
+    messages::{
+        kinds::{Content, Kind},
+        relations::RelatesTo,
+    },
     model::{Direction, Encryption, Message, MessageId, MessageType, RoomKind},
 };
 
@@ -141,6 +144,7 @@ impl Draft {
             direction: self.direction,
             sender: self.sender,
             origin_server_ts: self.origin_server_ts,
+            replaces: self.relates_to.and_then(|to| to.replaces),
             payload,
         })
     }
@@ -296,6 +300,21 @@ pub struct Matrix {
     /// (`file.key`), so that the consumer can fetch and decrypt the file: keep payloads as safe as the
     /// conversation itself. Of `message.undecryptable`, the wire content without the ciphertext.
     pub content: Map<String, Value>,
+}
+
+/// A payload without what was said, for a message that was taken back: `data.content` has the kind `redacted`
+/// alone, `data.matrix.content` is empty. `None` when it is no payload.
+#[must_use]
+pub fn redacted(payload: &[u8]) -> Option<Vec<u8>> {
+    let mut payload: Value = serde_json::from_slice(payload).ok()?;
+    let data = payload.get_mut("data")?.as_object_mut()?;
+    if data.get("content").is_some_and(Value::is_object) {
+        data.insert("content".to_owned(), serde_json::to_value(Content::of(Kind::Redacted)).ok()?);
+    }
+    if let Some(matrix) = data.get_mut("matrix").and_then(Value::as_object_mut) {
+        matrix.insert("content".to_owned(), Value::Object(Map::new()));
+    }
+    serde_json::to_vec(&payload).ok()
 }
 
 /// The body of a `webhook.test` call, which belongs to no event.

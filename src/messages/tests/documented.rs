@@ -30,6 +30,7 @@ fn every_type_and_kind_is_on_the_page() {
         Kind::Location,
         Kind::Reaction,
         Kind::Redaction,
+        Kind::Redacted,
         Kind::Unknown,
     ];
     let kinds = kinds.map(|kind| serde_json::to_value(kind).unwrap());
