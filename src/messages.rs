@@ -89,7 +89,7 @@ pub fn room_change(
     let reason = text("reason");
     let message_type = if membership == "join" { MessageType::RoomJoined } else { MessageType::RoomLeft };
     let mut draft = bare(PayloadClass::Room, message_type, event, room, profile, received_at);
-    draft.membership = Some(Membership { user_id: account, membership, reason });
+    draft.membership = Some(Membership { user_id: account, membership, reason, replaces_room: None });
     draft
 }
 

@@ -210,7 +210,7 @@ impl Round<'_> {
         let mut tx = self.store.begin().await?;
         leases::renew(&mut tx, lease, now, LASTS).await?;
         if let Step::Contents = step {
-            let before = self.before(now, self.periods.content);
+            let before = before(now, self.periods.content);
             let purged = retention::purge_content(&mut tx, before, &from, now).await?;
             tx.commit().await?;
             swept.contents += purged.count;
@@ -261,10 +261,11 @@ impl Round<'_> {
         })
     }
 
-    /// The time before which content expires: with 0 all that is there, this millisecond's too.
-    fn before(&self, now: Timestamp, period: Duration) -> Timestamp {
-        if period.is_zero() { now.plus(Duration::from_millis(1)) } else { now.minus(period) }
-    }
+}
+
+/// The time before which content expires: with 0 all that is there, this millisecond's too.
+fn before(now: Timestamp, period: Duration) -> Timestamp {
+    if period.is_zero() { now.plus(Duration::from_millis(1)) } else { now.minus(period) }
 }
 
 #[cfg(test)]

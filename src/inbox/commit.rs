@@ -16,7 +16,7 @@ use crate::{
         outbox::{self, Queued},
         pending::{self, NewPending},
         redactions,
-        rooms::{self, MembershipChange},
+        rooms::{self, MembershipChange, Successor},
     },
 };
 
@@ -45,6 +45,8 @@ pub(super) struct Outcome {
     pub settled: HashSet<OwnedRoomId>,
     /// Rooms that turned out not to be.
     pub purged: HashSet<OwnedRoomId>,
+    /// Rooms that replace others.
+    pub successors: Vec<Successor>,
     /// Events that were taken back, with their rooms.
     pub redacted: Vec<redactions::Target>,
     /// Users whose devices are to be followed.
@@ -64,6 +66,7 @@ impl Worker {
         let unread: Vec<_> = outcome.unread.iter().map(|id| &**id).collect();
         rooms::set_due(&mut tx, &unread, now).await?;
         rooms::put_memberships(&mut tx, &outcome.memberships, now).await?;
+        rooms::follow(&mut tx, &outcome.successors, now).await?;
         if let Some(bot) = self.bot_to_invite() {
             let settled: Vec<_> = outcome.settled.iter().map(|id| &**id).collect();
             rooms::want(&mut tx, &settled, bot, now).await?;
@@ -109,7 +112,8 @@ impl Worker {
                 "inbox"
             );
         }
-        if !(outcome.unread.is_empty() && outcome.memberships.is_empty() && outcome.settled.is_empty()) {
+        let errands = !(outcome.unread.is_empty() && outcome.memberships.is_empty());
+        if errands || !(outcome.settled.is_empty() && outcome.successors.is_empty()) {
             wakes.rooms.notify_one();
         }
         // Following is not part of the transaction: what is lost by a crash here is made up for when the

@@ -123,6 +123,7 @@ impl Worker {
         let reactions = Reactions::find(db, &events).await?;
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
         for event in events {
+            ids.extend(self.membership_id(event));
             if event.state_key.is_some() || self.relays(&event.room_id) != Relay::Yes {
                 continue;
             }
@@ -226,8 +227,7 @@ impl Worker {
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
         if event.state_key.is_some() {
-            self.take_state(&event, outcome);
-            return Ok(());
+            return self.take_state(&event, known, outcome);
         }
         match self.relays(&event.room_id) {
             Relay::No => return Ok(()),
@@ -267,7 +267,12 @@ impl Worker {
     }
 
     /// A state event: our memberships, and what is known of a relayed room.
-    fn take_state(&mut self, event: &WireEvent, outcome: &mut Outcome) {
+    fn take_state(
+        &mut self,
+        event: &WireEvent,
+        known: &mut Known,
+        outcome: &mut Outcome,
+    ) -> Result<(), CryptoError> {
         let state_key = event.state_key.as_deref().unwrap_or_default();
         let account = state_key.try_into().ok().and_then(|user: &ruma::UserId| self.account(user));
         if let Some(account) = account.filter(|_| event.event_type == "m.room.member") {
@@ -287,12 +292,21 @@ impl Worker {
             }
         }
         match self.relays(&event.room_id) {
-            Relay::Yes => match self.rooms.apply(&event.room_id, &event.raw) {
-                Change::Bridge | Change::Member(_) => {
-                    outcome.track.extend(self.rooms.users_to_track(&event.room_id));
+            // The account came or went so, was told of, and may be elsewhere by now.
+            Relay::Yes if self.membership_id(event).is_some_and(|id| known.messages.contains(id.as_str())) => {}
+            Relay::Yes => {
+                let before = self.presence(event);
+                match self.rooms.apply(&event.room_id, &event.raw) {
+                    Change::Bridge | Change::Member(_) => {
+                        outcome.track.extend(self.rooms.users_to_track(&event.room_id));
+                    }
+                    Change::Room => self.follow(event, outcome),
+                    Change::None => {}
                 }
-                Change::Room | Change::None => {}
-            },
+                if let Some(id) = self.note_presence(event, before, outcome)? {
+                    known.messages.insert(id);
+                }
+            }
             // The state of a room that is not relayed is not kept, so all of it is read anew.
             Relay::No if matches!(event.event_type.as_str(), "m.bridge" | "uk.half-shot.bridge") => {
                 self.rooms.forget(&event.room_id);
@@ -300,6 +314,7 @@ impl Worker {
             }
             Relay::No | Relay::Unknown => {}
         }
+        Ok(())
     }
 
     /// Makes a message of an event, unless there is one; answers whether the event is done with. A replay or

@@ -119,6 +119,17 @@ impl Draft {
         self
     }
 
+    /// The same, for a `room.joined` of a room that replaces another. Of any other type it stays what it is.
+    #[must_use]
+    pub fn of_successor(mut self, predecessor: Option<String>) -> Self {
+        if self.message_type == MessageType::RoomJoined
+            && let Some(membership) = &mut self.membership
+        {
+            membership.replaces_room = predecessor;
+        }
+        self
+    }
+
     /// The body of the webhook call, JSON, for the message's number in its room.
     ///
     /// # Errors
@@ -279,6 +290,9 @@ pub struct Membership {
     pub membership: String,
     /// The reason given, if any; null otherwise.
     pub reason: Option<String>,
+    /// Only `room.joined`: the room that this one replaces, when it was upgraded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaces_room: Option<String>,
 }
 
 /// `data.undecryptable` of `message.undecryptable`.

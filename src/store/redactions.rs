@@ -22,18 +22,19 @@ pub async fn reactions(db: &Db, targets: &[Target]) -> Result<HashSet<String>, S
     Ok(found.into_iter().map(|(event_id,)| event_id).collect())
 }
 
+// Length, not purged_at: nothing here may be looked up by the index of what has content, which is nearly all.
 pub(super) const OF_EVENTS: &str = "SELECT m.message_id, m.payload FROM (VALUES {rows}) AS v \
      JOIN messages AS m ON m.event_id = v.column2 AND m.room_id = v.column1 \
-     WHERE m.redacted_at IS NULL AND m.purged_at IS NULL";
+     WHERE m.redacted_at IS NULL AND LENGTH(m.payload) > 0";
 
 pub(super) const OF_EDITS: &str = "SELECT m.message_id, m.payload FROM (VALUES {rows}) AS v \
      JOIN messages AS m ON m.replaces = v.column2 AND m.room_id = v.column1 \
-     WHERE m.redacted_at IS NULL AND m.purged_at IS NULL";
+     WHERE m.redacted_at IS NULL AND LENGTH(m.payload) > 0";
 
 pub(super) const LATE_EDITS: &str = "SELECT m.message_id, m.payload FROM (VALUES {rows}) AS v \
      JOIN messages AS m ON m.message_id = v.column1 \
      JOIN messages AS original ON original.event_id = m.replaces AND original.room_id = m.room_id \
-     WHERE original.redacted_at IS NOT NULL AND m.redacted_at IS NULL";
+     WHERE original.redacted_at IS NOT NULL AND m.redacted_at IS NULL AND LENGTH(m.payload) > 0";
 
 /// Takes the content out of the messages of these events and of their edits: `without` makes the payload that
 /// is left. What is still to be delivered goes out so. Answers how many messages there were.

@@ -50,7 +50,7 @@ pub(super) const EXPIRED: &str = "SELECT m.message_id, m.created_at, CAST(CASE W
      ORDER BY m.created_at, m.message_id LIMIT $4";
 
 pub(super) const PURGE: &str = "UPDATE messages SET payload = $1, sender = '', purged_at = $2 \
-     WHERE purged_at IS NULL AND message_id IN (VALUES {rows}) AND NOT EXISTS ( \
+     WHERE LENGTH(payload) > 0 AND message_id IN (VALUES {rows}) AND NOT EXISTS ( \
          SELECT 1 FROM deliveries AS d WHERE d.message_id = messages.message_id AND d.state = 'pending')";
 
 /// Deletes the content of messages that were stored before a time, and who sent them. Their ids, place, type
@@ -76,7 +76,7 @@ pub async fn purge_content(
 }
 
 pub(super) const PURGE_DELIVERED: &str = "UPDATE messages SET payload = $1, sender = '', purged_at = $2 \
-     WHERE purged_at IS NULL \
+     WHERE LENGTH(payload) > 0 \
      AND message_id IN (SELECT message_id FROM deliveries WHERE delivery_id IN (VALUES {rows})) \
      AND NOT EXISTS (SELECT 1 FROM deliveries AS d \
          WHERE d.message_id = messages.message_id AND d.state = 'pending')";
