@@ -19,6 +19,8 @@ pub mod leases;
 pub mod messages;
 pub mod outbox;
 pub mod pending;
+pub mod redactions;
+pub mod retention;
 pub mod rooms;
 mod seal;
 pub mod webhooks;

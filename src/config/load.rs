@@ -1,6 +1,6 @@
 //! From sources to a [`Config`]: one function a section.
 
-use std::{collections::BTreeMap, fs, io, net::IpAddr};
+use std::{collections::BTreeMap, fs, io, net::IpAddr, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
@@ -8,8 +8,9 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
-    Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, Log, LogFormat, Owner,
-    OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check,
+    Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
+    LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check,
+    duration,
     file::Value,
     settings::{self, Setting, other},
     source::{Given, Reader},
@@ -19,6 +20,9 @@ use crate::model::{Pattern, RecoveryKey};
 
 /// The registration that is read when none is named and it is there.
 const DEFAULT_REGISTRATION: &str = "registration.yaml";
+
+/// `messages.retention` when it is not set.
+const DEFAULT_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 impl Config {
     /// Reads, checks and completes all settings.
@@ -38,11 +42,13 @@ impl Config {
         let appservice = appservice(&reader)?;
         let owner = owner(&reader, &mut warnings)?;
         check::check(&homeserver, &appservice, owner.as_ref())?;
+        let webhooks = webhooks(&reader, &mut warnings)?;
         Ok(Self {
             homeserver,
             appservice,
             http: http(&reader)?,
-            webhooks: webhooks(&reader, &mut warnings)?,
+            messages: messages(&reader, &webhooks, &mut warnings)?,
+            webhooks,
             api: api(&reader)?,
             rooms: rooms(&reader, owner.is_some())?,
             owner_recovery_key: owner_recovery_key(&reader, owner.is_some(), &mut warnings)?,
@@ -388,6 +394,26 @@ fn networks(reader: &Reader<'_>) -> Result<BTreeMap<String, String>, ConfigError
         networks.insert(protocol.clone(), name.text);
     }
     Ok(networks)
+}
+
+fn messages(
+    reader: &Reader<'_>,
+    webhooks: &[Webhook],
+    warnings: &mut Vec<String>,
+) -> Result<Messages, ConfigError> {
+    let must = format!("{}; a hundred years at most", duration::MUST);
+    let retention = reader.parsed(&settings::MESSAGES_RETENTION, &must, |text| {
+        duration::parse(text).filter(|retention| *retention <= LONGEST_RETENTION)
+    })?;
+    let retention = retention.unwrap_or(DEFAULT_RETENTION);
+    if retention.is_zero() && webhooks.is_empty() {
+        warnings.push(
+            "messages.retention (COUCOU_MESSAGES_RETENTION) is 0 and no webhook is configured \
+             (COUCOU_WEBHOOK_URL): messages are deleted before anybody can read them"
+                .to_owned(),
+        );
+    }
+    Ok(Messages { retention })
 }
 
 fn log(reader: &Reader<'_>) -> Result<Log, ConfigError> {

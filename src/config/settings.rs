@@ -203,6 +203,12 @@ settings! {
         default: "none beside the built-in names", example: "instagramgo: instagram",
         "Names of networks by the protocol id that a bridge states.",
     }
+    MESSAGES_RETENTION {
+        "messages.retention", env: "COUCOU_MESSAGES_RETENTION",
+        default: "30d", example: "30d",
+        "How long the content of messages is kept, and encrypted events whose key is missing: a number with a \
+         unit (s, m, h, d, w). What is still to be delivered is kept until it is. 0 keeps nothing after delivery.",
+    }
     LOG_FORMAT {
         "log.format", env: "COUCOU_LOG_FORMAT",
         default: "text", example: "json",

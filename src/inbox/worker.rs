@@ -110,7 +110,7 @@ pub struct Worker {
     /// To-device messages of late, which come by push and by the key lane.
     seen: Seen,
     /// Keys that are there while events still wait for them, from a term that ended between the two.
-    unreleased: Vec<RoomKey>,
+    pub(super) unreleased: Vec<RoomKey>,
     /// Rows still to be taken one by one.
     careful_rows: u32,
 }
@@ -271,7 +271,8 @@ impl Worker {
     ) -> Result<Vec<OwnedRoomId>, CryptoError> {
         let mut released = Vec::new();
         for snapshot in &mut batch.snapshots {
-            if self.rooms.relay(&snapshot.room_id) == Relay::Yes {
+            let is_new = self.rooms.relay(&snapshot.room_id) != Relay::Yes;
+            if !is_new {
                 // Read before, and with it what was said earlier.
                 snapshot.earlier.clear();
             }
@@ -282,6 +283,10 @@ impl Worker {
                 outcome.settled.insert(room_id.clone());
                 outcome.track.extend(self.rooms.users_to_track(room_id));
                 released.push(room_id.clone());
+                if is_new {
+                    let snapshot = &*snapshot;
+                    self.enter(snapshot, outcome).await?;
+                }
                 continue;
             }
             outcome.purged.insert(room_id.clone());

@@ -25,6 +25,7 @@ use crate::{
     store::{
         Store, StoreError,
         outbox::{self, Claimed, Finished, Loaded},
+        retention,
     },
 };
 
@@ -55,6 +56,8 @@ pub struct Config {
     pub batch_window: Duration,
     /// How often to look without being woken: other instances store messages, too.
     pub poll: Duration,
+    /// Whether the content of a message stays once nobody is to be told of it any more.
+    pub keep_delivered: bool,
 }
 
 impl Default for Config {
@@ -67,6 +70,7 @@ impl Default for Config {
             attempt_limit: Duration::from_secs(20),
             batch_window: Duration::from_millis(5),
             poll: Duration::from_secs(1),
+            keep_delivered: true,
         }
     }
 }
@@ -328,6 +332,11 @@ impl Dispatcher {
         let finished: Vec<Finished> = self.finished.iter().map(|(finished, _)| finished.clone()).collect();
         let mut tx = self.store.begin().await?;
         let lost = outbox::finish(&mut tx, &finished).await?;
+        if !self.config.keep_delivered {
+            let done = finished.iter().flat_map(|outcome| &outcome.attempts);
+            let done = done.filter(|attempt| attempt.delivered).map(|attempt| attempt.delivery_id);
+            retention::purge_delivered(&mut tx, done, self.clock.now()).await?;
+        }
         tx.commit().await?;
         self.claims.settle(self.finished.iter().map(|(finished, _)| &finished.claimed));
         self.finished.clear();
