@@ -9,8 +9,8 @@ use url::Url;
 
 use super::{
     Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
-    LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check,
-    duration,
+    LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable,
+    Webhook, check, duration,
     file::Value,
     settings::{self, Setting, other},
     source::{Given, Reader},
@@ -54,6 +54,7 @@ impl Config {
             owner_recovery_key: owner_recovery_key(&reader, owner.is_some(), &mut warnings)?,
             recovery_key: recovery_key(&reader, &settings::RECOVERY_KEY)?,
             owner,
+            undecryptable: undecryptable(&reader)?,
             bridges: bridges(&reader)?,
             networks: networks(&reader)?,
             log: log(&reader)?,
@@ -343,6 +344,18 @@ fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
             .map(|given| given.into_iter().map(inviter).collect::<Result<_, _>>())
             .transpose()?,
     })
+}
+
+/// How long the webhooks are spared the news of a key that has not come: most that are late come sooner.
+const NOTIFY_AFTER: Duration = Duration::from_mins(5);
+
+fn undecryptable(reader: &Reader<'_>) -> Result<Undecryptable, ConfigError> {
+    let must = format!("{}, or off", duration::MUST);
+    let notify_after = reader.parsed(&settings::UNDECRYPTABLE_NOTIFY_AFTER, &must, |text| match text {
+        "off" => Some(None),
+        text => duration::parse(text).map(Some),
+    })?;
+    Ok(Undecryptable { notify_after: notify_after.unwrap_or(Some(NOTIFY_AFTER)) })
 }
 
 fn bridges(reader: &Reader<'_>) -> Result<Vec<Bridge>, ConfigError> {
