@@ -17,7 +17,7 @@ mod client;
 mod sender;
 
 pub(crate) use client::Client;
-pub(crate) use sender::{Bridge, Line, Sent, Timed};
+pub(crate) use sender::{Bridge, Choir, Line, Sent, Timed};
 
 /// How long a Synapse may take to start on a busy machine.
 const START: Duration = Duration::from_mins(2);
@@ -62,6 +62,11 @@ impl Synapse {
     /// Its log.
     pub(crate) fn log(&self) -> PathBuf {
         self.folder.path().join("hs/synapse.log")
+    }
+
+    /// Its database.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.folder.path().join("hs/homeserver.db")
     }
 
     /// Stops it; its data stays.
