@@ -15,10 +15,8 @@ use std::{
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
-use serde_json::{Value, json};
-use sqlx::{
-    AssertSqlSafe, Connection, Executor, PgConnection, Row, SqliteConnection, sqlite::SqliteConnectOptions,
-};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::time::sleep;
 use url::Url;
 
@@ -104,6 +102,7 @@ impl Stage {
         let mut first = first.store(&database.url()).homeserver(&cutter.url()).webhook(&receiver);
         let second = first.sibling();
         forwarder.add(&first.url());
+        forwarder.add(&second.url());
         first.start().await;
         let send = instagram.send(&synapse.url()).invite(BOT).messages("text").rotate_every(ROTATION);
         let choir = send.arg("--timeout", "120").conduct(form.rooms).await;
@@ -198,11 +197,10 @@ impl Stage {
     }
 
     /// Keys and messages are sent while coucou is away, and a stranger uses up its one-time keys.
-    async fn nobody_is_there(&mut self, stranger: &User, round: usize) {
+    async fn nobody_is_there(&mut self, claims: &Claims, round: usize) {
         assert!(self.first.terminate().await.success());
-        let claimed = use_up_keys(stranger).await;
-        self.toll.count("one-time keys used up", claimed);
         self.talk();
+        self.toll.count("one-time keys used up", claims.use_up().await);
         // A bridge that never spoke to coucou has to take the fallback key.
         let send = self.facebook.send(&self.synapse.url()).invite(BOT).no_wait().messages("text").count(3);
         let other = send.text(&format!("round {round}: {{n}}")).run().await;
@@ -211,7 +209,7 @@ impl Stage {
         self.finish().await;
         self.first.start().await;
         self.all_arrives("coucou was away").await;
-        let fresh = async || (!claim(stranger).await?.1).then_some(());
+        let fresh = async || (!claims.fall_back().await).then_some(());
         until("new one-time keys", ARRIVES, fresh).await;
         self.toll.count("fallback key used", 1);
     }
@@ -258,7 +256,6 @@ impl Stage {
 
     /// A second process comes, takes over from the first, which is killed, and hands back to it.
     async fn processes_hand_over(&mut self) {
-        self.forwarder.add(&self.second.url());
         self.second.start().await;
         self.talk();
         self.a_while(PACE * 3).await;
@@ -292,7 +289,7 @@ impl Stage {
         assert_eq!(self.database.number(events).await, i64::try_from(self.toll.total()).unwrap());
         // The homeserver's inbox is acknowledged.
         until("the device's inbox on the homeserver to be empty", ARRIVES, async || {
-            (in_device_inbox(&self.synapse).await == 0).then_some(())
+            (self.synapse.to_device_messages_for(BOT).await == 0).then_some(())
         })
         .await;
     }
@@ -312,44 +309,48 @@ async fn administer(database: &Database, statement: &str) {
     connection.execute(AssertSqlSafe(statement)).await.unwrap();
 }
 
-/// To-device messages that Synapse keeps for coucou.
-async fn in_device_inbox(synapse: &Synapse) -> i64 {
-    let options = SqliteConnectOptions::new().filename(synapse.database()).read_only(true);
-    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-    let statement = "SELECT COUNT(*) FROM device_inbox WHERE user_id = $1";
-    sqlx::query(statement).bind(BOT).fetch_one(&mut connection).await.unwrap().get(0)
+/// Claims one-time keys of coucou's device, as somebody who wants to write to it.
+struct Claims {
+    stranger: User,
+    device_id: String,
 }
 
-/// Claims a one-time key of coucou's device: the key, and whether it is the fallback key.
-async fn claim(stranger: &User) -> Option<(Value, bool)> {
-    let devices = stranger.query_keys(BOT).await;
-    let device = devices["device_keys"][BOT].as_object()?.keys().next()?.clone();
-    let body = json!({ "one_time_keys": { BOT: { device.as_str(): "signed_curve25519" } } });
-    let answer = stranger.request("POST", "v3/keys/claim", Some(&body)).await;
-    let key = answer["one_time_keys"][BOT][&device].as_object()?.values().next()?.clone();
-    let is_fallback = key["fallback"] == true;
-    Some((key, is_fallback))
-}
-
-/// Claims coucou's one-time keys until there is none left; answers how many there were.
-async fn use_up_keys(stranger: &User) -> usize {
-    let mut claimed = 0;
-    while !claim(stranger).await.expect("coucou has a device with keys").1 {
-        claimed += 1;
-        assert!(claimed < 1_000, "the keys never end");
+impl Claims {
+    async fn of(stranger: User) -> Self {
+        let devices = stranger.query_keys(BOT).await;
+        let device_id = devices["device_keys"][BOT].as_object().unwrap().keys().next().unwrap().clone();
+        Self { stranger, device_id }
     }
-    claimed
+
+    /// Claims a key, and answers whether it was the fallback key: there is no other left.
+    async fn fall_back(&self) -> bool {
+        let body = json!({ "one_time_keys": { BOT: { self.device_id.as_str(): "signed_curve25519" } } });
+        let answer = self.stranger.request("POST", "v3/keys/claim", Some(&body)).await;
+        let keys = answer["one_time_keys"][BOT][&self.device_id].as_object().cloned().unwrap_or_default();
+        let key = keys.values().next().expect("there is a fallback key at least");
+        key["fallback"] == true
+    }
+
+    /// Claims keys until there is none left; answers how many there were.
+    async fn use_up(&self) -> usize {
+        let mut claimed = 0;
+        while !self.fall_back().await {
+            claimed += 1;
+            assert!(claimed < 1_000, "the keys never end");
+        }
+        claimed
+    }
 }
 
 async fn run(encrypted: bool) {
     let mut stage = Stage::set(encrypted).await;
-    let stranger = stage.synapse.user("stranger", "a password of a stranger").await;
+    let claims = Claims::of(stage.synapse.user("stranger", "a password of a stranger").await).await;
     stage.talk();
     stage.finish().await;
     stage.all_arrives("nothing happened").await;
     for round in 0..stage.form.rounds {
         stage.pushes_fail_and_processes_die().await;
-        stage.nobody_is_there(&stranger, round).await;
+        stage.nobody_is_there(&claims, round).await;
         stage.synapse_is_restarted().await;
         stage.postgres_crashes().await;
         stage.answers_break_off().await;

@@ -67,6 +67,8 @@ struct Book {
     failed: usize,
     /// Room events in transactions that the homeserver knows to be taken.
     pushed: HashSet<String>,
+    /// Pings that were answered with success.
+    pings: usize,
 }
 
 #[derive(Clone)]
@@ -121,6 +123,11 @@ impl Forwarder {
         self.shared.book.lock().unwrap().failed
     }
 
+    /// Pings that were answered with success.
+    pub(crate) fn pings(&self) -> usize {
+        self.shared.book.lock().unwrap().pings
+    }
+
     /// Whether a room event was in a transaction that was taken, as far as the homeserver knows.
     pub(crate) fn was_pushed(&self, event_id: &str) -> bool {
         self.shared.book.lock().unwrap().pushed.contains(event_id)
@@ -166,6 +173,9 @@ async fn forward(
         Some(Fault::TakeAndRefuse) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Some(_) => break_off(),
         None => {}
+    }
+    if status.is_success() && uri.path().ends_with("/ping") {
+        shared.book.lock().unwrap().pings += 1;
     }
     if is_push && status.is_success() {
         shared.note_pushed(&body);
