@@ -3,8 +3,10 @@
 mod account;
 mod delivery;
 mod event;
+pub mod ledger;
 mod message;
 mod pattern;
+mod recovery;
 mod room;
 mod sync;
 
@@ -13,5 +15,6 @@ pub use delivery::{DeliveryId, WebhookId};
 pub use event::{ClearEvent, Encryption, Trust};
 pub use message::{Direction, Message, MessageId, MessageType, RoomContext, RoomKind, SenderProfile};
 pub use pattern::Pattern;
+pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
