@@ -18,6 +18,7 @@ mod bad_input;
 mod database_down_on_synapse;
 mod instances_on_synapse;
 mod owner_on_synapse;
+mod recovery_on_synapse;
 mod relay_on_fake;
 mod relay_on_synapse;
 mod rig;

@@ -116,7 +116,9 @@ fn bot(engines: &[Engine]) -> Option<&Engine> {
 fn as_crypto(error: RecoveryError) -> CryptoError {
     match error {
         RecoveryError::Crypto(error) => error,
-        error => CryptoError::Refused(format!("the bot cannot be brought back: {error}")),
+        error => CryptoError::Refused(format!(
+            "the bot cannot be brought back: {error} (`coucou restore --help` shows other ways)"
+        )),
     }
 }
 

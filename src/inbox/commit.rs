@@ -105,6 +105,10 @@ impl Worker {
                 "inbox"
             );
         }
+        if !outcome.waiting.is_empty() {
+            // A backup may have the key.
+            wakes.backup.notify_one();
+        }
         if !(outcome.unread.is_empty() && outcome.memberships.is_empty() && outcome.settled.is_empty()) {
             wakes.rooms.notify_one();
         }
