@@ -317,9 +317,10 @@ async fn the_owners_recovery_key_signs_the_device_and_opens_the_owners_backup() 
     assert_eq!(sessions(&database, &private).await, [""; 0], "nothing of rooms that are not relayed");
 
     // A key that nobody was given, and that only the owner's backup has.
-    let said = phone.say_alone(&portal, "only for my backup").await;
-    assert!(said.shared_with.is_empty());
+    phone.prepare(&portal).await;
     backup.put(&owner, &portal, &phone.export(&portal).await).await;
+    let said = phone.say_prepared(&portal, "only for my backup").await;
+    assert!(said.shared_with.is_empty());
     let told = receiver
         .wait_until("what only the backup can open", ARRIVAL, |taken| {
             taken.iter().any(|message| message.event_id() == said.event_id)

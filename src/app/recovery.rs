@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How often the backup is looked after when nobody announces new keys.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(10);
 
 /// How long new keys are collected before they are put into the backup.
 const GATHER: Duration = Duration::from_secs(2);
@@ -36,8 +36,9 @@ const BATCHES_A_LINE: u64 = 10;
 /// Sessions looked up in the backups in one round.
 const MOST_LOOKUPS: i64 = 50;
 
-/// The first and the longest time between two look-ups of one session.
-const FIRST_LOOKUP: Duration = Duration::from_mins(1);
+/// The first and the longest time between two look-ups of one session. The owner's other devices back a key up
+/// within seconds.
+const FIRST_LOOKUP: Duration = Duration::from_secs(10);
 const LONGEST_LOOKUP: Duration = Duration::from_hours(6);
 
 /// Refuses to make a second identity of the bot beside the one that its secret storage keeps, before anything
@@ -369,7 +370,7 @@ impl Recovery {
                     break;
                 }
             }
-            let doublings = u32::try_from(lookup.tries.clamp(0, 10)).unwrap_or(10);
+            let doublings = u32::try_from(lookup.tries.clamp(0, 12)).unwrap_or(12);
             let next = (FIRST_LOOKUP * (1 << doublings)).min(LONGEST_LOOKUP);
             answered.insert((lookup.room_id, lookup.session_id), now.plus(next));
         }

@@ -335,6 +335,11 @@ async fn checked_machine(
 /// When the secret storage does not hold the key, or the homeserver fails or refuses the signature.
 pub async fn sign_owners_device(engine: &Engine, storage: &SecretStorage) -> Result<bool, RecoveryError> {
     let account = engine.account();
+    engine.query_own_keys().await?;
+    let known = engine.machine.get_device(&account.user_id, &account.device_id, None).await?;
+    if known.is_some_and(|device| device.is_cross_signed_by_owner()) {
+        return Ok(false);
+    }
     let names = [SecretName::CrossSigningSelfSigningKey];
     let export = private_identity(storage, &names).await?;
     let machine = checked_machine(&engine.homeserver, &account.user_id, export).await?;

@@ -110,9 +110,10 @@ class User:
         members = await self.client.get_members(room_id)
         users = [m.state_key for m in members if m.content.membership.value in ("join", "invite")]
         # Devices and members may have come since the last run, so each run asks anew and makes a new session.
-        await self.machine._fetch_keys(users, include_untracked=True)
-        await self.store.remove_outbound_group_session(room_id)
-        await self.machine.share_group_session(room_id, [] if self.args.alone else users)
+        if not self.args.prepared:
+            await self.machine._fetch_keys(users, include_untracked=True)
+            await self.store.remove_outbound_group_session(room_id)
+            await self.machine.share_group_session(room_id, users)
         content = {"msgtype": "m.text", "body": self.args.text}
         wire = await self.machine.encrypt_megolm_event(room_id, MESSAGE, content)
         event_id = await self.client.send_message_event(room_id, ENCRYPTED, wire)
@@ -120,6 +121,13 @@ class User:
             room_id=room_id, event_id=event_id, session_id=wire.session_id, content=content,
             shared_with=self.machine.shared_with,
         )
+
+    async def prepare(self) -> None:
+        """Makes a new session whose key nobody is given."""
+        await self.client.get_state_event(self.args.room, EventType.ROOM_ENCRYPTION)
+        await self.store.remove_outbound_group_session(self.args.room)
+        await self.machine.share_group_session(self.args.room, [])
+        emit(room_id=self.args.room)
 
     async def export(self) -> None:
         """The keys of a room that this device has, as every client exports them."""
@@ -164,12 +172,13 @@ def main() -> None:
     room.add_argument("--invite", action="append", default=[], metavar="MXID")
     for name, does in [
         ("join", "join a room"), ("say", "say something encrypted"), ("read", "read a room"), ("export", "print room keys"),
+        ("prepare", "make a session whose key nobody is given"),
     ]:
         action = actions.add_parser(name, help=does)
         action.add_argument("room", metavar="ROOM")
         if name == "say":
             action.add_argument("text", metavar="TEXT")
-            action.add_argument("--alone", action="store_true", help="share the room key with nobody")
+            action.add_argument("--prepared", action="store_true", help="in the session that was prepared")
     args = parser.parse_args()
     logging.getLogger("mau").setLevel(logging.ERROR)
     asyncio.run(User(args).run())

@@ -65,9 +65,14 @@ impl Client {
         serde_json::from_value(self.run(&["say", room_id, text]).await).unwrap()
     }
 
-    /// As [`Client::say`], with a room key that nobody is given.
-    pub(crate) async fn say_alone(&self, room_id: &str, text: &str) -> Said {
-        serde_json::from_value(self.run(&["say", room_id, text, "--alone"]).await).unwrap()
+    /// Makes a new Megolm session, and gives its key to nobody.
+    pub(crate) async fn prepare(&self, room_id: &str) {
+        self.run(&["prepare", room_id]).await;
+    }
+
+    /// Says something in the session that was prepared.
+    pub(crate) async fn say_prepared(&self, room_id: &str, text: &str) -> Said {
+        serde_json::from_value(self.run(&["say", room_id, text, "--prepared"]).await).unwrap()
     }
 
     /// The keys of a room that it has, as clients export them.
