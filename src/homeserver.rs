@@ -17,6 +17,7 @@ mod rooms;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod timelines;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -43,6 +44,7 @@ pub use backup::{BackupVersion, RoomKeys};
 pub use error::HomeserverError;
 pub use history::History;
 pub use rooms::Invite;
+pub use timelines::{EarlierPage, Timeline, Timelines};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -48,7 +48,9 @@ pub enum History {
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// No key was given.
-    #[error("no recovery key: give it with --recovery-key-file, on standard input, or as COUCOU_RECOVERY_KEY")]
+    #[error(
+        "no recovery key: give it with --recovery-key-file, on standard input, or as COUCOU_RECOVERY_KEY"
+    )]
     NoKey,
     /// The store has an account that works.
     #[error("this store has the identity of {0} already: restore is for a store that is empty")]

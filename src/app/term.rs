@@ -14,14 +14,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, recovery};
+use super::{Shared, outage::Outages, recovery};
 use crate::{
     clock::Timestamp,
     config::{OwnerMode, Relay},
     crypto::{CryptoError, Engine, KeyLane, keylane::backoff, setup},
     inbox::{Worker, WorkerParts},
     model::{Account, Role, WebhookId},
-    rooms::{Errands, InvitePolicy, RoomsError},
+    rooms::{Errands, InvitePolicy, RoomsError, missed::Missed},
     store::{Lease, accounts, leases, rooms},
 };
 
@@ -88,6 +88,7 @@ impl Term {
             tasks.spawn(lane.run(stop.clone()));
         }
         let term = Arc::new(self);
+        tasks.spawn(term.outages(&accounts).run(stop.clone()));
         let errands = term.errands(accounts);
         tasks.spawn(run_errands(errands, online, stop.clone()));
         let (shared, lease) = (term.shared.clone(), term.lease.clone());
@@ -201,7 +202,9 @@ impl Term {
             );
             engines.push(engine.await?);
             let inbox = Arc::clone(&wakes.inbox);
-            lanes.push(KeyLane::new(store.clone(), homeserver.clone(), lease, account.clone(), clock, inbox));
+            let outage = Arc::clone(&wakes.outage);
+            let (store, homeserver) = (store.clone(), homeserver.clone());
+            lanes.push(KeyLane::new(store, homeserver, lease, account.clone(), clock, inbox, outage));
         }
         Ok(Office { engines, lanes })
     }
@@ -243,6 +246,7 @@ impl Term {
             invite_bot: config.owner.as_ref().is_some_and(|owner| owner.mode == OwnerMode::Invite),
             webhooks: self.webhooks.clone(),
             cautious: self.cautious,
+            notify_after: config.undecryptable.notify_after,
             wakes: self.shared.wakes.clone(),
         }
     }
@@ -266,6 +270,25 @@ impl Term {
             Arc::clone(&wakes.rooms),
             Arc::clone(&wakes.inbox),
         )
+    }
+
+    fn outages(&self, accounts: &[Account]) -> Outages {
+        let Shared { store, homeserver, clock, wakes, config, .. } = &self.shared;
+        Outages {
+            store: store.clone(),
+            homeserver: homeserver.clone(),
+            appservice_id: config.appservice.id.clone(),
+            accounts: accounts.to_vec(),
+            errands: self.errands(accounts.to_vec()),
+            missed: Missed::new(
+                store.clone(),
+                homeserver.clone(),
+                self.lease.clone(),
+                Arc::clone(clock),
+                Arc::clone(&wakes.inbox),
+            ),
+            wake: Arc::clone(&wakes.outage),
+        }
     }
 
     /// Sends what the machines have to send, as soon as there is something.

@@ -187,7 +187,8 @@ impl KeyBackup {
     /// # Errors
     /// When the homeserver or the store fails; the same keys come again.
     pub async fn put_next(&self, engine: &Engine) -> Result<usize, CryptoError> {
-        let sessions = engine.store.relayed_sessions_to_back_up(BATCH).await.map_err(super::engine::of_store)?;
+        let sessions =
+            engine.store.relayed_sessions_to_back_up(BATCH).await.map_err(super::engine::of_store)?;
         if sessions.is_empty() {
             return Ok(0);
         }
@@ -220,9 +221,8 @@ pub(super) fn fits(key: &BackupDecryptionKey, version: &BackupVersion) -> bool {
 
 /// A backup key as secret storage holds it.
 pub(super) fn backup_key(text: &str) -> Result<BackupDecryptionKey, RecoveryError> {
-    BackupDecryptionKey::from_base64(text).map_err(|_| {
-        RecoveryError::Unusable("the backup key in the secret storage is none".to_owned())
-    })
+    BackupDecryptionKey::from_base64(text)
+        .map_err(|_| RecoveryError::Unusable("the backup key in the secret storage is none".to_owned()))
 }
 
 impl Engine {
@@ -238,7 +238,10 @@ impl Engine {
         let imported = self.machine.store().import_room_keys(keys, Some(version), |_, _| {}).await?;
         let rooms = imported.keys.into_iter();
         let keys = rooms.flat_map(|(room_id, senders)| {
-            senders.into_values().flatten().map(move |session_id| RoomKey { room_id: room_id.clone(), session_id })
+            senders
+                .into_values()
+                .flatten()
+                .map(move |session_id| RoomKey { room_id: room_id.clone(), session_id })
         });
         Ok(keys.collect())
     }
@@ -272,5 +275,66 @@ impl Engine {
         self.store.reset_backup_state().await.map_err(super::engine::of_store)?;
         store.set_custom_value(BACKED_UP_TO, version.as_bytes().to_vec()).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use matrix_sdk_crypto::olm::InboundGroupSession as Session;
+    use ruma::{room_id, user_id};
+    use secrecy::SecretString;
+
+    use super::*;
+
+    fn backup(key: &BackupDecryptionKey) -> KeyBackup {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let url = "http://127.0.0.1:9".parse().unwrap();
+        let homeserver = Homeserver::new(&url, SecretString::from("token")).unwrap();
+        KeyBackup::at(&homeserver, user_id!("@coucou:example.org"), "1".to_owned(), 1, key.clone())
+    }
+
+    async fn encrypted(backup: &KeyBackup) -> (String, Json) {
+        let group = vodozemac::megolm::GroupSession::new(SessionConfig::version_1());
+        let session_key = InboundGroupSession::new(&group.session_key(), SessionConfig::version_1())
+            .export_at_first_known_index();
+        let exported: ExportedRoomKey = serde_json::from_value(json!({
+            "algorithm": "m.megolm.v1.aes-sha2", "room_id": "!room", "session_id": group.session_id(),
+            "session_key": session_key.to_base64(), "sender_claimed_keys": {},
+            "sender_key": "DeHIg4gwhClxzFYcmNntPNF9YtsdZbmMy8+3kzCMXHA", "forwarding_curve25519_key_chain": [],
+        }))
+        .unwrap();
+        let data = backup.public.encrypt(Session::try_from(&exported).unwrap()).await.unwrap();
+        (group.session_id(), serde_json::to_value(data).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_key_under_another_sessions_name_is_not_taken() {
+        let key = BackupDecryptionKey::new();
+        let backup = backup(&key);
+        let (session_id, data) = encrypted(&backup).await;
+        let keys = RoomKeys::from([
+            (session_id.clone(), data.clone()),
+            ("another".to_owned(), data),
+            ("damaged".to_owned(), json!({"session_data": {}})),
+            (encrypted(&self::backup(&BackupDecryptionKey::new())).await.0, encrypted(&backup).await.1),
+        ]);
+        let mut fetched = Fetched::default();
+        backup.decrypt(room_id!("!room"), keys, &mut fetched);
+        assert_eq!((fetched.keys.len(), fetched.unreadable), (1, 3));
+        assert_eq!(fetched.keys[0].session_id, session_id);
+    }
+
+    #[test]
+    fn a_backup_of_another_key_is_not_ours() {
+        let (ours, other) = (BackupDecryptionKey::new(), BackupDecryptionKey::new());
+        let info = serde_json::to_value(ours.to_backup_info()).unwrap();
+        let version: BackupVersion = {
+            let mut answer = info;
+            answer["version"] = json!("1");
+            answer["count"] = json!(3);
+            serde_json::from_value(answer).unwrap()
+        };
+        assert_eq!(version.count, 3);
+        assert!(fits(&ours, &version) && !fits(&other, &version));
     }
 }

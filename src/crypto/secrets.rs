@@ -51,7 +51,9 @@ pub enum RecoveryError {
     #[error("{0} has no secret storage on the homeserver: there is nothing that a recovery key could open")]
     NoStorage(OwnedUserId),
     /// The recovery key, or the passphrase, is another account's or an older one.
-    #[error("the recovery key does not open the secret storage of {0}: it is the key of another account, or was replaced since")]
+    #[error(
+        "the recovery key does not open the secret storage of {0}: it is the key of another account, or was replaced since"
+    )]
     WrongKey(OwnedUserId),
     /// What was asked for is not in there.
     #[error("the secret storage of {user_id} does not hold {secret}")]
@@ -127,7 +129,8 @@ impl SecretStorage {
             RecoveryError::Unusable(format!("the secret storage of {user_id} is of a kind that is not known"))
         };
         let raw = to_raw_value(&description).map_err(|_| unusable())?;
-        let description = SecretStorageKeyEventContent::from_parts(&event_type, &raw).map_err(|_| unusable())?;
+        let description =
+            SecretStorageKeyEventContent::from_parts(&event_type, &raw).map_err(|_| unusable())?;
         let rounds = description.passphrase.as_ref().map_or(0, |passphrase| passphrase.iterations.into());
         if rounds > MOST_ROUNDS {
             return Err(unusable());
@@ -137,7 +140,9 @@ impl SecretStorage {
         let opened = spawn_blocking(move || SecretStorageKey::from_account_data(&text, description));
         let key = match opened.await.map_err(CryptoError::from)? {
             Ok(key) => key,
-            Err(DecodeError::UnsupportedAlgorithm(_) | DecodeError::IvLength(..) | DecodeError::MacLength(..)) => {
+            Err(
+                DecodeError::UnsupportedAlgorithm(_) | DecodeError::IvLength(..) | DecodeError::MacLength(..),
+            ) => {
                 return Err(unusable());
             }
             Err(_) => return Err(RecoveryError::WrongKey(user_id.to_owned())),
@@ -167,7 +172,8 @@ impl SecretStorage {
             storage.put(name, secret).await?;
         }
         let description = serde_json::to_value(storage.key.event_content());
-        let description = description.map_err(matrix_sdk_crypto::OlmError::from).map_err(CryptoError::from)?;
+        let description =
+            description.map_err(matrix_sdk_crypto::OlmError::from).map_err(CryptoError::from)?;
         let key_id = storage.key.key_id();
         homeserver.set_account_data(user_id, &format!("m.secret_storage.key.{key_id}"), description).await?;
         homeserver.set_account_data(user_id, DEFAULT_KEY, json!({ "key": key_id })).await?;
@@ -182,7 +188,8 @@ impl SecretStorage {
         let Some(mut content) = self.homeserver.account_data(&self.user_id, name.as_str()).await? else {
             return Ok(None);
         };
-        let Some(encrypted) = content.pointer_mut("/encrypted").and_then(|all| all.get_mut(self.key.key_id()))
+        let Some(encrypted) =
+            content.pointer_mut("/encrypted").and_then(|all| all.get_mut(self.key.key_id()))
         else {
             return Ok(None);
         };

@@ -113,7 +113,9 @@ mod tests {
 
     #[test]
     fn anything_else_is_a_passphrase() {
-        for text in ["correct horse battery staple", "Es war einmal ein sehr langer Satz, der kein Key ist", "x"] {
+        for text in
+            ["correct horse battery staple", "Es war einmal ein sehr langer Satz, der kein Key ist", "x"]
+        {
             assert!(RecoveryKey::parse(text).unwrap().is_passphrase(), "{text}");
         }
     }

@@ -99,7 +99,9 @@ pub async fn were_looked_up(tx: &mut Tx, sessions: &[Answered]) -> Result<(), St
         vec![],
         sessions
             .iter()
-            .map(|((room_id, session_id), due_at)| values![room_id.as_str(), session_id.as_str(), 1_i64, *due_at])
+            .map(|((room_id, session_id), due_at)| {
+                values![room_id.as_str(), session_id.as_str(), 1_i64, *due_at]
+            })
             .collect(),
     )
     .await?;

@@ -117,8 +117,7 @@ pub async fn to_back_up(db: &Db, scope: &Scope<'_>, limit: usize) -> Result<Vec<
     open_all(scope, db.fetch_all(TO_BACK_UP, values![scope.account.0, bounded(limit)]).await?)
 }
 
-pub(super) const RELAYED_TO_BACK_UP: &str =
-    "SELECT s.room_id, s.session_id, s.pickle, s.backed_up FROM megolm_inbound_sessions s \
+pub(super) const RELAYED_TO_BACK_UP: &str = "SELECT s.room_id, s.session_id, s.pickle, s.backed_up FROM megolm_inbound_sessions s \
      JOIN rooms r ON r.room_id = s.room_id \
      WHERE s.account_id = $1 AND s.backed_up = 0 AND r.relay = 'yes' LIMIT $2";
 
