@@ -14,12 +14,8 @@ mod retention;
 mod term;
 
 pub use crate::crypto::recovery::Progress as RestoreProgress;
-<<<<<<< HEAD
-pub use restore::{History, RestoreError, RestoreOptions, recovery_key, restore};
-=======
 pub use commands::{ListedWebhook, migrate, webhooks};
-pub use restore::{RestoreError, RestoreOptions, recovery_key, restore};
->>>>>>> main
+pub use restore::{History, RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
