@@ -20,6 +20,7 @@ mod faults_on_synapse;
 mod instances_on_synapse;
 mod key_lane_on_synapse;
 mod owner_on_synapse;
+mod recovery_on_synapse;
 mod relay_on_fake;
 mod relay_on_synapse;
 mod rig;

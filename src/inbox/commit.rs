@@ -132,6 +132,10 @@ impl Worker {
                 "inbox"
             );
         }
+        if !outcome.waiting.is_empty() {
+            // A backup may have the key.
+            wakes.backup.notify_one();
+        }
         let errands = !(outcome.unread.is_empty() && outcome.memberships.is_empty());
         if errands || !(outcome.settled.is_empty() && outcome.successors.is_empty()) {
             wakes.rooms.notify_one();
