@@ -36,7 +36,7 @@ use crate::{
     inbox::{Inbox, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
     model::{RelayPolicy, WebhookId},
-    outbox::{BadWebhook, Dispatcher, Sink, WebhookSink},
+    outbox::{BadWebhook, Destination, Dispatcher, WebhookSink},
     store::{self, Store, StoreError},
 };
 
@@ -225,10 +225,10 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
     });
 }
 
-type Sinks = BTreeMap<WebhookId, Arc<dyn Sink>>;
+type Destinations = BTreeMap<WebhookId, Destination>;
 
 /// The webhooks of the settings, with their numbers; `None` when told to stop before the store was ready.
-async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Option<Sinks>, AppError> {
+async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Option<Destinations>, AppError> {
     // Bad settings are told at once, not when the database is there.
     let client = crate::outbox::client().map_err(AppError::Webhook)?;
     while !stop.is_cancelled() {
@@ -243,11 +243,14 @@ async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Opt
     Ok(None)
 }
 
-async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<Sinks, AppError> {
-    let mut sinks = Sinks::new();
+async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<Destinations, AppError> {
+    let mut sinks = Destinations::new();
     for webhook in &shared.config.webhooks {
         let mut tx = shared.store.begin().await?;
         let id = store::webhooks::ensure(&mut tx, &webhook.name, shared.clock.now()).await?;
+        if store::webhooks::at_address(&mut tx, id, webhook.url.as_str()).await? {
+            tracing::info!(webhook.name = %webhook.name, "has another URL, and is enabled again");
+        }
         let secret = if let Some(secret) = &webhook.secret {
             secret.clone()
         } else {
@@ -258,7 +261,7 @@ async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<S
         };
         tx.commit().await?;
         let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, &[secret])?;
-        sinks.insert(id, Arc::new(sink));
+        sinks.insert(id, Destination::new(&webhook.name, Arc::new(sink)));
     }
     if sinks.is_empty() {
         tracing::warn!("no webhook is configured (webhooks, COUCOU_WEBHOOK_URL): messages are only stored");
