@@ -7,9 +7,14 @@
 
 mod commands;
 mod leader;
+mod outage;
+mod recovery;
+mod restore;
 mod term;
 
+pub use crate::crypto::recovery::Progress as RestoreProgress;
 pub use commands::{ListedWebhook, migrate, webhooks};
+pub use restore::{RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -185,7 +190,8 @@ fn serve_http(
     health: Health,
     fatal: &mpsc::Sender<AppError>,
 ) {
-    let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox));
+    let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
+        .telling(Arc::clone(&shared.wakes.outage));
     let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {

@@ -67,6 +67,10 @@ pub struct Wakes {
     pub rooms: Arc<Notify>,
     /// The dispatchers.
     pub outbox: Arc<Notify>,
+    /// Who makes up for an outage: one is over.
+    pub outage: Arc<Notify>,
+    /// The key backup: room keys came in.
+    pub backup: Arc<Notify>,
 }
 
 /// What a worker is made of.
@@ -237,6 +241,7 @@ impl Worker {
                 continue;
             }
             keys.extend(engine.receive(changes).await?);
+            self.parts.wakes.backup.notify_one();
             self.parts.wakes.outgoing.notify_one();
         }
         due.extend(

@@ -35,6 +35,8 @@ migrations! {
     "0005_outbox"
     "0006_rooms"
     "0012_delivery"
+    "0011_backups"
+    "0013_events_token"
 }
 
 /// The leading number of a migration's file name.
