@@ -14,7 +14,7 @@ use super::{Shared, term::Term};
 use crate::{
     crypto::CryptoError,
     inbox::worker::log_end,
-    model::WebhookId,
+    model::Route,
     store::{Lease, StoreError, inbox, leases},
 };
 
@@ -38,7 +38,7 @@ const KEEP_ROWS: Duration = Duration::from_hours(24);
 /// [`CryptoError::Refused`] alone.
 pub(super) async fn lead(
     shared: Shared,
-    webhooks: Vec<WebhookId>,
+    webhooks: Vec<Route>,
     stop: CancellationToken,
 ) -> Result<(), CryptoError> {
     let holder = format!("{}-{:08x}", process::id(), rand::rng().random::<u32>());
@@ -94,7 +94,7 @@ pub(super) async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>
 
 async fn hold(
     shared: &Shared,
-    webhooks: &[WebhookId],
+    webhooks: &[Route],
     lease: &Lease,
     cautious: bool,
     stop: &CancellationToken,
