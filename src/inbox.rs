@@ -12,6 +12,8 @@ pub mod envelope;
 pub mod event;
 mod flow;
 mod ledger;
+mod presence;
+mod redact;
 mod relay;
 pub mod rooms;
 mod seen;

@@ -8,6 +8,7 @@
 //! together does. A process that dies leaves nothing half-written.
 
 pub mod accounts;
+pub mod backups;
 #[cfg(test)]
 mod conformance;
 pub mod crypto;
@@ -20,6 +21,8 @@ pub mod messages;
 pub mod outbox;
 pub mod pending;
 pub mod redacted;
+pub mod redactions;
+pub mod retention;
 pub mod rooms;
 mod seal;
 pub mod webhooks;

@@ -1,6 +1,7 @@
 //! Settings from all sources, and what is said about wrong ones.
 
 mod store;
+mod webhooks;
 
 use std::{fs, path::Path, time::Duration};
 
@@ -54,6 +55,7 @@ fn the_least_settings_load_with_the_documented_defaults() {
     assert!(matches!(&config.store.location, Location::Sqlite { path } if path.ends_with("coucou.db")));
     assert!(config.webhooks.is_empty() && config.api.tokens.is_empty() && config.owner.is_none());
     assert_eq!(config.rooms, Rooms { relay: Relay::All, invite_from: None });
+    assert_eq!(config.messages.retention, std::time::Duration::from_hours(30 * 24));
     assert_eq!(config.log.filter, "info,matrix_sdk_crypto=warn,sqlx=warn");
     assert_eq!(config.log.format, LogFormat::Text);
     assert_eq!(config.warnings, [""; 0]);
@@ -102,7 +104,7 @@ fn every_alias_means_its_setting() {
     assert_eq!(config.store.pickle_key.expose_secret(), "a pickle key of good length");
     let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
     assert_eq!((webhook.name.as_str(), webhook.url.as_str()), ("default", "http://127.0.0.1:9000/hook"));
-    assert!(webhook.secret.is_some());
+    assert_eq!(webhook.secrets.len(), 1);
     assert_eq!(config.api.tokens[0].expose_secret(), "three");
     let owner = config.owner.as_ref().unwrap();
     assert_eq!(
@@ -149,7 +151,7 @@ log: {format: json, filter: debug}
     let webhooks: Vec<_> =
         config.webhooks.iter().map(|webhook| (webhook.name.as_str(), webhook.url.as_str())).collect();
     assert_eq!(webhooks, [("first", "https://one.example.org/?token=x"), ("default", "http://[::1]:9000/")]);
-    assert!(config.webhooks[1].secret.is_some(), "the environment replaces the URL alone");
+    assert_eq!(config.webhooks[1].secrets.len(), 1, "the environment replaces the URL alone");
     let tokens: Vec<_> = config.api.tokens.iter().map(ExposeSecret::expose_secret).collect();
     assert_eq!(tokens, ["0123", "1e3", "quoted"], "tokens are what was written");
     assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
@@ -438,6 +440,13 @@ const MALFORMED: &[(&str, &str, &str)] = &[
          COUCOU_UNDECRYPTABLE_NOTIFY_AFTER, for example COUCOU_UNDECRYPTABLE_NOTIFY_AFTER=5m",
     ),
     (
+        "COUCOU_MESSAGES_RETENTION",
+        "a month",
+        "messages.retention must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0; a \
+         hundred years at most, but COUCOU_MESSAGES_RETENTION has \"a month\": set it in coucou.yaml or as \
+         COUCOU_MESSAGES_RETENTION, for example COUCOU_MESSAGES_RETENTION=30d",
+    ),
+    (
         "COUCOU_LOG_FORMAT",
         "xml",
         "log.format must be text or json, but COUCOU_LOG_FORMAT has \"xml\": set it in coucou.yaml or as \
@@ -546,7 +555,7 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
     let webhook = |secret: &str| {
         let url = ("WEBHOOK_URL", "http://127.0.0.1:9000/hook");
         let config = load("", &[url, ("WEBHOOK_SECRET", secret)]).unwrap();
-        let secret = config.webhooks[0].secret.as_ref().unwrap().expose_secret().to_owned();
+        let secret = config.webhooks[0].secrets[0].expose_secret().to_owned();
         (secret, config.warnings)
     };
     let (secret, warnings) = webhook("correct horse battery");
@@ -568,8 +577,31 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
 }
 
 #[test]
+fn a_mistyped_recovery_key_is_no_passphrase() {
+    let key = "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa";
+    let with = |name, value| load("", &[&LEAST[..], &[(name, value)]].concat());
+    let config = with("COUCOU_RECOVERY_KEY", key).unwrap();
+    assert_eq!(config.recovery_key.unwrap().text(), key.replace(' ', ""));
+    assert!(with("COUCOU_RECOVERY_KEY", "a passphrase").unwrap().recovery_key.unwrap().is_passphrase());
+    for (name, path) in
+        [("COUCOU_RECOVERY_KEY", "recovery.key"), ("COUCOU_OWNER_RECOVERY_KEY", "owner_recovery_key")]
+    {
+        let mistyped = key.replace("HPQa", "HPQb");
+        let error = load("", &[&LEAST[..], &[(name, &*mistyped)]].concat()).unwrap_err().to_string();
+        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQ"), "{error}");
+    }
+    let config = with("COUCOU_OWNER_RECOVERY_KEY", key).unwrap();
+    assert!(
+        config.warnings.iter().any(|line| line.starts_with("owner_recovery_key")),
+        "{:?}",
+        config.warnings
+    );
+}
+
+#[test]
 fn nothing_secret_is_in_the_debug_output() {
     let variables = [
+        ("COUCOU_RECOVERY_KEY", "hush-10 is a passphrase"),
         ("COUCOU_APPSERVICE_AS_TOKEN", "hush-1"),
         ("COUCOU_APPSERVICE_HS_TOKEN", "hush-2"),
         ("COUCOU_STORE_URL", "postgres://user:hush-3@localhost/coucou?sslmode=require"),
@@ -635,4 +667,19 @@ fn the_example_environment_loads_and_has_every_variable() {
         assert!(all.iter().any(|(name, _)| name == env), "{env} is not in .env.example");
         assert!(setting.aliases.iter().all(|alias| ENV.contains(alias)), "an alias of {env} is not there");
     }
+}
+
+#[test]
+fn content_is_kept_for_as_long_as_is_set() {
+    use std::time::Duration;
+    let load = |file: &str, more: &[(&str, &str)]| load(file, more).unwrap();
+    assert_eq!(load("messages: {retention: 12h}", &[]).messages.retention, Duration::from_hours(12));
+    assert_eq!(load("messages: {retention: 0}", &[]).messages.retention, Duration::ZERO);
+    let nothing = ("COUCOU_MESSAGES_RETENTION", "0");
+    let config = load("", &[nothing]);
+    let [warning] = config.warnings.as_slice() else { panic!("one warning") };
+    assert!(warning.contains("COUCOU_WEBHOOK_URL") && warning.contains("COUCOU_MESSAGES_RETENTION"));
+    let webhook = ("COUCOU_WEBHOOK_URL", "http://127.0.0.1:1");
+    assert_eq!(load("", &[nothing, webhook]).warnings, [""; 0]);
+    assert!(message("messages: {retention: 200000w}", &[]).contains("a hundred years at most"));
 }

@@ -8,7 +8,8 @@ use super::worker::Worker;
 use crate::{
     clock::Timestamp,
     crypto::CryptoError,
-    model::{Message, Relay, ledger::Reason},
+    messages::filter,
+    model::{Message, Relay, WebhookId, ledger::Reason},
     store::{
         StoreError, Tx,
         inbox::{self, InboxId},
@@ -16,8 +17,8 @@ use crate::{
         messages::{self, MegolmIndex},
         outbox::{self, Queued},
         pending::{self, NewPending},
-        redacted,
-        rooms::{self, MembershipChange},
+        redacted, redactions,
+        rooms::{self, MembershipChange, Successor},
     },
 };
 
@@ -54,6 +55,10 @@ pub(super) struct Outcome {
     pub settled: HashSet<OwnedRoomId>,
     /// Rooms that turned out not to be.
     pub purged: HashSet<OwnedRoomId>,
+    /// Rooms that replace others.
+    pub successors: Vec<Successor>,
+    /// Events that were taken back, with their rooms.
+    pub redacted: Vec<redactions::Target>,
     /// Users whose devices are to be followed.
     pub track: BTreeSet<OwnedUserId>,
 }
@@ -71,6 +76,7 @@ impl Worker {
         let unread: Vec<_> = outcome.unread.iter().map(|id| &**id).collect();
         rooms::set_due(&mut tx, &unread, now).await?;
         rooms::put_memberships(&mut tx, &outcome.memberships, now).await?;
+        rooms::follow(&mut tx, &outcome.successors, now).await?;
         if let Some(bot) = self.bot_to_invite() {
             let settled: Vec<_> = outcome.settled.iter().map(|id| &**id).collect();
             rooms::want(&mut tx, &settled, bot, now).await?;
@@ -84,22 +90,30 @@ impl Worker {
             redacted::delete_room(&mut tx, room_id).await?;
         }
         self.write_waiting(&mut tx, &outcome, now).await?;
-        messages::use_indexes(&mut tx, &outcome.used).await?;
+        messages::use_indexes(&mut tx, &outcome.used, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
+        outcome.apply_redactions(&mut tx, seal, now).await?;
         inbox::set_aside(&mut tx, &outcome.set_aside, now).await?;
         inbox::mark_processed(&mut tx, &outcome.rows, now).await?;
         let queued: Vec<_> = outcome
             .messages
             .iter()
             .map(|message| Queued {
+                webhooks: self.webhooks_for(message),
                 message_id: message.message_id.as_str(),
                 room_id: &message.room_id,
                 sequence: i64::try_from(message.sequence).unwrap_or(i64::MAX),
             })
             .collect();
-        outbox::enqueue(&mut tx, &self.parts.webhooks, &queued, now).await?;
+        outbox::enqueue(&mut tx, &queued, now).await?;
         tx.commit().await?;
         self.after_commit(&outcome).await
+    }
+
+    /// The webhooks that are told of a message.
+    fn webhooks_for(&self, message: &Message) -> Vec<WebhookId> {
+        let routes = self.parts.webhooks.iter();
+        routes.filter(|route| filter::admits(&route.filter, message)).map(|route| route.webhook_id).collect()
     }
 
     /// What waits, no longer waits, and must never be relayed.
@@ -126,7 +140,12 @@ impl Worker {
                 "inbox"
             );
         }
-        if !(outcome.unread.is_empty() && outcome.memberships.is_empty() && outcome.settled.is_empty()) {
+        if !outcome.waiting.is_empty() {
+            // A backup may have the key.
+            wakes.backup.notify_one();
+        }
+        let errands = !(outcome.unread.is_empty() && outcome.memberships.is_empty());
+        if errands || !(outcome.settled.is_empty() && outcome.successors.is_empty()) {
             wakes.rooms.notify_one();
         }
         // Following is not part of the transaction: what is lost by a crash here is made up for when the

@@ -12,6 +12,7 @@ use super::{
     event::{self, WireEvent},
     flow::{self, Fate, Walk},
     ledger::{new_pending, redaction_target, refuse, wire},
+    redact::Reactions,
     worker::Worker,
 };
 use crate::{
@@ -39,6 +40,9 @@ pub(super) struct Known {
     messages: HashSet<String>,
     /// Which event used which place of a Megolm session.
     indexes: HashMap<MegolmIndex, String>,
+    /// Events of the batch that later ones have overtaken.
+    overtaken: HashSet<OwnedEventId>,
+    reactions: Reactions,
     /// Events of the batch that are on the ledger already.
     on_ledger: HashSet<String>,
     /// Events that were taken back before they came.
@@ -92,6 +96,7 @@ impl Worker {
         let late = self.load_ledger(keys, outcome).await?;
         let waiting: Vec<_> = queues.values().flat_map(|queue| &queue.events).chain(&late).collect();
         let mut known = self.look_up(waiting, &batch.events).await?;
+        known.overtaken = batch.overtaken(|event| known.has(event));
         for event in late {
             self.release_late(&event, &mut known, outcome)?;
         }
@@ -141,9 +146,13 @@ impl Worker {
 
     /// All that the store and the machines know of these events, in a handful of statements.
     async fn look_up(&self, waiting: Vec<&WireEvent>, batch: &[WireEvent]) -> Result<Known, CryptoError> {
+        let db = self.parts.store.db();
+        let all: Vec<&WireEvent> = waiting.into_iter().chain(batch).collect();
+        let reactions = Reactions::find(db, &all).await?;
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
         let (mut events, mut redacting) = (Vec::new(), HashSet::new());
-        for event in waiting.into_iter().chain(batch) {
+        for event in all {
+            ids.extend(self.membership_id(event));
             let relay = self.relays(&event.room_id);
             if event.state_key.is_some() || relay == Relay::No {
                 continue;
@@ -166,7 +175,6 @@ impl Worker {
                 raw: event.raw.clone(),
             });
         }
-        let db = self.parts.store.db();
         let ids: Vec<_> = ids.iter().map(MessageId::as_str).collect();
         let messages = crate::store::messages::known(db, &ids).await?;
         let indexes = crate::store::messages::used_indexes(db, &places).await?;
@@ -179,7 +187,8 @@ impl Worker {
             !messages.contains(id.as_str())
         });
         let decrypted = self.decrypter.decrypt(sealed).await?;
-        Ok(Known { decrypted, messages, indexes, on_ledger, redacted, redacting })
+        let overtaken = HashSet::new();
+        Ok(Known { decrypted, messages, indexes, overtaken, reactions, on_ledger, redacted, redacting })
     }
 
     /// Moves a room's queue as far as it goes.
@@ -239,8 +248,7 @@ impl Worker {
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
         if event.state_key.is_some() {
-            self.take_state(&event, outcome);
-            return Ok(());
+            return self.take_state(&event, known, outcome);
         }
         match self.relays(&event.room_id) {
             Relay::No => return Ok(()),
@@ -270,7 +278,8 @@ impl Worker {
         let walk = walks.entry(event.room_id.clone()).or_insert_with(|| Walk::new(now, self.since));
         match walk.next(&event, &mut known.decrypted) {
             Fate::Relay(clear) => {
-                self.emit(&event, clear, false, known, outcome)?;
+                let late = known.overtaken.contains(&event.event_id);
+                self.emit(&event, clear, late, known, outcome)?;
             }
             Fate::Queue(why) => {
                 let deadline = flow::deadline(event.received_at, self.since);
@@ -286,7 +295,12 @@ impl Worker {
     }
 
     /// A state event: our memberships, and what is known of a relayed room.
-    fn take_state(&mut self, event: &WireEvent, outcome: &mut Outcome) {
+    fn take_state(
+        &mut self,
+        event: &WireEvent,
+        known: &mut Known,
+        outcome: &mut Outcome,
+    ) -> Result<(), CryptoError> {
         let state_key = event.state_key.as_deref().unwrap_or_default();
         let account = state_key.try_into().ok().and_then(|user: &ruma::UserId| self.account(user));
         if let Some(account) = account.filter(|_| event.event_type == "m.room.member") {
@@ -306,12 +320,22 @@ impl Worker {
             }
         }
         match self.relays(&event.room_id) {
-            Relay::Yes => match self.rooms.apply(&event.room_id, &event.raw) {
-                Change::Bridge | Change::Member(_) => {
-                    outcome.track.extend(self.rooms.users_to_track(&event.room_id));
+            // The account came or went so, was told of, and may be elsewhere by now.
+            Relay::Yes
+                if self.membership_id(event).is_some_and(|id| known.messages.contains(id.as_str())) => {}
+            Relay::Yes => {
+                let before = self.presence(event);
+                match self.rooms.apply(&event.room_id, &event.raw) {
+                    Change::Bridge | Change::Member(_) => {
+                        outcome.track.extend(self.rooms.users_to_track(&event.room_id));
+                    }
+                    Change::Room => self.follow(event, outcome),
+                    Change::None => {}
                 }
-                Change::Room | Change::None => {}
-            },
+                if let Some(id) = self.note_presence(event, before, outcome)? {
+                    known.messages.insert(id);
+                }
+            }
             // The state of a room that is not relayed is not kept, so all of it is read anew.
             Relay::No if matches!(event.event_type.as_str(), "m.bridge" | "uk.half-shot.bridge") => {
                 self.rooms.forget(&event.room_id);
@@ -319,6 +343,7 @@ impl Worker {
             }
             Relay::No | Relay::Unknown => {}
         }
+        Ok(())
     }
 
     /// Makes a message of an event, unless there is one; answers whether the event is done with. A replay or
@@ -373,6 +398,8 @@ impl Worker {
             profile,
             event.received_at,
         );
+        outcome.note_redaction(event);
+        let draft = known.reactions.name(draft);
         let draft = if event.told { draft.after_undecryptable() } else { draft };
         let sequence = self.rooms.next_sequence(&event.room_id);
         let message = draft.into_message(sequence).map_err(|_| StoreError::Corrupt("messages"))?;

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
-    model::{Account, AccountId, Relay, Role, WebhookId},
+    model::{Account, AccountId, Relay, Role, Route},
     store::{Lease, Store, StoreError, inbox, leases, pending},
 };
 
@@ -67,6 +67,10 @@ pub struct Wakes {
     pub rooms: Arc<Notify>,
     /// The dispatchers.
     pub outbox: Arc<Notify>,
+    /// Who makes up for an outage: one is over.
+    pub outage: Arc<Notify>,
+    /// The key backup: room keys came in.
+    pub backup: Arc<Notify>,
 }
 
 /// What a worker is made of.
@@ -85,7 +89,7 @@ pub struct WorkerParts {
     /// Whether the bot is to be invited to bridged rooms of the owner.
     pub invite_bot: bool,
     /// Every webhook gets every message.
-    pub webhooks: Vec<WebhookId>,
+    pub webhooks: Vec<Route>,
     /// Whether to take rows one by one at first, because the last worker failed over one, and to set aside
     /// the one that fails again and again.
     pub cautious: bool,
@@ -108,7 +112,7 @@ pub struct Worker {
     /// To-device messages of late, which come by push and by the key lane.
     seen: Seen,
     /// Keys that are there while events still wait for them, from a term that ended between the two.
-    unreleased: Vec<RoomKey>,
+    pub(super) unreleased: Vec<RoomKey>,
     /// Rows still to be taken one by one.
     careful_rows: u32,
     /// When to look again for events that the webhooks are to be told of.
@@ -246,6 +250,7 @@ impl Worker {
                 continue;
             }
             keys.extend(engine.receive(changes).await?);
+            self.parts.wakes.backup.notify_one();
             self.parts.wakes.outgoing.notify_one();
         }
         Ok(keys)
@@ -278,7 +283,8 @@ impl Worker {
     ) -> Result<Vec<OwnedRoomId>, CryptoError> {
         let mut released = Vec::new();
         for snapshot in &mut batch.snapshots {
-            if self.rooms.relay(&snapshot.room_id) == Relay::Yes {
+            let is_new = self.rooms.relay(&snapshot.room_id) != Relay::Yes;
+            if !is_new {
                 // Read before, and with it what was said earlier.
                 snapshot.earlier.clear();
             }
@@ -289,6 +295,10 @@ impl Worker {
                 outcome.settled.insert(room_id.clone());
                 outcome.track.extend(self.rooms.users_to_track(room_id));
                 released.push(room_id.clone());
+                if is_new {
+                    let snapshot = &*snapshot;
+                    self.enter(snapshot, outcome).await?;
+                }
                 continue;
             }
             outcome.purged.insert(room_id.clone());
