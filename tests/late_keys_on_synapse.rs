@@ -80,10 +80,11 @@ impl Scene {
         until(&what, SOON, async || (self.database.number(statement).await == expected).then_some(())).await;
     }
 
-    /// Waits until so many deliveries of a room are taken.
+    /// Waits until so many messages and notices of a room are taken; that it was joined does not count.
     async fn taken(&self, room_id: &str, count: usize) -> Vec<Attempt> {
         let of_room = |taken: &[Attempt]| -> Vec<Attempt> {
-            taken.iter().filter(|attempt| attempt.room_id() == room_id).cloned().collect()
+            let of_room = taken.iter().filter(|attempt| attempt.room_id() == room_id);
+            of_room.filter(|attempt| attempt.event().starts_with("message.")).cloned().collect()
         };
         let what = format!("{count} deliveries of {room_id}");
         of_room(&self.receiver.wait_until(&what, SOON, |taken| of_room(taken).len() >= count).await)
@@ -109,7 +110,7 @@ fn told(attempts: &[Attempt]) -> Vec<(&str, &str, bool)> {
 /// What is delivered of a room is numbered without gaps, and bears the times at which Synapse took it.
 async fn assert_in_order(scene: &Scene, sent: &Sent, taken: &[Attempt]) {
     let numbers: Vec<_> = taken.iter().map(|attempt| attempt.data()["sequence"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (1..=u64::try_from(taken.len()).unwrap()).collect::<Vec<_>>());
+    assert_eq!(numbers, (numbers[0]..).take(taken.len()).collect::<Vec<_>>());
     let token = scene.coucou.registered("as_token");
     let reader = crate::support::synapse::as_service(&scene.synapse.url(), &token, BOT);
     for attempt in taken {

@@ -424,6 +424,18 @@ async fn what_is_taken_back_before_its_key_comes_is_never_relayed() {
 }
 
 #[tokio::test]
+async fn a_redaction_of_what_no_column_holds_holds_up_nothing() {
+    for mut scene in Scene::both().await {
+        let long = format!("${}", "x".repeat(300));
+        let mut events = vec![redaction("$r1", ROOM, "$a\0b"), redaction("$r2", ROOM, &long)];
+        events.push(redaction("$r3", ROOM, "no id"));
+        events.push(text("$1", ROOM, "goes on"));
+        scene.push(&events).await;
+        assert_eq!(scene.texts().await.last().unwrap(), "goes on");
+    }
+}
+
+#[tokio::test]
 async fn what_waits_for_its_rooms_state_and_is_taken_back_is_not_relayed() {
     for mut scene in Scene::both().await {
         let new = "!new";
