@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::support::{
+    arrival::check_numbers,
     receiver::{Attempt, Receiver},
     synapse::Line,
 };
@@ -28,17 +29,6 @@ pub(super) struct Arrived {
 
 fn text(message: &Attempt) -> &str {
     message.data()["matrix"]["content"]["body"].as_str().unwrap_or_default()
-}
-
-/// Numbers of a room count everything that is told of it, without gaps.
-fn check_numbers(taken: &[Attempt]) {
-    let mut numbers = HashMap::new();
-    for told in taken {
-        let Some(number) = told.data()["sequence"].as_u64() else { continue };
-        let last = numbers.entry(told.room_id()).or_insert(0);
-        assert_eq!(number, *last + 1, "a gap in {}", told.room_id());
-        *last = number;
-    }
 }
 
 impl Toll {

@@ -1,7 +1,7 @@
 use ruma::{device_id, room_id, user_id};
 
 use crate::{
-    model::Role,
+    model::{Reason, Role},
     store::{
         accounts,
         db::values,
@@ -48,13 +48,13 @@ async fn an_event_is_known_as_a_message_or_while_it_waits() {
             session_id: None,
             sender: "@a:example.org".to_owned(),
             waits: Waits::Queued,
-            reason: "order".to_owned(),
+            reason: Reason::Order,
             event: b"{}".to_vec(),
             origin_server_ts: START,
             received_at: START,
         };
         let mut tx = store.begin().await.unwrap();
-        pending::insert(&mut tx, store.seal().unwrap(), &[waiting]).await.unwrap();
+        pending::insert(&mut tx, store.seal().unwrap(), &[waiting], START).await.unwrap();
         let sql = "INSERT INTO messages (message_id, event_id, room_id, sequence, type, direction, sender, \
                    origin_server_ts, created_at, payload) \
                    VALUES ('m', '$relayed', '!room', 1, 'message.created', 'in', '', 0, 0, $1)";
