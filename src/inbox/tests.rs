@@ -200,3 +200,34 @@ async fn a_damaged_row_is_set_aside_and_the_rest_goes_on() {
         assert_eq!(count(store, kept).await, 1);
     }
 }
+
+#[tokio::test]
+async fn what_was_never_pushed_comes_late_when_others_have_gone_ahead() {
+    for test in testing::both().await {
+        let (store, clock) = (&test.store, ManualClock::at(START));
+        let mut worker = worker(store, RelayPolicy::All, &clock).await;
+        settle(store, ROOM, json!([])).await;
+        push(store, "1", &[text("$1", ROOM, "one"), text("$4", ROOM, "four")]).await;
+        work(&mut worker).await;
+        let missed = ["two", "three", "four", "five"].into_iter().zip(2..);
+        let missed: Vec<_> = missed.map(|(body, n)| text(&format!("${n}"), ROOM, body)).collect();
+        let body = json!({ "events": missed }).to_string();
+        let body = inbox::seal_body(store.seal().unwrap(), body.as_bytes()).unwrap();
+        let mut tx = store.begin().await.unwrap();
+        inbox::accept_missed(&mut tx, body, START).await.unwrap();
+        tx.commit().await.unwrap();
+        work(&mut worker).await;
+        let expected = ["one", "four", "two", "three", "five"].into_iter().zip(1..);
+        let expected: Vec<_> = expected.map(|(text, n)| (text.to_owned(), n)).collect();
+        assert_eq!(said(store).await, expected);
+        let payloads = messages::newest(store.db(), store.seal().unwrap(), 100).await.unwrap();
+        let mut late: Vec<String> = payloads
+            .iter()
+            .map(|payload| serde_json::from_slice::<Value>(payload).unwrap())
+            .filter(|payload| payload["data"]["late"] == true)
+            .map(|payload| payload["data"]["content"]["text"].as_str().unwrap().to_owned())
+            .collect();
+        late.sort();
+        assert_eq!(late, ["three", "two"], "five follows all that was relayed");
+    }
+}
