@@ -46,9 +46,8 @@ impl Bot {
     /// The version of the backup and how many keys it holds.
     async fn backup(&self) -> Option<(String, u64)> {
         let (status, answer) = self.get("v3/room_keys/version").await;
-        (status == 200).then(|| {
-            (answer["version"].as_str().unwrap().to_owned(), answer["count"].as_u64().unwrap())
-        })
+        (status == 200)
+            .then(|| (answer["version"].as_str().unwrap().to_owned(), answer["count"].as_u64().unwrap()))
     }
 
     /// Waits until the backup holds so many keys, and answers its version.
@@ -224,15 +223,28 @@ async fn serve_brings_itself_back_and_fills_a_backup_that_was_deleted() {
     let restored = async || coucou.log().contains("restored account").then_some(());
     until("the restore", ARRIVAL, restored).await;
     let (same, devices) = bot.identity().await;
-    assert_eq!((same, devices.len()), (identity, 2));
+    assert_eq!((&same, devices.len()), (&identity, 2));
     assert_eq!(second.number("SELECT COUNT(*) FROM megolm_inbound_sessions WHERE backed_up = 1").await, 4);
     // This session's key was sent to the lost device alone, and never reached the backup.
     let four = send().room(&portal).count(1).run().await;
-    after.wait_until("what came after", ARRIVAL, |taken| {
-        taken.iter().any(|message| message.event_id() == four.messages().next().unwrap().event_id)
-    })
-    .await;
+    after
+        .wait_until("what came after", ARRIVAL, |taken| {
+            taken.iter().any(|message| message.event_id() == four.messages().next().unwrap().event_id)
+        })
+        .await;
     drop(three);
+
+    // The way out without a key: another identity, and a backup of its own.
+    coucou.kill9();
+    let (third, version) = (Database::create().await, bot.backup().await.unwrap().0);
+    let mut coucou = coucou.store(&third.url()).unset("COUCOU_RECOVERY_KEY");
+    assert!(complaint(&coucou.run(&["serve"]).await).contains("--start-over"));
+    let begun = coucou.run(&["restore", "--start-over"]).await;
+    assert!(begun.status.success(), "{begun:?}");
+    assert_ne!(bot.identity().await.0, same);
+    coucou.start().await;
+    let renewed = async || bot.backup().await.filter(|(now, _)| *now != version).map(drop);
+    until("a backup of the new identity's", ARRIVAL, renewed).await;
 }
 
 /// A backup of the owner's, as the owner's own clients would have made it.
@@ -249,7 +261,8 @@ impl OwnersBackup {
         let data = |name: &str| format!("v3/user/{OWNER}/account_data/{name}");
         let default = owner.request("GET", &data("m.secret_storage.default_key"), None).await;
         let kind = format!("m.secret_storage.key.{}", default["key"].as_str().unwrap());
-        let description = to_raw_value(&owner.request("GET", &data(&kind.replace('/', "%2F")), None).await).unwrap();
+        let description =
+            to_raw_value(&owner.request("GET", &data(&kind.replace('/', "%2F")), None).await).unwrap();
         let description = SecretStorageKeyEventContent::from_parts(&kind, &description).unwrap();
         let storage = SecretStorageKey::from_account_data(recovery_key, description).unwrap();
         let secret = storage.encrypt(key.to_base64().into_bytes(), &SecretName::RecoveryKey);
@@ -318,9 +331,9 @@ async fn the_owners_recovery_key_signs_the_device_and_opens_the_owners_backup() 
 
     // A key that nobody was given, and that only the owner's backup has.
     phone.prepare(&portal).await;
-    backup.put(&owner, &portal, &phone.export(&portal).await).await;
     let said = phone.say_prepared(&portal, "only for my backup").await;
     assert!(said.shared_with.is_empty());
+    backup.put(&owner, &portal, &phone.export(&portal).await).await;
     let told = receiver
         .wait_until("what only the backup can open", ARRIVAL, |taken| {
             taken.iter().any(|message| message.event_id() == said.event_id)
