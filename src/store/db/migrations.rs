@@ -37,6 +37,7 @@ migrations! {
     "0007_ledger"
     "0009_retention"
     "0011_backups"
+    "0012_delivery"
     "0013_events_token"
 }
 
