@@ -71,8 +71,7 @@ async fn a_burst_of_invites_is_answered_at_the_homeservers_pace() {
     coucou.start().await;
     homeserver.wait_for_device(BOT, SOON).await;
     let bridge = FakeBridge::new(&homeserver, "instagram");
-    let rooms: Vec<String> =
-        (0..ROOMS).map(|_| bridge.create_portal(&homeserver, "1", "Alice")).collect();
+    let rooms: Vec<String> = (0..ROOMS).map(|_| bridge.create_portal(&homeserver, "1", "Alice")).collect();
     // Not of the list of joined rooms, which is asked for at the start.
     until("the comparison at the start", SOON, async || {
         (homeserver.requests("/sync").iter().any(|request| request.user_id == BOT)).then_some(())

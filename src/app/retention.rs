@@ -243,24 +243,17 @@ impl Round<'_> {
                 let before = now.minus(unread);
                 (retention::delete_set_aside(tx, before).await?, most, &mut swept.set_aside)
             }
-            Step::Unread => {
-                (retention::delete_ledger(tx, now.minus(unread)).await?, most, &mut swept.unread)
-            }
+            Step::Unread => (retention::delete_ledger(tx, now.minus(unread)).await?, most, &mut swept.unread),
             Step::Abandoned(webhook) => {
                 let before = now.minus(abandoned);
                 (retention::give_up(tx, webhook, before).await?, most, &mut swept.abandoned)
             }
             Step::Contents => (0, most, &mut swept.contents),
             Step::Ids => (retention::delete_messages(tx, now.minus(ids)).await?, most, &mut swept.ids),
-            Step::Indexes => {
-                (retention::forget_indexes(tx, now.minus(ids)).await?, most, &mut swept.indexes)
-            }
-            Step::Hashes => {
-                (retention::delete_hashes(tx, now.minus(HASHES)).await?, most, &mut swept.hashes)
-            }
+            Step::Indexes => (retention::forget_indexes(tx, now.minus(ids)).await?, most, &mut swept.indexes),
+            Step::Hashes => (retention::delete_hashes(tx, now.minus(HASHES)).await?, most, &mut swept.hashes),
         })
     }
-
 }
 
 /// The time before which content expires: with 0 all that is there, this millisecond's too.

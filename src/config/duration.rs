@@ -42,7 +42,9 @@ mod tests {
         ] {
             assert_eq!(parse(text), expected, "{text}");
         }
-        for bad in ["", "d", "30", "-1d", "1.5h", "1y", "1h30m", "99999999999999999999d", "18446744073709551615w"] {
+        for bad in
+            ["", "d", "30", "-1d", "1.5h", "1y", "1h30m", "99999999999999999999d", "18446744073709551615w"]
+        {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -8,8 +8,9 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
-    Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log, LogFormat, Messages, Owner,
-    OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check, duration,
+    Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
+    LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check,
+    duration,
     file::Value,
     settings::{self, Setting, other},
     source::{Given, Reader},

@@ -42,7 +42,11 @@ impl Reactions {
             .iter()
             .filter_map(|event| Some((event.room_id.to_string(), target(event)?.to_string())))
             .collect();
-        Ok(Self(if targets.is_empty() { HashSet::new() } else { redactions::reactions(db, &targets).await? }))
+        Ok(Self(if targets.is_empty() {
+            HashSet::new()
+        } else {
+            redactions::reactions(db, &targets).await?
+        }))
     }
 
     /// Notes what a draft tells: a reaction, or one that is taken back, which it then says.

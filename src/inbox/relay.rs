@@ -293,7 +293,8 @@ impl Worker {
         }
         match self.relays(&event.room_id) {
             // The account came or went so, was told of, and may be elsewhere by now.
-            Relay::Yes if self.membership_id(event).is_some_and(|id| known.messages.contains(id.as_str())) => {}
+            Relay::Yes
+                if self.membership_id(event).is_some_and(|id| known.messages.contains(id.as_str())) => {}
             Relay::Yes => {
                 let before = self.presence(event);
                 match self.rooms.apply(&event.room_id, &event.raw) {

@@ -137,10 +137,7 @@ pub async fn forget_indexes(tx: &mut Tx, before: Timestamp) -> Result<u64, Store
     tx.execute_many(
         "DELETE FROM megolm_indexes WHERE (room_id, session_id, message_index) IN (VALUES {rows})",
         vec![],
-        found
-            .iter()
-            .map(|(room, session, index)| values![room.as_str(), session.as_str(), *index])
-            .collect(),
+        found.iter().map(|(room, session, index)| values![room.as_str(), session.as_str(), *index]).collect(),
     )
     .await
 }
@@ -186,9 +183,8 @@ pub async fn delete_set_aside(tx: &mut Tx, before: Timestamp) -> Result<u64, Sto
 /// # Errors
 /// When the database fails.
 pub async fn abandoned(db: &Db, in_use: &[WebhookId]) -> Result<Vec<WebhookId>, StoreError> {
-    let rows: Vec<(i64,)> = db
-        .fetch_all("SELECT DISTINCT webhook_id FROM room_queues WHERE pending_count > 0", vec![])
-        .await?;
+    let rows: Vec<(i64,)> =
+        db.fetch_all("SELECT DISTINCT webhook_id FROM room_queues WHERE pending_count > 0", vec![]).await?;
     Ok(rows.into_iter().map(|(id,)| WebhookId(id)).filter(|id| !in_use.contains(id)).collect())
 }
 

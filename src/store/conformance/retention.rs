@@ -82,8 +82,11 @@ async fn content_can_go_with_its_last_delivery() {
         let store = &test.store;
         let (one, two) = (webhook(store, "one").await, webhook(store, "two").await);
         put(store, &[one, two], &[("!a", 1)], START).await;
-        let rows: Vec<(i64,)> =
-            store.db().fetch_all("SELECT delivery_id FROM deliveries ORDER BY webhook_id", vec![]).await.unwrap();
+        let rows: Vec<(i64,)> = store
+            .db()
+            .fetch_all("SELECT delivery_id FROM deliveries ORDER BY webhook_id", vec![])
+            .await
+            .unwrap();
         for (at, (id,)) in rows.into_iter().enumerate() {
             let sql = "UPDATE deliveries SET state = 'delivered' WHERE delivery_id = $1";
             batch!(store, |tx| tx.execute(sql, values![id]));
@@ -121,7 +124,8 @@ async fn a_place_that_is_forgotten_stays_taken() {
         batch!(store, |tx| messages::use_indexes(tx, &[used("s", 4), used("s", 7)], START.plus(HOUR * 2)));
         assert_eq!(batch!(store, |tx| forget_indexes(tx, START.plus(HOUR))), 3);
         assert_eq!(batch!(store, |tx| forget_indexes(tx, START.plus(HOUR))), 0);
-        let asked: Vec<_> = (0..9).map(|index| place("s", index)).chain([place("t", 0), place("u", 0)]).collect();
+        let asked: Vec<_> =
+            (0..9).map(|index| place("s", index)).chain([place("t", 0), place("u", 0)]).collect();
         let found = messages::used_indexes(store.db(), &asked).await.unwrap();
         let by = |session, index| found.get(&place(session, index)).map(String::as_str);
         for index in [0, 3, 5] {
@@ -185,7 +189,8 @@ async fn hashes_of_olm_messages_go_with_age() {
         let user = ruma::user_id!("@coucou:example.org");
         let id = batch!(store, |tx| accounts::insert(tx, user, &"COUCOU1".into(), Role::Bot, START));
         for (hash, at) in [("old", START), ("new", START.plus(HOUR * 2))] {
-            let sql = "INSERT INTO olm_hashes (account_id, sender_key, hash, created_at) VALUES ($1, 'k', $2, $3)";
+            let sql =
+                "INSERT INTO olm_hashes (account_id, sender_key, hash, created_at) VALUES ($1, 'k', $2, $3)";
             batch!(store, |tx| tx.execute(sql, values![id.0, hash, at]));
         }
         assert_eq!(batch!(store, |tx| delete_hashes(tx, START.plus(HOUR))), 1);
@@ -245,7 +250,8 @@ async fn everything_that_expires_is_found_by_index() {
         assert_indexed(store, "messages", &["message_id"], &purge, values).await;
         let used = messages::USED.replace("{rows}", "($1, $2, $3)");
         let place = values!["!r", "s", 1_i64];
-        assert_indexed(store, "megolm_indexes", &["room_id", "session_id", "message_index"], &used, place).await;
+        assert_indexed(store, "megolm_indexes", &["room_id", "session_id", "message_index"], &used, place)
+            .await;
         let values = values![1_i64, 1_i64, BATCH];
         assert_indexed(store, "deliveries", &["webhook_id"], GIVE_UP, values).await;
     }
