@@ -19,9 +19,11 @@ mod source;
 mod store;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
+use http::{HeaderName, HeaderValue};
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId};
 use secrecy::SecretString;
 use url::Url;
@@ -32,7 +34,10 @@ pub use registration::{Namespaces, Registration};
 pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
-use crate::{model::Pattern, store::Location};
+use crate::{
+    model::{Detail, Filter, Format, Pattern, RecoveryKey, Schedule},
+    store::Location,
+};
 
 /// All settings, validated.
 #[derive(Clone, Debug)]
@@ -51,8 +56,14 @@ pub struct Config {
     pub api: Api,
     /// The real user whose conversations are relayed; none means only rooms that the bot is invited to.
     pub owner: Option<Owner>,
+    /// What opens the owner's secret storage; none means that coucou has its own device and nothing else.
+    pub owner_recovery_key: Option<RecoveryKey>,
+    /// What opens the bot's secret storage; none means that coucou makes a key and keeps it in the store.
+    pub recovery_key: Option<RecoveryKey>,
     /// Which rooms.
     pub rooms: Rooms,
+    /// Events that cannot be decrypted.
+    pub undecryptable: Undecryptable,
     /// Bridges known beforehand; others are pinned when first seen.
     pub bridges: Vec<Bridge>,
     /// Names of networks by the `protocol.id` of `m.bridge`, beside the built-in ones.
@@ -135,8 +146,32 @@ pub struct Webhook {
     pub name: String,
     /// Where deliveries are posted.
     pub url: Url,
-    /// Standard Webhooks secret (`whsec_…`); one is made and kept in the store when absent.
-    pub secret: Option<SecretString>,
+    /// Standard Webhooks secrets (`whsec_…`), each of which signs, the first one first; when there is none, one is
+    /// made and kept in the store.
+    pub secrets: Vec<SecretString>,
+    /// Which messages it is told of.
+    pub filter: Filter,
+    /// What is sent along with each delivery.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Rooms that are sent at once.
+    pub concurrency: usize,
+    /// The waits between attempts.
+    pub schedule: Schedule,
+    /// How much of a message it is told.
+    pub detail: Detail,
+    /// What a body looks like.
+    pub format: Format,
+    /// Deliveries that are kept pending while it is disabled.
+    pub max_queue: u64,
+}
+
+/// `undecryptable`: events that cannot be decrypted.
+#[derive(Clone, Copy, Debug)]
+pub struct Undecryptable {
+    /// How long after an event came the webhooks are told that it cannot be decrypted; `None`: never.
+    pub notify_after: Option<Duration>,
 }
 
 /// `api`: the REST API.

@@ -3,15 +3,20 @@
 mod account;
 mod delivery;
 mod event;
+pub mod ledger;
 mod message;
 mod pattern;
+mod recovery;
 mod room;
 mod sync;
+mod webhook;
 
 pub use account::{Account, AccountId, Role};
 pub use delivery::{DeliveryId, WebhookId};
 pub use event::{ClearEvent, Encryption, Trust};
 pub use message::{Direction, Message, MessageId, MessageType, RoomContext, RoomKind, SenderProfile};
 pub use pattern::Pattern;
+pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
+pub use webhook::{Detail, Filter, Format, Route, Schedule};

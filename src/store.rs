@@ -8,16 +8,19 @@
 //! together does. A process that dies leaves nothing half-written.
 
 pub mod accounts;
+pub mod backups;
 #[cfg(test)]
 mod conformance;
 pub mod crypto;
 pub mod db;
 pub mod holders;
 pub mod inbox;
+pub mod key_news;
 pub mod leases;
 pub mod messages;
 pub mod outbox;
 pub mod pending;
+pub mod redacted;
 pub mod redactions;
 pub mod retention;
 pub mod rooms;

@@ -14,7 +14,7 @@ use super::{Shared, term::Term};
 use crate::{
     crypto::CryptoError,
     inbox::worker::log_end,
-    model::WebhookId,
+    model::Route,
     store::{Lease, StoreError, leases},
 };
 
@@ -35,16 +35,17 @@ const CLAIM: Duration = Duration::from_secs(2);
 /// [`CryptoError::Refused`] alone.
 pub(super) async fn lead(
     shared: Shared,
-    webhooks: Vec<WebhookId>,
+    webhooks: Vec<Route>,
     stop: CancellationToken,
 ) -> Result<(), CryptoError> {
     let holder = format!("{}-{:08x}", process::id(), rand::rng().random::<u32>());
     let mut standing_by = false;
     let mut cautious = false;
+    let mut warned = false;
     while !stop.is_cancelled() {
         match claim(&shared, &holder).await {
             Ok(Some(lease)) => {
-                standing_by = false;
+                (standing_by, warned) = (false, false);
                 tracing::info!(lease.fence = lease.fence(), holder, "this process works the crypto");
                 let ended = Box::pin(hold(&shared, &webhooks, &lease, cautious, &stop)).await;
                 give_back(&shared, &lease).await;
@@ -62,6 +63,15 @@ pub(super) async fn lead(
                 tracing::info!("another process works the crypto; this one stands by");
             }
             Ok(None) => {}
+            // The store's state is told elsewhere while it is away. What does not pass by itself is told here,
+            // once.
+            Err(error) if !error.is_transient() && !warned => {
+                warned = true;
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "could not claim the crypto lease; nothing is decrypted until that works"
+                );
+            }
             Err(error) => {
                 tracing::debug!(error = &error as &dyn Error, "could not claim the crypto lease");
             }
@@ -72,7 +82,7 @@ pub(super) async fn lead(
     Ok(())
 }
 
-async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>, StoreError> {
+pub(super) async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>, StoreError> {
     let mut tx = shared.store.begin().await?;
     let lease = leases::claim(&mut tx, CRYPTO, holder, shared.clock.now(), LASTS).await?;
     tx.commit().await?;
@@ -81,7 +91,7 @@ async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>, StoreErro
 
 async fn hold(
     shared: &Shared,
-    webhooks: &[WebhookId],
+    webhooks: &[Route],
     lease: &Lease,
     cautious: bool,
     stop: &CancellationToken,
@@ -94,7 +104,7 @@ async fn hold(
 }
 
 /// Renews the lease until that fails for longer than it lasts.
-async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
+pub(super) async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
     let mut renewed_at = shared.clock.now();
     loop {
         sleep(RENEW).await;
@@ -116,7 +126,7 @@ async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
 }
 
 /// Lets another process take over at once; when that fails the lease expires by itself.
-async fn give_back(shared: &Shared, lease: &Lease) {
+pub(super) async fn give_back(shared: &Shared, lease: &Lease) {
     let release = async {
         let mut tx = shared.store.begin().await?;
         leases::release(&mut tx, lease).await?;

@@ -15,12 +15,13 @@ use super::{
 };
 use crate::{
     clock::ManualClock,
-    model::RelayPolicy,
+    model::{Filter, RelayPolicy, Route},
     store::{Store, inbox, leases, messages, webhooks},
     testing::{self, START},
 };
 
 const ROOM: &str = "!room";
+const NOTIFY_AFTER: Duration = Duration::from_mins(5);
 
 async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> Worker {
     let mut tx = store.begin().await.unwrap();
@@ -36,8 +37,9 @@ async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> 
         engines: vec![],
         policy: Policy { relay, our_users, networks: BTreeMap::new() },
         invite_bot: false,
-        webhooks: vec![webhook],
+        webhooks: vec![Route { webhook_id: webhook, filter: Filter::default() }],
         cautious: false,
+        notify_after: Some(NOTIFY_AFTER),
         wakes: Wakes::default(),
     };
     Worker::load(parts).await.unwrap()

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedRoomId, UserId};
+use ruma::{OwnedRoomId, RoomId, UserId};
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
-    model::{Account, AccountId, Relay, Role, WebhookId},
+    model::{Account, AccountId, Relay, Role, Route},
     store::{Lease, Store, StoreError, inbox, leases, pending},
 };
 
@@ -67,6 +67,10 @@ pub struct Wakes {
     pub rooms: Arc<Notify>,
     /// The dispatchers.
     pub outbox: Arc<Notify>,
+    /// Who makes up for an outage: one is over.
+    pub outage: Arc<Notify>,
+    /// The key backup: room keys came in.
+    pub backup: Arc<Notify>,
 }
 
 /// What a worker is made of.
@@ -85,10 +89,12 @@ pub struct WorkerParts {
     /// Whether the bot is to be invited to bridged rooms of the owner.
     pub invite_bot: bool,
     /// Every webhook gets every message.
-    pub webhooks: Vec<WebhookId>,
+    pub webhooks: Vec<Route>,
     /// Whether to take rows one by one at first, because the last worker failed over one, and to set aside
     /// the one that fails again and again.
     pub cautious: bool,
+    /// How long after it came a webhook is told of an event that cannot be decrypted; `None`: never.
+    pub notify_after: Option<Duration>,
     /// Whom to wake.
     pub wakes: Wakes,
 }
@@ -109,6 +115,8 @@ pub struct Worker {
     pub(super) unreleased: Vec<RoomKey>,
     /// Rows still to be taken one by one.
     careful_rows: u32,
+    /// When to look again for events that the webhooks are to be told of.
+    pub(super) look_at: Timestamp,
 }
 
 impl Worker {
@@ -140,7 +148,7 @@ impl Worker {
             .collect();
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let seen = Seen::default();
-        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows })
+        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows, look_at: since })
     }
 
     /// Runs until told to stop.
@@ -178,21 +186,31 @@ impl Worker {
             .filter(|(_, deadline)| deadline.is_some_and(|deadline| deadline <= now))
             .map(|(room_id, _)| room_id.clone())
             .collect();
-        if rows.is_empty() && due.is_empty() && self.unreleased.is_empty() {
+        let had_rows = !rows.is_empty();
+        let mut batch = Batch::read(rows, &self.readers());
+        let mut keys = self.take_in(&batch).await?;
+        keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
+        let (more, news) = self.read_news().await?;
+        keys.extend(more);
+        let untold = self.read_untold(now).await?;
+        if !had_rows && due.is_empty() && keys.is_empty() && news.is_empty() && untold.is_empty() {
             return Ok(Progress::Idle);
         }
-        let mut batch = Batch::read(rows, &self.readers());
-        let mut keys = self.take_in(&batch, &mut due).await?;
-        keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
+        keys.sort();
+        keys.dedup();
+        due.extend(self.queued_rooms_of(&keys));
         let (rows, set_aside) = (batch.ids.clone(), batch.set_aside.clone());
-        let mut outcome = Outcome { rows, set_aside, ..Outcome::default() };
+        let mut outcome = Outcome { rows, set_aside, news, ..Outcome::default() };
+        let told_of: Vec<_> = untold.iter().filter_map(|event| RoomId::parse(&event.room_id).ok()).collect();
         let mut touched: HashSet<_> = batch.rooms().collect();
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
+        touched.extend(told_of.iter().map(|id| &**id));
         self.rooms.load(db, seal, touched).await?;
         self.drop_unwanted_keys(&keys).await?;
         let released = self.settle_rooms(&mut batch, &mut outcome).await?;
         due.extend(released);
         self.relay(batch, &keys, due, now, &mut outcome).await?;
+        self.tell(untold, &mut outcome).await?;
         self.commit(outcome, now).await?;
         Ok(Progress::Worked)
     }
@@ -221,13 +239,8 @@ impl Worker {
         Readers { accounts: self.decrypter.engines().iter().map(Engine::account).collect() }
     }
 
-    /// Gives every machine its part of the batch; answers the room keys that came, and adds the rooms that
-    /// wait for one of them to `due`.
-    async fn take_in(
-        &mut self,
-        batch: &Batch,
-        due: &mut HashSet<OwnedRoomId>,
-    ) -> Result<Vec<RoomKey>, CryptoError> {
+    /// Gives every machine its part of the batch; answers the room keys that came.
+    async fn take_in(&mut self, batch: &Batch) -> Result<Vec<RoomKey>, CryptoError> {
         let mut keys = Vec::new();
         for engine in self.decrypter.engines() {
             let mut changes = batch.changes(engine.account());
@@ -237,12 +250,16 @@ impl Worker {
                 continue;
             }
             keys.extend(engine.receive(changes).await?);
+            self.parts.wakes.backup.notify_one();
             self.parts.wakes.outgoing.notify_one();
         }
-        due.extend(
-            keys.iter().filter(|key| self.queues.contains_key(&key.room_id)).map(|key| key.room_id.clone()),
-        );
         Ok(keys)
+    }
+
+    /// The rooms of these keys in which something waits for its turn.
+    fn queued_rooms_of(&self, keys: &[RoomKey]) -> Vec<OwnedRoomId> {
+        let queued = keys.iter().filter(|key| self.queues.contains_key(&key.room_id));
+        queued.map(|key| key.room_id.clone()).collect()
     }
 
     /// Keys of rooms that are known not to be relayed are not kept.

@@ -3,12 +3,18 @@
 //! A content without what its type needs (the text of a text, the address of an image) is of kind `unknown`;
 //! what is optional and has the wrong shape is left out. The raw content goes with the payload either way.
 
+mod bridged;
+mod call;
 mod media;
+mod poll;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+pub use bridged::{Bridged, LinkPreview};
+pub use call::Call;
 pub use media::{Media, Thumbnail};
+pub use poll::{Answer, Poll};
 
 use crate::messages::relations;
 
@@ -36,6 +42,14 @@ pub enum Kind {
     Sticker,
     /// A place.
     Location,
+    /// A question with answers to choose from.
+    Poll,
+    /// What somebody chose.
+    PollResponse,
+    /// The end of a poll.
+    PollEnd,
+    /// Something about a call.
+    Call,
     /// A reaction to a message.
     Reaction,
     /// A message or reaction taken back.
@@ -44,6 +58,55 @@ pub enum Kind {
     Redacted,
     /// Of a type that has no kind, or malformed: look at `data.matrix`.
     Unknown,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::Text,
+        Self::Notice,
+        Self::Emote,
+        Self::Image,
+        Self::Video,
+        Self::Audio,
+        Self::Voice,
+        Self::File,
+        Self::Sticker,
+        Self::Location,
+        Self::Poll,
+        Self::PollResponse,
+        Self::PollEnd,
+        Self::Call,
+        Self::Reaction,
+        Self::Redaction,
+        Self::Redacted,
+        Self::Unknown,
+    ];
+
+    /// The name in payloads and settings.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Notice => "notice",
+            Self::Emote => "emote",
+            Self::Image => "image",
+            Self::Video => "video",
+            Self::Audio => "audio",
+            Self::Voice => "voice",
+            Self::File => "file",
+            Self::Sticker => "sticker",
+            Self::Location => "location",
+            Self::Poll => "poll",
+            Self::PollResponse => "poll_response",
+            Self::PollEnd => "poll_end",
+            Self::Call => "call",
+            Self::Reaction => "reaction",
+            Self::Redaction => "redaction",
+            Self::Redacted => "redacted",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// `data.content`: what was said.
@@ -65,6 +128,15 @@ pub struct Content {
     /// The place of `location`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub location: Option<Location>,
+    /// What a `poll` asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll: Option<Poll>,
+    /// The ids of the answers that a `poll_response` chooses; none takes an earlier choice back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selections: Option<Vec<String>>,
+    /// What a `call` is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call: Option<Call>,
     /// The reaction of `reaction`: an emoji as a rule, but any text or an `mxc://` address is possible.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -74,6 +146,12 @@ pub struct Content {
     /// Who is meant in particular.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mentions: Option<Mentions>,
+    /// Previews of the links in the text, as the sender wrote them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub link_previews: Vec<LinkPreview>,
+    /// What the bridge says of it beyond Matrix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<Bridged>,
 }
 
 /// `data.content.location`: a place.
@@ -106,9 +184,14 @@ impl Content {
             html: None,
             media: None,
             location: None,
+            poll: None,
+            selections: None,
+            call: None,
             key: None,
             reason: None,
             mentions: None,
+            link_previews: Vec::new(),
+            bridge: None,
         }
     }
 }
@@ -119,10 +202,12 @@ pub fn read(event_type: &str, content: &Map<String, Value>, reply: bool) -> Cont
     let known = match event_type {
         "m.room.message" => read_message(content, reply),
         "m.sticker" => media::read(Kind::Sticker, content, reply),
-        _ => None,
+        other => poll::read(other, content).or_else(|| call::read(other, content)),
     };
     let mut read = known.unwrap_or_else(|| unknown(content));
     read.mentions = mentions(content);
+    read.link_previews = bridged::link_previews(content);
+    read.bridge = bridged::read(content);
     read
 }
 
@@ -143,6 +228,9 @@ pub fn unknown(content: &Map<String, Value>) -> Content {
 }
 
 fn read_message(content: &Map<String, Value>, reply: bool) -> Option<Content> {
+    if let Some(call) = call::read_notice(content) {
+        return Some(call);
+    }
     match text(content, "msgtype")? {
         "m.text" => read_text(Kind::Text, content, reply),
         "m.notice" | "m.server_notice" => read_text(Kind::Notice, content, reply),
