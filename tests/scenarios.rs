@@ -17,6 +17,8 @@ mod architecture;
 mod bad_input;
 mod database_down_on_synapse;
 mod deliveries_on_fake;
+mod edge_events_on_fake;
+mod edge_events_on_synapse;
 mod faults_on_synapse;
 mod instances_on_synapse;
 mod key_lane_on_synapse;

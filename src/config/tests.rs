@@ -447,6 +447,20 @@ const MALFORMED: &[(&str, &str, &str)] = &[
          COUCOU_MESSAGES_RETENTION, for example COUCOU_MESSAGES_RETENTION=30d",
     ),
     (
+        "COUCOU_RECOVERY_KEY",
+        "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQb",
+        "recovery.key must be a recovery key without a slip (48 letters and digits from Es), or a passphrase, but \
+         the value of COUCOU_RECOVERY_KEY is not: set it in coucou.yaml or as COUCOU_RECOVERY_KEY, for example \
+         COUCOU_RECOVERY_KEY=EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
+    ),
+    (
+        "COUCOU_OWNER_RECOVERY_KEY",
+        "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa1",
+        "owner_recovery_key must be a recovery key without a slip (48 letters and digits from Es), or a passphrase, \
+         but the value of COUCOU_OWNER_RECOVERY_KEY is not: set it in coucou.yaml or as COUCOU_OWNER_RECOVERY_KEY, \
+         for example COUCOU_OWNER_RECOVERY_KEY=EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
+    ),
+    (
         "COUCOU_LOG_FORMAT",
         "xml",
         "log.format must be text or json, but COUCOU_LOG_FORMAT has \"xml\": set it in coucou.yaml or as \
@@ -579,6 +593,7 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
 #[test]
 fn a_mistyped_recovery_key_is_no_passphrase() {
     let key = "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa";
+    let mistyped = key.replace("HPQa", "HPQb");
     let with = |name, value| load("", &[&LEAST[..], &[(name, value)]].concat());
     let config = with("COUCOU_RECOVERY_KEY", key).unwrap();
     assert_eq!(config.recovery_key.unwrap().text(), key.replace(' ', ""));
@@ -586,9 +601,8 @@ fn a_mistyped_recovery_key_is_no_passphrase() {
     for (name, path) in
         [("COUCOU_RECOVERY_KEY", "recovery.key"), ("COUCOU_OWNER_RECOVERY_KEY", "owner_recovery_key")]
     {
-        let mistyped = key.replace("HPQa", "HPQb");
-        let error = load("", &[&LEAST[..], &[(name, &*mistyped)]].concat()).unwrap_err().to_string();
-        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQ"), "{error}");
+        let error = with(name, &mistyped).unwrap_err().to_string();
+        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQb"), "{error}");
     }
     let config = with("COUCOU_OWNER_RECOVERY_KEY", key).unwrap();
     assert!(
