@@ -7,5 +7,5 @@ pub mod setup;
 pub mod store;
 pub mod trust;
 
-pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey};
+pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey, SessionDevice};
 pub use keylane::KeyLane;

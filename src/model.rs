@@ -7,6 +7,7 @@ mod message;
 mod pattern;
 mod room;
 mod sync;
+mod trust;
 
 pub use account::{Account, AccountId, Role};
 pub use delivery::{DeliveryId, WebhookId};
@@ -15,3 +16,4 @@ pub use message::{Direction, Message, MessageId, MessageType, RoomContext, RoomK
 pub use pattern::Pattern;
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
+pub use trust::{Action, TrustPolicy};

@@ -8,12 +8,12 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
-    Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, Log, LogFormat, Owner,
-    OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check,
+    Api, Appservice, Config, ConfigError, Homeserver, Http, Inviter, Log, LogFormat, Owner, OwnerMode,
+    Partial, Registration, Relay, Rooms, Sources, Webhook, check,
     file::Value,
     settings::{self, Setting, other},
     source::{Given, Reader},
-    store,
+    store, trust,
 };
 use crate::model::Pattern;
 
@@ -46,7 +46,8 @@ impl Config {
             api: api(&reader)?,
             rooms: rooms(&reader, owner.is_some())?,
             owner,
-            bridges: bridges(&reader)?,
+            bridges: trust::bridges(&reader)?,
+            trust: trust::trust(&reader)?,
             networks: networks(&reader)?,
             log: log(&reader)?,
             // Last, for it may write the pickle key: nothing is written for settings that are wrong.
@@ -314,29 +315,6 @@ fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
     })
 }
 
-fn bridges(reader: &Reader<'_>) -> Result<Vec<Bridge>, ConfigError> {
-    let bridge = |entry: &super::file::Node| {
-        let field = |key: &str, setting: &'static Setting| match entry.get(key) {
-            Some(node) => reader.text(node, setting),
-            None => Ok(None),
-        };
-        let place = format!(" in {}", reader.origin(entry.line));
-        let bot = field("bot", &settings::BRIDGE_BOT)?;
-        let bot = bot.ok_or_else(|| missing(&settings::BRIDGE_BOT, &place))?;
-        let ghosts = field("ghosts", &settings::BRIDGE_GHOSTS)?;
-        if let Some(ghosts) = ghosts.as_ref().filter(|ghosts| !is_user_pattern(&ghosts.text)) {
-            let must = "must be a user id, in which * stands for anything";
-            return Err(ghosts.invalid(&settings::BRIDGE_GHOSTS, must));
-        }
-        Ok(Bridge {
-            bot: user_id(&bot.text)
-                .ok_or_else(|| bot.invalid(&settings::BRIDGE_BOT, "must be a whole user id"))?,
-            ghosts: ghosts.map(|ghosts| Pattern::new(&ghosts.text)),
-        })
-    };
-    reader.entries("bridges").iter().map(bridge).collect()
-}
-
 fn networks(reader: &Reader<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
     let setting = &settings::NETWORKS;
     let Some(node) = reader.node(setting) else { return Ok(BTreeMap::new()) };
@@ -399,12 +377,9 @@ fn http_url(text: &str) -> Option<Url> {
     (matches!(url.scheme(), "http" | "https") && url.host().is_some()).then_some(url)
 }
 
-fn user_id(text: &str) -> Option<OwnedUserId> {
+/// A whole user id.
+pub(super) fn user_id(text: &str) -> Option<OwnedUserId> {
     UserId::parse(text).ok().filter(|id| !id.localpart().is_empty())
-}
-
-fn is_user_pattern(text: &str) -> bool {
-    text.starts_with('@') && text.contains(':') && !text.contains(' ')
 }
 
 /// `true` or `false`, in the ways that people write it.

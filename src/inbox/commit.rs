@@ -10,6 +10,7 @@ use crate::{
     crypto::CryptoError,
     model::{Message, Relay},
     store::{
+        bridges,
         inbox::{self, InboxId},
         leases,
         messages::{self, MegolmIndex},
@@ -54,8 +55,10 @@ impl Worker {
         let store = self.parts.store.clone();
         let seal = store.seal()?;
         let changes = self.rooms.take_changes()?;
+        let bridges = self.rooms.pins.take_changes();
         let mut tx = store.begin().await?;
         leases::check(&mut tx, &self.parts.lease).await?;
+        bridges::put(&mut tx, &bridges, now).await?;
         rooms::put_many(&mut tx, seal, &changes.whole, now).await?;
         rooms::put_sequences(&mut tx, &changes.sequences).await?;
         let unread: Vec<_> = outcome.unread.iter().map(|id| &**id).collect();

@@ -15,9 +15,9 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    crypto::{Clear, CryptoError, Decrypted, RoomKey, trust},
+    crypto::{Clear, CryptoError, Decrypted, RoomKey},
     messages::{self, PayloadClass, room::Change},
-    model::{ClearEvent, Encryption, Membership, MessageId, Relay, Trust},
+    model::{ClearEvent, Encryption, Membership, MessageId, Relay},
     store::{
         StoreError,
         messages::MegolmIndex,
@@ -284,8 +284,11 @@ impl Worker {
             }
         }
         match self.relays(&event.room_id) {
-            Relay::Yes => match self.rooms.apply(&event.room_id, &event.raw) {
-                Change::Bridge | Change::Member(_) => {
+            Relay::Yes => match self.rooms.apply(&event.room_id, &event.raw, self.parts.clock.now()) {
+                change @ (Change::Bridge | Change::Member(_)) => {
+                    if change == Change::Bridge {
+                        self.doubts.at_once(&event.room_id, self.parts.clock.now());
+                    }
                     outcome.track.extend(self.rooms.users_to_track(&event.room_id));
                 }
                 Change::Room | Change::None => {}
@@ -309,29 +312,40 @@ impl Worker {
         known: &mut Known,
         outcome: &mut Outcome,
     ) -> Result<bool, CryptoError> {
+        let now = self.parts.clock.now();
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
         let mut encryption = Encryption::default();
+        let mut bridge_device = None;
         let (mut event_type, mut content) = (event.event_type.clone(), None);
         if let Some(clear) = clear {
-            if let Some(index) = megolm_index(event) {
-                let user = event.event_id.to_string();
-                let first = known.indexes.entry(index.clone()).or_insert_with(|| user.clone());
-                if *first != user {
-                    refuse(event, reason::REPLAY, outcome);
-                    return Ok(false);
-                }
-                outcome.used.push((index, user));
-            }
-            let bot = room.context.bridge_bot.as_deref();
-            let verdict = trust::judge(clear.trust, clear.session_owner.as_deref(), &event.sender, bot);
-            if !verdict.is_genuine() {
-                refuse(event, reason::UNTRUSTED_SENDER, outcome);
+            let index = megolm_index(event);
+            let user = event.event_id.to_string();
+            if index.as_ref().and_then(|index| known.indexes.get(index)).is_some_and(|first| *first != user) {
+                refuse(event, reason::REPLAY, outcome);
                 return Ok(false);
             }
-            encryption = encrypted(event, &clear, verdict.trust);
-            encryption.bridged_by = verdict.bridged_by;
+            let clear_content = event::content(&clear.event);
+            let bot = room.context.bridge_bot.as_deref();
+            match self.rooms.pins.admit(event, &clear, &clear_content, bot, late) {
+                Ok(admitted) => {
+                    encryption = admitted.encryption;
+                    bridge_device = admitted.bridge_device;
+                }
+                Err(held) => {
+                    if held.is_open {
+                        self.doubts.soon(&event.room_id, now);
+                    }
+                    refuse(event, reason::UNTRUSTED_SENDER, outcome);
+                    return Ok(false);
+                }
+            }
+            // What was refused must not use up the place of what it copied.
+            if let Some(index) = index {
+                known.indexes.insert(index.clone(), user.clone());
+                outcome.used.push((index, user));
+            }
             event_type = clear_type(&clear.event).unwrap_or(event_type);
-            content = Some(event::content(&clear.event));
+            content = Some(clear_content);
         }
         let profile = room.state.profile(&event.sender);
         let draft = messages::draft(
@@ -350,6 +364,9 @@ impl Worker {
             profile,
             event.received_at,
         );
+        if let Some((bot, device)) = bridge_device {
+            self.rooms.pins.observe(&bot, &device);
+        }
         let sequence = self.rooms.next_sequence(&event.room_id);
         let message = draft.into_message(sequence).map_err(|_| StoreError::Corrupt("messages"))?;
         known.messages.insert(message.message_id.as_str().to_owned());
@@ -392,16 +409,6 @@ fn wire(pending: Pending) -> Option<WireEvent> {
 fn megolm_index(event: &WireEvent) -> Option<MegolmIndex> {
     let place = event.session.as_ref()?;
     Some((place.key.room_id.to_string(), place.key.session_id.clone(), place.index?))
-}
-
-fn encrypted(event: &WireEvent, clear: &Clear, trust: Trust) -> Encryption {
-    Encryption {
-        encrypted: true,
-        algorithm: Some(clear.algorithm.to_owned()),
-        session_id: event.session.as_ref().map(|place| place.key.session_id.clone()),
-        trust: Some(trust),
-        bridged_by: None,
-    }
 }
 
 fn clear_type(event: &RawValue) -> Option<String> {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     rooms::Policy,
+    verdict::TrustSettings,
     worker::{Progress, Wakes, Worker, WorkerParts},
 };
 use crate::{
@@ -34,7 +35,7 @@ async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> 
         lease,
         clock: clock.clone(),
         engines: vec![],
-        policy: Policy { relay, our_users, networks: BTreeMap::new() },
+        policy: Policy { relay, our_users, networks: BTreeMap::new(), trust: TrustSettings::default() },
         invite_bot: false,
         webhooks: vec![webhook],
         cautious: false,

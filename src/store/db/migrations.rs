@@ -34,6 +34,7 @@ migrations! {
     "0004_messages"
     "0005_outbox"
     "0006_rooms"
+    "0008_bridges"
 }
 
 /// The leading number of a migration's file name.
