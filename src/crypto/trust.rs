@@ -145,18 +145,29 @@ mod tests {
 
     use super::*;
 
-    const BOT: &UserId = user_id!("@instagrambot:a.org");
-    const GHOST: &UserId = user_id!("@instagram_1:a.org");
-    const OWNER: &UserId = user_id!("@owner:a.org");
-    const MALLORY: &UserId = user_id!("@mallory:a.org");
+    fn instagrambot() -> &'static UserId {
+        user_id!("@instagrambot:a.org")
+    }
+
+    fn ghost() -> &'static UserId {
+        user_id!("@instagram_1:a.org")
+    }
+
+    fn the_owner() -> &'static UserId {
+        user_id!("@owner:a.org")
+    }
+
+    fn mallory() -> &'static UserId {
+        user_id!("@mallory:a.org")
+    }
 
     fn pinned(bot: &UserId) -> Bridge {
         Bridge { bot: bot.to_owned(), ghosts: Pattern::ghosts_of(bot), puppets: None, is_configured: false }
     }
 
     fn bridges() -> Bridges {
-        let mut bridges = Bridges::new(vec![], Some(OWNER.to_owned()));
-        bridges.add(pinned(BOT));
+        let mut bridges = Bridges::new(vec![], Some(the_owner().to_owned()));
+        bridges.add(pinned(instagrambot()));
         bridges.add(pinned(user_id!("@facebookbot:a.org")));
         bridges
     }
@@ -169,60 +180,69 @@ mod tests {
     #[test]
     fn only_the_rooms_own_bridge_may_speak_for_others() {
         let mismatched = Trust::MismatchedSender;
-        assert_eq!(judged(mismatched, Some(BOT), GHOST, Some(BOT)), Trust::Bridge);
-        assert_eq!(judged(mismatched, Some(BOT), OWNER, Some(BOT)), Trust::Bridge);
+        assert_eq!(judged(mismatched, Some(instagrambot()), ghost(), Some(instagrambot())), Trust::Bridge);
+        assert_eq!(
+            judged(mismatched, Some(instagrambot()), the_owner(), Some(instagrambot())),
+            Trust::Bridge
+        );
         for (owner, sender, bot) in [
             // Somebody else's session under a ghost's name; in a room that has no bridge; of nobody known.
-            (Some(MALLORY), GHOST, Some(BOT)),
-            (Some(BOT), GHOST, None),
-            (None, GHOST, Some(BOT)),
+            (Some(mallory()), ghost(), Some(instagrambot())),
+            (Some(instagrambot()), ghost(), None),
+            (None, ghost(), Some(instagrambot())),
             // The bridge's session under other names: a stranger's, another bridge's ghost, another bot.
-            (Some(BOT), MALLORY, Some(BOT)),
-            (Some(BOT), user_id!("@facebook_1:a.org"), Some(BOT)),
-            (Some(BOT), user_id!("@facebookbot:a.org"), Some(BOT)),
-            (Some(BOT), user_id!("@instagram_1:b.org"), Some(BOT)),
+            (Some(instagrambot()), mallory(), Some(instagrambot())),
+            (Some(instagrambot()), user_id!("@facebook_1:a.org"), Some(instagrambot())),
+            (Some(instagrambot()), user_id!("@facebookbot:a.org"), Some(instagrambot())),
+            (Some(instagrambot()), user_id!("@instagram_1:b.org"), Some(instagrambot())),
             // A bot that is not known at all.
-            (Some(MALLORY), GHOST, Some(MALLORY)),
+            (Some(mallory()), ghost(), Some(mallory())),
         ] {
             assert_eq!(judged(mismatched, owner, sender, bot), mismatched, "{owner:?} as {sender}");
         }
         let evidence = Evidence {
             sdk: mismatched,
-            session_owner: Some(BOT),
-            sender: GHOST,
-            bridge_bot: Some(BOT),
+            session_owner: Some(instagrambot()),
+            sender: ghost(),
+            bridge_bot: Some(instagrambot()),
             marked: false,
         };
-        assert_eq!(judge(&evidence, &bridges()).bridged_by.as_deref(), Some(BOT));
+        assert_eq!(judge(&evidence, &bridges()).bridged_by.as_deref(), Some(instagrambot()));
     }
 
     #[test]
     fn people_with_devices_of_their_own_are_judged_by_the_sdk() {
         for trust in [Trust::Verified, Trust::CrossSigned, Trust::Unverified] {
-            assert_eq!(judged(trust, Some(MALLORY), MALLORY, Some(BOT)), trust);
-            assert_eq!(judged(trust, Some(BOT), BOT, Some(BOT)), trust);
+            assert_eq!(judged(trust, Some(mallory()), mallory(), Some(instagrambot())), trust);
+            assert_eq!(judged(trust, Some(instagrambot()), instagrambot(), Some(instagrambot())), trust);
         }
-        assert_eq!(judged(Trust::UnknownDevice, None, MALLORY, Some(BOT)), Trust::UnknownDevice);
+        assert_eq!(judged(Trust::UnknownDevice, None, mallory(), Some(instagrambot())), Trust::UnknownDevice);
         // Whoever gave the key, somebody else made the session.
-        assert_eq!(judged(Trust::Imported, Some(MALLORY), OWNER, None), Trust::MismatchedSender);
+        assert_eq!(judged(Trust::Imported, Some(mallory()), the_owner(), None), Trust::MismatchedSender);
     }
 
     #[test]
     fn a_key_without_a_proven_owner_is_no_ghosts() {
-        assert_eq!(judged(Trust::UnknownDevice, None, GHOST, Some(BOT)), Trust::MismatchedSender);
-        assert_eq!(judged(Trust::UnknownDevice, None, GHOST, None), Trust::MismatchedSender);
-        assert_eq!(judged(Trust::Imported, None, GHOST, Some(BOT)), Trust::Imported);
-        assert_eq!(judged(Trust::Imported, Some(BOT), GHOST, Some(BOT)), Trust::Bridge);
+        assert_eq!(
+            judged(Trust::UnknownDevice, None, ghost(), Some(instagrambot())),
+            Trust::MismatchedSender
+        );
+        assert_eq!(judged(Trust::UnknownDevice, None, ghost(), None), Trust::MismatchedSender);
+        assert_eq!(judged(Trust::Imported, None, ghost(), Some(instagrambot())), Trust::Imported);
+        assert_eq!(
+            judged(Trust::Imported, Some(instagrambot()), ghost(), Some(instagrambot())),
+            Trust::Bridge
+        );
     }
 
     #[test]
     fn without_an_owner_the_bridges_mark_tells_whom_it_speaks_for() {
         let mut bridges = Bridges::new(vec![], None);
-        bridges.add(pinned(BOT));
-        assert!(bridges.may_speak(BOT, OWNER, true));
-        assert!(!bridges.may_speak(BOT, OWNER, false));
-        assert!(!bridges.may_speak(BOT, user_id!("@owner:b.org"), true));
-        assert!(!bridges.may_speak(MALLORY, OWNER, true));
+        bridges.add(pinned(instagrambot()));
+        assert!(bridges.may_speak(instagrambot(), the_owner(), true));
+        assert!(!bridges.may_speak(instagrambot(), the_owner(), false));
+        assert!(!bridges.may_speak(instagrambot(), user_id!("@owner:b.org"), true));
+        assert!(!bridges.may_speak(mallory(), the_owner(), true));
     }
 
     #[test]
@@ -231,30 +251,30 @@ mod tests {
             puppets: Some(Pattern::new("@*:a.org")),
             ghosts: Some(Pattern::new("@ig-*:a.org")),
             is_configured: true,
-            ..pinned(BOT)
+            ..pinned(instagrambot())
         };
         let mut bridges = Bridges::new(vec![configured], Some(owned_user_id!("@owner:b.org")));
-        bridges.add(pinned(BOT));
+        bridges.add(pinned(instagrambot()));
         assert_eq!(bridges.count(), 1);
-        assert!(bridges.may_speak(BOT, MALLORY, false));
-        assert!(bridges.may_speak(BOT, user_id!("@ig-1:a.org"), false));
+        assert!(bridges.may_speak(instagrambot(), mallory(), false));
+        assert!(bridges.may_speak(instagrambot(), user_id!("@ig-1:a.org"), false));
         bridges.add(pinned(user_id!("@facebookbot:a.org")));
         for other in [user_id!("@facebook_1:a.org"), user_id!("@facebookbot:a.org")] {
             assert!(
-                !bridges.may_speak(BOT, other, true),
+                !bridges.may_speak(instagrambot(), other, true),
                 "whatever is configured, {other} is another bridge's"
             );
         }
-        assert!(!bridges.may_speak(BOT, user_id!("@owner:b.org"), true), "not among the puppets");
+        assert!(!bridges.may_speak(instagrambot(), user_id!("@owner:b.org"), true), "not among the puppets");
     }
 
     #[test]
     fn a_name_belongs_to_the_bridge_that_came_first() {
         let mut bridges = Bridges::new(vec![], None);
-        bridges.add(pinned(BOT));
+        bridges.add(pinned(instagrambot()));
         bridges.add(pinned(user_id!("@instagram_bot:a.org")));
-        assert_eq!(bridges.of_ghost(GHOST).unwrap().bot, BOT);
-        assert!(bridges.of_ghost(BOT).is_none());
-        assert!(!bridges.may_speak(user_id!("@instagram_bot:a.org"), GHOST, true));
+        assert_eq!(bridges.of_ghost(ghost()).unwrap().bot, instagrambot());
+        assert!(bridges.of_ghost(instagrambot()).is_none());
+        assert!(!bridges.may_speak(user_id!("@instagram_bot:a.org"), ghost(), true));
     }
 }

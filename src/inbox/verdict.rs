@@ -387,3 +387,6 @@ impl Doubts {
         due
     }
 }
+
+#[cfg(test)]
+mod tests;
