@@ -9,6 +9,7 @@
 //! file appears whole or not at all.
 
 mod check;
+mod duration;
 mod error;
 mod file;
 mod load;
@@ -20,7 +21,7 @@ mod store;
 mod tests;
 mod trust;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId};
 use secrecy::SecretString;
@@ -33,7 +34,7 @@ pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
 use crate::{
-    model::{Pattern, TrustPolicy},
+    model::{Pattern, RecoveryKey, TrustPolicy},
     store::Location,
 };
 
@@ -54,6 +55,10 @@ pub struct Config {
     pub api: Api,
     /// The real user whose conversations are relayed; none means only rooms that the bot is invited to.
     pub owner: Option<Owner>,
+    /// What opens the owner's secret storage; none means that coucou has its own device and nothing else.
+    pub owner_recovery_key: Option<RecoveryKey>,
+    /// What opens the bot's secret storage; none means that coucou makes a key and keeps it in the store.
+    pub recovery_key: Option<RecoveryKey>,
     /// Which rooms.
     pub rooms: Rooms,
     /// Bridges known beforehand; others are pinned when first seen.
@@ -62,6 +67,8 @@ pub struct Config {
     pub trust: Trust,
     /// Names of networks by the `protocol.id` of `m.bridge`, beside the built-in ones.
     pub networks: BTreeMap<String, String>,
+    /// What is kept of messages.
+    pub messages: Messages,
     /// The log.
     pub log: Log,
     /// What the operator should know, one line each; to be logged once.
@@ -219,6 +226,17 @@ pub enum NewBridges {
     /// It is not believed.
     Refuse,
 }
+
+/// `messages`: what is kept of messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Messages {
+    /// How long their content is kept, at most [`LONGEST_RETENTION`]; zero for no longer than it takes to
+    /// deliver them.
+    pub retention: Duration,
+}
+
+/// The longest [`Messages::retention`]: a hundred years.
+pub const LONGEST_RETENTION: Duration = Duration::from_hours(100 * 366 * 24);
 
 /// `log`: what is logged, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]

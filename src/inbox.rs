@@ -11,6 +11,8 @@ mod decrypt;
 pub mod envelope;
 pub mod event;
 mod flow;
+mod presence;
+mod redact;
 mod relay;
 pub mod rooms;
 mod seen;

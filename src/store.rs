@@ -8,6 +8,7 @@
 //! together does. A process that dies leaves nothing half-written.
 
 pub mod accounts;
+pub mod backups;
 pub mod bridges;
 #[cfg(test)]
 mod conformance;
@@ -19,6 +20,8 @@ pub mod leases;
 pub mod messages;
 pub mod outbox;
 pub mod pending;
+pub mod redactions;
+pub mod retention;
 pub mod rooms;
 mod seal;
 pub mod webhooks;

@@ -16,7 +16,8 @@ use crate::{
         messages::{self, MegolmIndex},
         outbox::{self, Queued},
         pending::{self, NewPending},
-        rooms::{self, MembershipChange},
+        redactions,
+        rooms::{self, MembershipChange, Successor},
     },
 };
 
@@ -45,6 +46,10 @@ pub(super) struct Outcome {
     pub settled: HashSet<OwnedRoomId>,
     /// Rooms that turned out not to be.
     pub purged: HashSet<OwnedRoomId>,
+    /// Rooms that replace others.
+    pub successors: Vec<Successor>,
+    /// Events that were taken back, with their rooms.
+    pub redacted: Vec<redactions::Target>,
     /// Users whose devices are to be followed.
     pub track: BTreeSet<OwnedUserId>,
 }
@@ -64,6 +69,7 @@ impl Worker {
         let unread: Vec<_> = outcome.unread.iter().map(|id| &**id).collect();
         rooms::set_due(&mut tx, &unread, now).await?;
         rooms::put_memberships(&mut tx, &outcome.memberships, now).await?;
+        rooms::follow(&mut tx, &outcome.successors, now).await?;
         if let Some(bot) = self.bot_to_invite() {
             let settled: Vec<_> = outcome.settled.iter().map(|id| &**id).collect();
             rooms::want(&mut tx, &settled, bot, now).await?;
@@ -79,8 +85,9 @@ impl Worker {
         let released: Vec<_> = outcome.released.iter().map(String::as_str).collect();
         pending::delete(&mut tx, &released).await?;
         pending::insert(&mut tx, seal, &outcome.waiting).await?;
-        messages::use_indexes(&mut tx, &outcome.used).await?;
+        messages::use_indexes(&mut tx, &outcome.used, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
+        outcome.apply_redactions(&mut tx, seal, now).await?;
         inbox::set_aside(&mut tx, &outcome.set_aside, now).await?;
         inbox::mark_processed(&mut tx, &outcome.rows, now).await?;
         let queued: Vec<_> = outcome
@@ -108,7 +115,8 @@ impl Worker {
                 "inbox"
             );
         }
-        if !(outcome.unread.is_empty() && outcome.memberships.is_empty() && outcome.settled.is_empty()) {
+        let errands = !(outcome.unread.is_empty() && outcome.memberships.is_empty());
+        if errands || !(outcome.settled.is_empty() && outcome.successors.is_empty()) {
             wakes.rooms.notify_one();
         }
         // Following is not part of the transaction: what is lost by a crash here is made up for when the

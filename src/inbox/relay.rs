@@ -11,6 +11,7 @@ use super::{
     decrypt::Sealed,
     event::{self, WireEvent},
     flow::{self, Fate, Walk, reason},
+    redact::Reactions,
     worker::Worker,
 };
 use crate::{
@@ -37,6 +38,9 @@ struct Known {
     messages: HashSet<String>,
     /// Which event used which place of a Megolm session.
     indexes: HashMap<MegolmIndex, String>,
+    /// Events of the batch that later ones have overtaken.
+    overtaken: HashSet<OwnedEventId>,
+    reactions: Reactions,
 }
 
 impl Known {
@@ -62,6 +66,7 @@ impl Worker {
         let late = self.load_ledger(keys).await?;
         let waiting = queues.values().flat_map(|queue| &queue.events).chain(&late);
         let mut known = self.look_up(waiting.chain(&batch.events).collect()).await?;
+        known.overtaken = batch.overtaken(|event| known.has(event));
         for event in late {
             self.release_late(&event, &mut known, outcome)?;
         }
@@ -117,8 +122,11 @@ impl Worker {
 
     /// All that the store and the machines know of these events, in a handful of statements.
     async fn look_up(&self, events: Vec<&WireEvent>) -> Result<Known, CryptoError> {
+        let db = self.parts.store.db();
+        let reactions = Reactions::find(db, &events).await?;
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
         for event in events {
+            ids.extend(self.membership_id(event));
             if event.state_key.is_some() || self.relays(&event.room_id) != Relay::Yes {
                 continue;
             }
@@ -131,7 +139,6 @@ impl Worker {
                 raw: event.raw.clone(),
             });
         }
-        let db = self.parts.store.db();
         let ids: Vec<_> = ids.iter().map(MessageId::as_str).collect();
         let messages = crate::store::messages::known(db, &ids).await?;
         let indexes = crate::store::messages::used_indexes(db, &places).await?;
@@ -140,7 +147,7 @@ impl Worker {
             !messages.contains(id.as_str())
         });
         let decrypted = self.decrypter.decrypt(sealed).await?;
-        Ok(Known { decrypted, messages, indexes })
+        Ok(Known { decrypted, messages, indexes, overtaken: HashSet::new(), reactions })
     }
 
     /// An event of the ledger whose key came: relayed now, behind newer ones, or left where it is.
@@ -223,8 +230,7 @@ impl Worker {
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
         if event.state_key.is_some() {
-            self.take_state(&event, outcome);
-            return Ok(());
+            return self.take_state(&event, known, outcome);
         }
         match self.relays(&event.room_id) {
             Relay::No => return Ok(()),
@@ -248,7 +254,8 @@ impl Worker {
         let walk = walks.entry(event.room_id.clone()).or_insert_with(|| Walk::new(now, self.since));
         match walk.next(&event, &mut known.decrypted) {
             Fate::Relay(clear) => {
-                self.emit(&event, clear, false, known, outcome)?;
+                let late = known.overtaken.contains(&event.event_id);
+                self.emit(&event, clear, late, known, outcome)?;
             }
             Fate::Queue(why) => {
                 let deadline = flow::deadline(event.received_at, self.since);
@@ -264,7 +271,12 @@ impl Worker {
     }
 
     /// A state event: our memberships, and what is known of a relayed room.
-    fn take_state(&mut self, event: &WireEvent, outcome: &mut Outcome) {
+    fn take_state(
+        &mut self,
+        event: &WireEvent,
+        known: &mut Known,
+        outcome: &mut Outcome,
+    ) -> Result<(), CryptoError> {
         let state_key = event.state_key.as_deref().unwrap_or_default();
         let account = state_key.try_into().ok().and_then(|user: &ruma::UserId| self.account(user));
         if let Some(account) = account.filter(|_| event.event_type == "m.room.member") {
@@ -284,15 +296,26 @@ impl Worker {
             }
         }
         match self.relays(&event.room_id) {
-            Relay::Yes => match self.rooms.apply(&event.room_id, &event.raw, self.parts.clock.now()) {
-                change @ (Change::Bridge | Change::Member(_)) => {
-                    if change == Change::Bridge {
-                        self.doubts.at_once(&event.room_id, self.parts.clock.now());
+            // The account came or went so, was told of, and may be elsewhere by now.
+            Relay::Yes
+                if self.membership_id(event).is_some_and(|id| known.messages.contains(id.as_str())) => {}
+            Relay::Yes => {
+                let before = self.presence(event);
+                let now = self.parts.clock.now();
+                match self.rooms.apply(&event.room_id, &event.raw, now) {
+                    change @ (Change::Bridge | Change::Member(_)) => {
+                        if change == Change::Bridge {
+                            self.doubts.at_once(&event.room_id, now);
+                        }
+                        outcome.track.extend(self.rooms.users_to_track(&event.room_id));
                     }
-                    outcome.track.extend(self.rooms.users_to_track(&event.room_id));
+                    Change::Room => self.follow(event, outcome),
+                    Change::None => {}
                 }
-                Change::Room | Change::None => {}
-            },
+                if let Some(id) = self.note_presence(event, before, outcome)? {
+                    known.messages.insert(id);
+                }
+            }
             // The state of a room that is not relayed is not kept, so all of it is read anew.
             Relay::No if matches!(event.event_type.as_str(), "m.bridge" | "uk.half-shot.bridge") => {
                 self.rooms.forget(&event.room_id);
@@ -300,6 +323,7 @@ impl Worker {
             }
             Relay::No | Relay::Unknown => {}
         }
+        Ok(())
     }
 
     /// Makes a message of an event, unless there is one; answers whether the event is done with. A replay or
@@ -367,6 +391,8 @@ impl Worker {
         if let Some((bot, device)) = bridge_device {
             self.rooms.pins.observe(&bot, &device);
         }
+        outcome.note_redaction(event);
+        let draft = known.reactions.name(draft);
         let sequence = self.rooms.next_sequence(&event.room_id);
         let message = draft.into_message(sequence).map_err(|_| StoreError::Corrupt("messages"))?;
         known.messages.insert(message.message_id.as_str().to_owned());

@@ -68,6 +68,10 @@ pub struct Wakes {
     pub rooms: Arc<Notify>,
     /// The dispatchers.
     pub outbox: Arc<Notify>,
+    /// Who makes up for an outage: one is over.
+    pub outage: Arc<Notify>,
+    /// The key backup: room keys came in.
+    pub backup: Arc<Notify>,
 }
 
 /// What a worker is made of.
@@ -109,7 +113,7 @@ pub struct Worker {
     /// To-device messages of late, which come by push and by the key lane.
     seen: Seen,
     /// Keys that are there while events still wait for them, from a term that ended between the two.
-    unreleased: Vec<RoomKey>,
+    pub(super) unreleased: Vec<RoomKey>,
     /// Rows still to be taken one by one.
     careful_rows: u32,
 }
@@ -242,6 +246,7 @@ impl Worker {
                 continue;
             }
             keys.extend(engine.receive(changes).await?);
+            self.parts.wakes.backup.notify_one();
             self.parts.wakes.outgoing.notify_one();
         }
         due.extend(
@@ -271,7 +276,8 @@ impl Worker {
     ) -> Result<Vec<OwnedRoomId>, CryptoError> {
         let mut released = Vec::new();
         for snapshot in &mut batch.snapshots {
-            if self.rooms.relay(&snapshot.room_id) == Relay::Yes {
+            let is_new = self.rooms.relay(&snapshot.room_id) != Relay::Yes;
+            if !is_new {
                 // Read before, and with it what was said earlier.
                 snapshot.earlier.clear();
             }
@@ -284,6 +290,10 @@ impl Worker {
                 outcome.settled.insert(room_id.clone());
                 outcome.track.extend(self.rooms.users_to_track(room_id));
                 released.push(room_id.clone());
+                if is_new {
+                    let snapshot = &*snapshot;
+                    self.enter(snapshot, outcome).await?;
+                }
                 continue;
             }
             outcome.purged.insert(room_id.clone());

@@ -13,7 +13,10 @@ use serde_json::{Map, Value};
 
 use crate::{
     clock::Timestamp,
-    messages::{kinds::Content, relations::RelatesTo},
+    messages::{
+        kinds::{Content, Kind},
+        relations::RelatesTo,
+    },
     model::{Direction, Encryption, Message, MessageId, MessageType, RoomKind},
 };
 
@@ -116,6 +119,17 @@ impl Draft {
         self
     }
 
+    /// The same, for a `room.joined` of a room that replaces another. Of any other type it stays what it is.
+    #[must_use]
+    pub fn of_successor(mut self, predecessor: Option<String>) -> Self {
+        if self.message_type == MessageType::RoomJoined
+            && let Some(membership) = &mut self.membership
+        {
+            membership.replaces_room = predecessor;
+        }
+        self
+    }
+
     /// The body of the webhook call, JSON, for the message's number in its room.
     ///
     /// # Errors
@@ -141,6 +155,7 @@ impl Draft {
             direction: self.direction,
             sender: self.sender,
             origin_server_ts: self.origin_server_ts,
+            replaces: self.relates_to.and_then(|to| to.replaces),
             payload,
         })
     }
@@ -275,6 +290,9 @@ pub struct Membership {
     pub membership: String,
     /// The reason given, if any; null otherwise.
     pub reason: Option<String>,
+    /// Only `room.joined`: the room that this one replaces, when it was upgraded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaces_room: Option<String>,
 }
 
 /// `data.undecryptable` of `message.undecryptable`.
@@ -296,6 +314,21 @@ pub struct Matrix {
     /// (`file.key`), so that the consumer can fetch and decrypt the file: keep payloads as safe as the
     /// conversation itself. Of `message.undecryptable`, the wire content without the ciphertext.
     pub content: Map<String, Value>,
+}
+
+/// A payload without what was said, for a message that was taken back: `data.content` has the kind `redacted`
+/// alone, `data.matrix.content` is empty. `None` when it is no payload.
+#[must_use]
+pub fn redacted(payload: &[u8]) -> Option<Vec<u8>> {
+    let mut payload: Value = serde_json::from_slice(payload).ok()?;
+    let data = payload.get_mut("data")?.as_object_mut()?;
+    if data.get("content").is_some_and(Value::is_object) {
+        data.insert("content".to_owned(), serde_json::to_value(Content::of(Kind::Redacted)).ok()?);
+    }
+    if let Some(matrix) = data.get_mut("matrix").and_then(Value::as_object_mut) {
+        matrix.insert("content".to_owned(), Value::Object(Map::new()));
+    }
+    serde_json::to_vec(&payload).ok()
 }
 
 /// The body of a `webhook.test` call, which belongs to no event.

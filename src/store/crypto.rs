@@ -7,7 +7,7 @@
 pub mod inbound;
 pub mod olm;
 #[cfg(test)]
-mod plans;
+pub(super) mod plans;
 pub mod requests;
 pub mod rooms;
 pub mod users;

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// How the database would run a statement, sequential scans being the last resort.
-async fn plan(store: &Store, sql: &str, values: Values) -> String {
+pub(in crate::store) async fn plan(store: &Store, sql: &str, values: Values) -> String {
     let mut tx = store.begin().await.unwrap();
     if store.backend() == "postgres" {
         tx.execute("SET LOCAL enable_seqscan = off", vec![]).await.unwrap();
@@ -22,7 +22,13 @@ async fn plan(store: &Store, sql: &str, values: Values) -> String {
 }
 
 /// Fails unless `table` is reached through an index by (at least) `columns`.
-async fn assert_indexed(store: &Store, table: &str, columns: &[&str], sql: &str, values: Values) {
+pub(in crate::store) async fn assert_indexed(
+    store: &Store,
+    table: &str,
+    columns: &[&str],
+    sql: &str,
+    values: Values,
+) {
     let plan = plan(store, sql, values).await;
     let postgres = store.backend() == "postgres";
     let bad = if postgres { format!("Seq Scan on {table}") } else { format!("SCAN {table}") };

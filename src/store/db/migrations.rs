@@ -35,6 +35,9 @@ migrations! {
     "0005_outbox"
     "0006_rooms"
     "0008_bridges"
+    "0009_retention"
+    "0011_backups"
+    "0013_events_token"
 }
 
 /// The leading number of a migration's file name.
