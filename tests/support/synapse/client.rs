@@ -61,6 +61,12 @@ impl Client {
         serde_json::from_value(self.run(&["say", room_id, text]).await).unwrap()
     }
 
+    /// Encrypts a text in a new Megolm session of its own, whose key it shares, and answers the content for
+    /// somebody else to send.
+    pub(crate) async fn encrypt(&self, room_id: &str, text: &str) -> Value {
+        self.run(&["encrypt", room_id, text]).await["wire"].take()
+    }
+
     /// Whether it can read an encrypted event.
     pub(crate) async fn can_read(&self, room_id: &str, event_id: &str) -> bool {
         self.run(&["read", room_id]).await["said"].get(event_id).is_some()
