@@ -15,7 +15,7 @@ mod term;
 
 pub use crate::crypto::recovery::Progress as RestoreProgress;
 pub use commands::{ListedWebhook, migrate, webhooks};
-pub use restore::{RestoreError, RestoreOptions, recovery_key, restore};
+pub use restore::{History, RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -61,6 +61,8 @@ pub struct Config {
     pub recovery_key: Option<RecoveryKey>,
     /// Which rooms.
     pub rooms: Rooms,
+    /// Events that cannot be decrypted.
+    pub undecryptable: Undecryptable,
     /// Bridges known beforehand; others are pinned when first seen.
     pub bridges: Vec<Bridge>,
     /// Whom to believe.
@@ -147,6 +149,13 @@ pub struct Webhook {
     pub url: Url,
     /// Standard Webhooks secret (`whsec_…`); one is made and kept in the store when absent.
     pub secret: Option<SecretString>,
+}
+
+/// `undecryptable`: events that cannot be decrypted.
+#[derive(Clone, Copy, Debug)]
+pub struct Undecryptable {
+    /// How long after an event came the webhooks are told that it cannot be decrypted; `None`: never.
+    pub notify_after: Option<Duration>,
 }
 
 /// `api`: the REST API.

@@ -11,6 +11,7 @@ mod decrypt;
 pub mod envelope;
 pub mod event;
 mod flow;
+mod ledger;
 mod presence;
 mod redact;
 mod relay;

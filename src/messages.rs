@@ -121,6 +121,7 @@ fn bare(
         redacts: None,
         membership: None,
         undecryptable: None,
+        undecryptable_id: None,
         encryption: event.encryption,
         matrix: Matrix { event_type: event.event_type, content: event.content },
     }

@@ -9,7 +9,8 @@ use url::Url;
 
 use super::{
     Api, Appservice, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log, LogFormat,
-    Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check, duration,
+    Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable, Webhook, check,
+    duration,
     file::Value,
     settings::{self, Setting, other},
     source::{Given, Reader},
@@ -55,6 +56,7 @@ impl Config {
             owner,
             bridges: trust::bridges(&reader)?,
             trust: trust::trust(&reader)?,
+            undecryptable: undecryptable(&reader)?,
             networks: networks(&reader)?,
             log: log(&reader)?,
             // Last, for it may write the pickle key: nothing is written for settings that are wrong.
@@ -343,6 +345,18 @@ fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
             .map(|given| given.into_iter().map(inviter).collect::<Result<_, _>>())
             .transpose()?,
     })
+}
+
+/// How long the webhooks are spared the news of a key that has not come: most that are late come sooner.
+const NOTIFY_AFTER: Duration = Duration::from_mins(5);
+
+fn undecryptable(reader: &Reader<'_>) -> Result<Undecryptable, ConfigError> {
+    let must = format!("{}, or off", duration::MUST);
+    let notify_after = reader.parsed(&settings::UNDECRYPTABLE_NOTIFY_AFTER, &must, |text| match text {
+        "off" => Some(None),
+        text => duration::parse(text).map(Some),
+    })?;
+    Ok(Undecryptable { notify_after: notify_after.unwrap_or(Some(NOTIFY_AFTER)) })
 }
 
 fn networks(reader: &Reader<'_>) -> Result<BTreeMap<String, String>, ConfigError> {

@@ -188,6 +188,12 @@ settings! {
         "Whose invites the bot accepts: a list (by environment: with commas) of server names and user ids, in \
          which * stands for anything.",
     }
+    UNDECRYPTABLE_NOTIFY_AFTER {
+        "undecryptable.notify_after", env: "COUCOU_UNDECRYPTABLE_NOTIFY_AFTER",
+        default: "5m", example: "5m",
+        "How long after it came the webhooks are told, once, of a message that cannot be decrypted: a number \
+         with a unit (s, m, h, d or w), or off.",
+    }
     BRIDGE_BOT {
         "bridges[].bot",
         default: "required", example: "@instagrambot:example.org",

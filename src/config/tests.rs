@@ -622,8 +622,30 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
 }
 
 #[test]
+fn a_mistyped_recovery_key_is_no_passphrase() {
+    let key = "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa";
+    let with = |name, value| load("", &[&LEAST[..], &[(name, value)]].concat());
+    let config = with("COUCOU_RECOVERY_KEY", key).unwrap();
+    assert_eq!(config.recovery_key.unwrap().text(), key.replace(' ', ""));
+    assert!(with("COUCOU_RECOVERY_KEY", "a passphrase").unwrap().recovery_key.unwrap().is_passphrase());
+    for (name, path) in
+        [("COUCOU_RECOVERY_KEY", "recovery.key"), ("COUCOU_OWNER_RECOVERY_KEY", "owner_recovery_key")]
+    {
+        let error = with(name, &key.replace("HPQa", "HPQb")).unwrap_err().to_string();
+        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQ"), "{error}");
+    }
+    let config = with("COUCOU_OWNER_RECOVERY_KEY", key).unwrap();
+    assert!(
+        config.warnings.iter().any(|line| line.starts_with("owner_recovery_key")),
+        "{:?}",
+        config.warnings
+    );
+}
+
+#[test]
 fn nothing_secret_is_in_the_debug_output() {
     let variables = [
+        ("COUCOU_RECOVERY_KEY", "hush-10 is a passphrase"),
         ("COUCOU_APPSERVICE_AS_TOKEN", "hush-1"),
         ("COUCOU_APPSERVICE_HS_TOKEN", "hush-2"),
         ("COUCOU_STORE_URL", "postgres://user:hush-3@localhost/coucou?sslmode=require"),

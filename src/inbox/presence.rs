@@ -72,7 +72,7 @@ impl Worker {
                     before.sender,
                     event.received_at,
                 );
-                self.tell(draft, outcome).map(Some)
+                self.tell_room(draft, outcome).map(Some)
             }
             (false, true) => {
                 self.rooms.suspend(&event.room_id);
@@ -108,7 +108,7 @@ impl Worker {
         let id = draft.message_id().as_str().to_owned();
         let known = store::messages::known(store.db(), &[&id]).await?;
         if known.is_empty() && outcome.messages.iter().all(|message| message.message_id.as_str() != id) {
-            self.tell(draft, outcome)?;
+            self.tell_room(draft, outcome)?;
         }
         Ok(())
     }
@@ -131,7 +131,7 @@ impl Worker {
         })
     }
 
-    fn tell(&mut self, draft: Draft, outcome: &mut Outcome) -> Result<String, CryptoError> {
+    fn tell_room(&mut self, draft: Draft, outcome: &mut Outcome) -> Result<String, CryptoError> {
         let sequence = self.rooms.next_sequence(draft.room_id());
         let message = draft.into_message(sequence).map_err(|_| StoreError::Corrupt("messages"))?;
         let id = message.message_id.as_str().to_owned();

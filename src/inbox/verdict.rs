@@ -13,11 +13,14 @@ use std::{
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value};
 
-use super::event::WireEvent;
+use super::{
+    event::WireEvent,
+    worker::{Worker, room_keys},
+};
 use crate::{
     clock::Timestamp,
     crypto::{
-        Clear, SessionDevice,
+        Clear, RoomKey, SessionDevice,
         trust::{self, Bridges, Evidence},
     },
     messages::{
@@ -28,6 +31,7 @@ use crate::{
     store::{
         Db, StoreError,
         bridges::{self, BridgeChanges, BridgeConflict, BridgeDevice, BridgeKey, DeviceChange, PinnedBridge},
+        pending,
     },
 };
 
@@ -338,6 +342,17 @@ fn log_held(event: &WireEvent, evidence: &Evidence<'_>, trust: Trust) {
         "held: not who it says it is, as far as is known; a bridge that may speak for the sender is named under \
          `bridges` in the settings"
     );
+}
+
+impl Worker {
+    /// The sessions of what is held in rooms that are to be judged anew.
+    pub(super) async fn read_doubtful(&mut self, now: Timestamp) -> Result<Vec<RoomKey>, StoreError> {
+        let rooms = self.doubts.take_due(now);
+        if rooms.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(room_keys(pending::held_in(self.parts.store.db(), &rooms).await?))
+    }
 }
 
 /// When to judge anew what is held in a room.

@@ -4,8 +4,8 @@
 //! `docs/webhook.md`; the snapshots of the tests hold it still.
 //!
 //! Keys of the payload, of `data`, and of `data.room`, `data.sender`, `data.encryption` and `data.matrix` are
-//! always there, null when unknown, but for the three that belong to one type (`redacts`, `membership`,
-//! `undecryptable`). Keys of `data.content`, `data.relates_to` and below are left out when they do not apply.
+//! always there, null when unknown, but for the four that belong to one case (`redacts`, `membership`,
+//! `undecryptable`, `undecryptable_id`). Keys of `data.content`, `data.relates_to` and below are left out when they do not apply.
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde::Serialize;
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use crate::{
     clock::Timestamp,
     messages::{
+        ids::{PayloadClass, message_id},
         kinds::{Content, Kind},
         relations::RelatesTo,
     },
@@ -44,6 +45,7 @@ pub struct Draft {
     pub(super) redacts: Option<OwnedEventId>,
     pub(super) membership: Option<Membership>,
     pub(super) undecryptable: Option<Undecryptable>,
+    pub(super) undecryptable_id: Option<MessageId>,
     pub(super) encryption: Encryption,
     pub(super) matrix: Matrix,
 }
@@ -130,6 +132,13 @@ impl Draft {
         self
     }
 
+    /// The same, saying that a `message.undecryptable` told of the event before, and under which id.
+    #[must_use]
+    pub fn after_undecryptable(mut self) -> Self {
+        self.undecryptable_id = Some(message_id(PayloadClass::Undecryptable, &self.event_id));
+        self
+    }
+
     /// The body of the webhook call, JSON, for the message's number in its room.
     ///
     /// # Errors
@@ -181,6 +190,7 @@ impl Draft {
                 redacts: self.redacts.as_deref(),
                 membership: self.membership.as_ref(),
                 undecryptable: self.undecryptable.as_ref(),
+                undecryptable_id: self.undecryptable_id.as_ref(),
                 encryption: &self.encryption,
                 matrix: &self.matrix,
             },
@@ -242,6 +252,9 @@ pub struct Data<'a> {
     /// Only `message.undecryptable`: why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undecryptable: Option<&'a Undecryptable>,
+    /// Only after a `message.undecryptable` about the same event: the id of that message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undecryptable_id: Option<&'a MessageId>,
     /// How it was encrypted and how far its sender can be believed.
     pub encryption: &'a Encryption,
     /// The event as its sender wrote it.

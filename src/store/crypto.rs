@@ -91,6 +91,12 @@ impl<const N: usize> Key<N> {
         Self(parts.map(|part| column(part).into_owned()))
     }
 
+    /// The parts, as they stand in the columns.
+    #[must_use]
+    pub fn parts(&self) -> &[String; N] {
+        &self.0
+    }
+
     /// The key of a row that was read.
     fn stored(parts: [String; N]) -> Self {
         Self(parts)

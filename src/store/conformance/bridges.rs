@@ -3,7 +3,7 @@
 use ruma::{owned_user_id, user_id};
 
 use crate::{
-    model::{Membership, Pattern, Relay, Role},
+    model::{Membership, Pattern, Relay, Role, ledger::Reason},
     store::{
         accounts,
         bridges::{self, BridgeChanges, BridgeConflict, BridgeDevice, BridgeKey, DeviceChange, PinnedBridge},
@@ -126,7 +126,7 @@ async fn held_events_are_found_by_their_sessions() {
             session_id: session.map(str::to_owned),
             sender: "@a:a.org".to_owned(),
             waits: Waits::Ledger,
-            reason: reason.to_owned(),
+            reason: Reason::parse(reason),
             event: b"{}".to_vec(),
             origin_server_ts: START,
             received_at: START,
@@ -138,7 +138,7 @@ async fn held_events_are_found_by_their_sessions() {
             pending("$4", "!2", Some("held"), "untrusted_sender"),
         ];
         let mut tx = store.begin().await.unwrap();
-        pending::insert(&mut tx, store.seal().unwrap(), &events).await.unwrap();
+        pending::insert(&mut tx, store.seal().unwrap(), &events, START).await.unwrap();
         tx.commit().await.unwrap();
         let in_one = ("!1".to_owned(), "held".to_owned());
         let mut all = pending::held(store.db()).await.unwrap();

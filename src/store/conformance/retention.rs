@@ -153,7 +153,7 @@ async fn what_nobody_could_read_goes_with_age() {
             session_id: Some("s".to_owned()),
             sender: "@a:example.org".to_owned(),
             waits,
-            reason: "no_key".to_owned(),
+            reason: crate::model::ledger::Reason::NoKey,
             event: b"{}".to_vec(),
             origin_server_ts: START,
             received_at,
@@ -164,7 +164,7 @@ async fn what_nobody_could_read_goes_with_age() {
             event("$new", Waits::Ledger, START.plus(HOUR * 2)),
         ];
         let seal = store.seal().unwrap();
-        batch!(store, |tx| pending::insert(tx, seal, &events));
+        batch!(store, |tx| pending::insert(tx, seal, &events, START));
         for txn_id in ["aside", "waiting"] {
             let body = inbox::seal_body(seal, txn_id.as_bytes()).unwrap();
             batch!(store, |tx| inbox::accept(tx, txn_id.into(), body, START));

@@ -61,6 +61,8 @@ async fn room_keys_are_found_by_index() {
         )
         .await;
         assert_indexed(store, SESSIONS, &["account_id"], inbound::TO_BACK_UP, values![1_i64, 9_i64]).await;
+        let values = values![1_i64, 9_i64];
+        assert_indexed(store, SESSIONS, &["account_id"], inbound::RELAYED_TO_BACK_UP, values).await;
         assert_indexed(store, SESSIONS, &session[..2], inbound::DELETE_OF_ROOM, values![1_i64, "!r"]).await;
         for many in [inbound::MARK, inbound::DELETE] {
             let sql = many.replace("{rows}", "($1, $2, $3), ($4, $5, $6)");

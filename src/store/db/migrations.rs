@@ -34,6 +34,7 @@ migrations! {
     "0004_messages"
     "0005_outbox"
     "0006_rooms"
+    "0007_ledger"
     "0008_bridges"
     "0009_retention"
     "0011_backups"
