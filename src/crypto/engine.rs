@@ -313,8 +313,14 @@ impl Engine {
         let mut clear =
             Clear { event: decrypted.event.into_json(), algorithm, trust, session_owner: None, device: None };
         match session {
-            // The SDK finds a device for the keys that an import claims, which proves nothing.
-            Some(session) if session.has_been_imported() => clear.trust = Trust::Imported,
+            // The SDK finds the sender's device for the keys that an import claims, which proves nothing. Another
+            // maker than the sender was noted when the maker itself forwarded the key.
+            Some(session) if session.has_been_imported() => {
+                clear.session_owner = owner(&session.sender_data).filter(|owner| *owner != info.sender);
+                if clear.session_owner.is_none() {
+                    clear.trust = Trust::Imported;
+                }
+            }
             Some(session) => {
                 if is_disowned(&session.sender_data) {
                     clear.trust = Trust::MismatchedSender;
