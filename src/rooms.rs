@@ -157,6 +157,7 @@ impl Errands {
         if self.policy.look_again {
             rooms::look_again(&mut tx, now).await?;
         }
+        rooms::look_again_for(&mut tx, &self.policy.bridge_bots, now).await?;
         tx.commit().await?;
         Ok(())
     }

@@ -190,8 +190,16 @@ impl Rooms {
             }
             None => (Relay::No, RoomState::default()),
         };
-        let state = if relay == Relay::Yes { state } else { RoomState::default() };
-        self.pins.note(room_id, &state, now);
+        let state = if relay == Relay::Yes {
+            self.pins.note(room_id, &state, now);
+            state
+        } else {
+            // The only one that could be relayed for its bridge, were that believed.
+            if self.policy.relay == RelayPolicy::Bridged {
+                self.pins.report(room_id, &state, now);
+            }
+            RoomState::default()
+        };
         let context = state.context(&self.policy.our_users, &self.policy.networks);
         self.known.insert(room_id.to_owned(), Room { relay, state, context, last_sequence });
         self.changed.insert(room_id.to_owned());

@@ -188,3 +188,28 @@ async fn a_damaged_row_is_set_aside_and_the_rest_goes_on() {
         assert_eq!(count(store, kept).await, 1);
     }
 }
+
+#[tokio::test]
+async fn a_bridge_that_is_not_believed_is_reported_and_its_room_not_relayed() {
+    for test in testing::both().await {
+        let (store, clock) = (&test.store, ManualClock::at(START));
+        let mut worker = worker(store, RelayPolicy::Bridged, &clock).await;
+        let claim = |bot: &str| {
+            json!([{"type": "m.bridge", "state_key": "example.org/instagram", "sender": bot,
+                "content": {"bridgebot": bot, "protocol": {"id": "instagramgo"}}}])
+        };
+        settle(store, "!first", claim("@instagrambot:example.org")).await;
+        settle(store, "!second", claim("@mallory:example.org")).await;
+        push(store, "1", &[text("$1", "!first", "genuine"), text("$2", "!second", "forged")]).await;
+        work(&mut worker).await;
+        assert_eq!(said(store).await, [("genuine".to_owned(), 1)]);
+        let conflicts = crate::store::bridges::conflicts(store.db(), 10).await.unwrap();
+        assert_eq!(conflicts.len(), 1);
+        assert_eq!(
+            (conflicts[0].room_id.as_str(), conflicts[0].bot.as_str()),
+            ("!second", "@mallory:example.org")
+        );
+        assert_eq!(count(store, "SELECT COUNT(*) FROM bridges").await, 1);
+        assert_eq!(count(store, "SELECT COUNT(*) FROM rooms WHERE relay = 'no' AND state IS NULL").await, 1);
+    }
+}

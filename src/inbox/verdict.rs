@@ -20,7 +20,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     crypto::{
-        Clear, RoomKey, SessionDevice,
+        Clear, SessionDevice,
         trust::{self, Bridges, Evidence},
     },
     messages::{
@@ -44,7 +44,7 @@ const MOST_KEYS: usize = 10_000;
 /// Devices remembered for one bot at most.
 const MOST_DEVICES: usize = 100;
 
-/// Conflicts reported at most in one term.
+/// Conflicts reported at most.
 const MOST_CONFLICTS: usize = 10_000;
 
 /// What the settings say about trust.
@@ -114,6 +114,11 @@ impl Pins {
             self.bridges.add(of_pinned(&pinned));
         }
         self.keys = bridges::keys(db).await?.into_iter().map(|key| (key.state_key, key.bot)).collect();
+        for conflict in bridges::conflicts(db, i64::try_from(MOST_CONFLICTS).unwrap_or(i64::MAX)).await? {
+            if let Ok(room_id) = conflict.room_id.try_into() {
+                self.reported.insert((room_id, conflict.bot));
+            }
+        }
         for device in bridges::devices(db).await? {
             self.devices.entry(device.bot.clone()).or_default().push(device);
         }
@@ -142,6 +147,11 @@ impl Pins {
         if let Some(bridge) = &state.bridge {
             self.pin(room_id, bridge, now);
         }
+        self.report(room_id, state, now);
+    }
+
+    /// Reports who claims a room and is not believed, once.
+    pub fn report(&mut self, room_id: &RoomId, state: &RoomState, now: Timestamp) {
         let Some(conflict) = &state.bridge_conflict else { return };
         let report = (room_id.to_owned(), conflict.bot.clone());
         if self.reported.contains(&report) || self.reported.len() >= MOST_CONFLICTS {
@@ -345,13 +355,13 @@ fn log_held(event: &WireEvent, evidence: &Evidence<'_>, trust: Trust) {
 }
 
 impl Worker {
-    /// The sessions of what is held in rooms that are to be judged anew.
-    pub(super) async fn read_doubtful(&mut self, now: Timestamp) -> Result<Vec<RoomKey>, StoreError> {
+    /// Has what is held tried again in rooms that are to be judged anew.
+    pub(super) async fn look_at_doubts(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let rooms = self.doubts.take_due(now);
-        if rooms.is_empty() {
-            return Ok(Vec::new());
+        if !rooms.is_empty() {
+            self.unreleased.extend(room_keys(pending::held_in(self.parts.store.db(), &rooms).await?));
         }
-        Ok(room_keys(pending::held_in(self.parts.store.db(), &rooms).await?))
+        Ok(())
     }
 }
 

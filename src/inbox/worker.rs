@@ -201,10 +201,10 @@ impl Worker {
         let had_rows = !rows.is_empty();
         let mut batch = Batch::read(rows, &self.readers());
         let mut keys = self.take_in(&batch).await?;
+        self.look_at_doubts(now).await?;
         keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
         let (more, news) = self.read_news().await?;
         keys.extend(more);
-        keys.extend(self.read_doubtful(now).await?);
         let untold = self.read_untold(now).await?;
         if !had_rows && due.is_empty() && keys.is_empty() && news.is_empty() && untold.is_empty() {
             return Ok(Progress::Idle);

@@ -240,6 +240,22 @@ pub async fn look_again(tx: &mut Tx, now: Timestamp) -> Result<u64, StoreError> 
     tx.execute("UPDATE rooms SET due_at = $1, tries = 0 WHERE relay = 'no'", values![now]).await
 }
 
+/// Asks for the state of rooms that are not relayed and that one of these bots has claimed in vain: by now the
+/// settings may name it.
+///
+/// # Errors
+/// When the database fails.
+pub async fn look_again_for(tx: &mut Tx, bots: &[OwnedUserId], now: Timestamp) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE rooms SET due_at = $1, tries = 0 WHERE relay = 'no' AND room_id IN \
+         (SELECT room_id FROM bridge_conflicts WHERE bot IN (VALUES {rows}))",
+        values![now],
+        bots.iter().map(|bot| values![bot.as_str()]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
 /// Rooms whose state is due to be read, longest due first.
 ///
 /// # Errors

@@ -72,6 +72,20 @@ async fn a_bridge_that_is_pinned_stays_as_it_is() {
         let devices = [first.devices[0].clone(), second.devices[1].clone()];
         assert_eq!(bridges::devices(db).await.unwrap(), devices);
 
+        let room: ruma::OwnedRoomId = conflict.room_id.as_str().try_into().unwrap();
+        let row =
+            RoomRow { relay: Relay::No, network: None, bridge_bot: None, state: None, last_sequence: 0 };
+        for (bots, due) in [(vec![], 0), (vec![bot.clone()], 0), (vec![conflict.bot.clone(), bot.clone()], 1)]
+        {
+            let mut tx = store.begin().await.unwrap();
+            rooms::put_many(&mut tx, store.seal().unwrap(), &[(room.clone(), row.clone())], START)
+                .await
+                .unwrap();
+            rooms::look_again_for(&mut tx, &bots, START).await.unwrap();
+            tx.commit().await.unwrap();
+            assert_eq!(rooms::due(db, START, 10).await.unwrap().len(), due, "{bots:?}");
+        }
+
         let settled = vec![(conflict.room_id.clone(), conflict.bot.clone())];
         let mut tx = store.begin().await.unwrap();
         bridges::put(&mut tx, &BridgeChanges { settled, ..BridgeChanges::default() }, START).await.unwrap();
