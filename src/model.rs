@@ -10,6 +10,7 @@ mod recovery;
 mod room;
 mod sync;
 mod trust;
+mod webhook;
 
 pub use account::{Account, AccountId, Role};
 pub use delivery::{DeliveryId, WebhookId};
@@ -20,3 +21,4 @@ pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
 pub use trust::{Action, TrustPolicy};
+pub use webhook::{Detail, Filter, Format, Route, Schedule};

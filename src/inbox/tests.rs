@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::ManualClock,
-    model::RelayPolicy,
+    model::{Filter, RelayPolicy, Route},
     store::{Store, inbox, leases, messages, webhooks},
     testing::{self, START},
 };
@@ -38,7 +38,7 @@ async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> 
         engines: vec![],
         policy: Policy { relay, our_users, networks: BTreeMap::new(), trust: TrustSettings::default() },
         invite_bot: false,
-        webhooks: vec![webhook],
+        webhooks: vec![Route { webhook_id: webhook, filter: Filter::default() }],
         cautious: false,
         notify_after: Some(NOTIFY_AFTER),
         wakes: Wakes::default(),

@@ -38,6 +38,7 @@ migrations! {
     "0008_bridges"
     "0009_retention"
     "0011_backups"
+    "0012_delivery"
     "0013_events_token"
 }
 
