@@ -35,11 +35,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{SharedClock, SystemClock},
-    config::{self, Config},
-    crypto::CryptoError,
+    config::{self, Config, NewBridges},
+    crypto::{CryptoError, trust},
     homeserver::{Homeserver, HomeserverError},
     http::{self, Health, HsToken, HttpState, StoreState},
-    inbox::{Inbox, worker::Wakes},
+    inbox::{Inbox, verdict::TrustSettings, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
     model::{RelayPolicy, Route, WebhookId},
     outbox::{BadWebhook, Destination, Dispatcher, WebhookSink},
@@ -316,6 +316,24 @@ impl Shared {
             config::Relay::Only(rooms) => RelayPolicy::Only(rooms.clone()),
         };
         let networks = self.config.networks.clone();
-        crate::inbox::rooms::Policy { relay, our_users: Arc::new(our_users), networks }
+        let trust = self.trust();
+        crate::inbox::rooms::Policy { relay, our_users: Arc::new(our_users), networks, trust }
+    }
+
+    /// Whom to believe.
+    fn trust(&self) -> TrustSettings {
+        let config = &self.config;
+        let bridge = |bridge: &config::Bridge| trust::Bridge {
+            bot: bridge.bot.clone(),
+            ghosts: Some(bridge.ghosts.clone()),
+            puppets: bridge.puppets.clone(),
+            is_configured: true,
+        };
+        TrustSettings {
+            actions: config.trust.actions,
+            bridges: config.bridges.iter().map(bridge).collect(),
+            owner: config.owner.as_ref().map(|owner| owner.user_id.clone()),
+            only_configured: config.trust.new_bridges == NewBridges::Refuse,
+        }
     }
 }

@@ -160,7 +160,7 @@ log: {format: json, filter: debug}
     assert!(accepted("@any:a.example.org") && accepted("@friend:example.net"));
     assert!(!accepted("@other:example.net") && !accepted("@any:example.org"));
     assert_eq!(config.bridges.len(), 2);
-    assert!(config.bridges[0].ghosts.as_ref().unwrap().matches("@instagram_1:example.org"));
+    assert!(config.bridges[0].ghosts.matches("@instagram_1:example.org"));
     assert_eq!(config.networks["instagramgo"], "insta");
     assert_eq!(config.log, Log { format: LogFormat::Json, filter: "debug".to_owned() });
 }
@@ -440,6 +440,54 @@ const MALFORMED: &[(&str, &str, &str)] = &[
          COUCOU_UNDECRYPTABLE_NOTIFY_AFTER, for example COUCOU_UNDECRYPTABLE_NOTIFY_AFTER=5m",
     ),
     (
+        "COUCOU_TRUST_NEW_BRIDGES",
+        "maybe",
+        "trust.new_bridges must be pin or refuse, but COUCOU_TRUST_NEW_BRIDGES has \"maybe\": set it in \
+         coucou.yaml or as COUCOU_TRUST_NEW_BRIDGES, for example COUCOU_TRUST_NEW_BRIDGES=pin",
+    ),
+    (
+        "COUCOU_TRUST_BRIDGE",
+        "drop",
+        "trust.bridge must be deliver, flag or hold, but COUCOU_TRUST_BRIDGE has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_BRIDGE, for example COUCOU_TRUST_BRIDGE=deliver",
+    ),
+    (
+        "COUCOU_TRUST_VERIFIED",
+        "drop",
+        "trust.verified must be deliver, flag or hold, but COUCOU_TRUST_VERIFIED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_VERIFIED, for example COUCOU_TRUST_VERIFIED=deliver",
+    ),
+    (
+        "COUCOU_TRUST_CROSS_SIGNED",
+        "drop",
+        "trust.cross_signed must be deliver, flag or hold, but COUCOU_TRUST_CROSS_SIGNED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_CROSS_SIGNED, for example COUCOU_TRUST_CROSS_SIGNED=deliver",
+    ),
+    (
+        "COUCOU_TRUST_UNVERIFIED",
+        "drop",
+        "trust.unverified must be deliver, flag or hold, but COUCOU_TRUST_UNVERIFIED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_UNVERIFIED, for example COUCOU_TRUST_UNVERIFIED=flag",
+    ),
+    (
+        "COUCOU_TRUST_MISMATCHED_SENDER",
+        "drop",
+        "trust.mismatched_sender must be deliver, flag or hold, but COUCOU_TRUST_MISMATCHED_SENDER has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_MISMATCHED_SENDER, for example COUCOU_TRUST_MISMATCHED_SENDER=hold",
+    ),
+    (
+        "COUCOU_TRUST_UNKNOWN_DEVICE",
+        "drop",
+        "trust.unknown_device must be deliver, flag or hold, but COUCOU_TRUST_UNKNOWN_DEVICE has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_UNKNOWN_DEVICE, for example COUCOU_TRUST_UNKNOWN_DEVICE=hold",
+    ),
+    (
+        "COUCOU_TRUST_IMPORTED",
+        "drop",
+        "trust.imported must be deliver, flag or hold, but COUCOU_TRUST_IMPORTED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_IMPORTED, for example COUCOU_TRUST_IMPORTED=deliver",
+    ),
+    (
         "COUCOU_MESSAGES_RETENTION",
         "a month",
         "messages.retention must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0; a \
@@ -523,6 +571,21 @@ fn a_wrong_place_in_the_file_is_named_with_its_line() {
             "bridges: [{bot: instagrambot}]",
             "bridges[].bot must be a whole user id, but coucou.yaml line 1 has \"instagrambot\": set it in \
              coucou.yaml, for example bot: @instagrambot:example.org",
+        ),
+        (
+            "bridges: [{bot: '@bridge:a.org'}]",
+            "bridges[].ghosts is missing in coucou.yaml line 1, and the name of @bridge:a.org does not tell them: \
+             set it in coucou.yaml, for example ghosts: @instagram_*:example.org",
+        ),
+        (
+            "bridges: [{bot: '@igbot:a.org', puppets: owner}]",
+            "bridges[].puppets must be a user id, in which * stands for anything, but coucou.yaml line 1 has \
+             \"owner\": set it in coucou.yaml, for example puppets: @*:example.org",
+        ),
+        (
+            "bridges: [{bot: '@igbot:a.org'}, {bot: '@igbot:a.org'}]",
+            "bridges[].bot must be unique, but coucou.yaml line 1 has \"@igbot:a.org\": set it in coucou.yaml, for \
+             example bot: @instagrambot:example.org",
         ),
         (
             "networks: {x: Insta Gram}",

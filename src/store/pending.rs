@@ -297,5 +297,33 @@ pub async fn releasable(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
     .await
 }
 
+/// Sessions (room and session id) of which events are held because their sender was not believed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn held(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
+    db.fetch_all(
+        "SELECT DISTINCT room_id, session_id FROM pending_events \
+         WHERE state = 'ledger' AND reason = 'untrusted_sender' AND session_id IS NOT NULL",
+        vec![],
+    )
+    .await
+}
+
+/// As [`held`], in these rooms.
+///
+/// # Errors
+/// When the database fails.
+pub async fn held_in(db: &Db, room_ids: &[OwnedRoomId]) -> Result<Vec<(String, String)>, StoreError> {
+    db.fetch_many(
+        "SELECT DISTINCT p.room_id, p.session_id FROM (VALUES {rows}) AS v \
+         JOIN pending_events p ON p.room_id = v.column1 \
+         WHERE p.state = 'ledger' AND p.reason = 'untrusted_sender' AND p.session_id IS NOT NULL",
+        vec![],
+        room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
+    )
+    .await
+}
+
 #[cfg(test)]
 mod tests;
