@@ -1,7 +1,7 @@
 use ruma::{device_id, room_id, user_id};
 
 use crate::{
-    model::{Reason, Role},
+    model::{Role, ledger::Reason},
     store::{
         accounts,
         db::values,
