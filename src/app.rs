@@ -90,11 +90,29 @@ struct Shared {
     bot: Arc<OnceLock<ruma::OwnedUserId>>,
 }
 
-/// Runs coucou until a signal.
+/// Runs coucou until a signal: the first one stops it gently, the second at once.
 ///
 /// # Errors
 /// What only a person can mend; one line that says how.
 pub async fn run(config: Config) -> Result<(), AppError> {
+    let stop = CancellationToken::new();
+    let signals = async {
+        signalled().await.map_err(AppError::Signals)?;
+        stop.cancel();
+        signalled().await.map_err(AppError::Signals)?;
+        tracing::warn!("second signal: stopping at once");
+        Ok(())
+    };
+    let service = Box::pin(run_with(config, Arc::new(SystemClock), stop.clone()));
+    tokio::select! { ended = service => ended, signalled = signals => signalled }
+}
+
+/// Runs coucou by a clock until it is told to stop: as a part of another program, such as a test that moves
+/// the time by hand. Waits between attempts to reach others still pass in real time.
+///
+/// # Errors
+/// What only a person can mend; one line that says how.
+pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToken) -> Result<(), AppError> {
     let lifecycle = Lifecycle::default();
     let address = SocketAddr::new(config.http.host, config.http.port);
     let listener = TcpListener::bind(address).await.map_err(|error| AppError::Listen(address, error))?;
@@ -105,7 +123,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         let _ = bot.set(user_id);
     }
     let hs_token = HsToken::new(&config.appservice.hs_token);
-    let clock: SharedClock = Arc::new(SystemClock);
     let shared = Shared { config: Arc::new(config), store, homeserver, clock, wakes: Wakes::default(), bot };
     let (fatal, mut failed) = mpsc::channel(1);
     let health = watch_store(&lifecycle, &shared, &fatal);
@@ -114,18 +131,13 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     spawn_work(&lifecycle, &shared, &fatal);
 
     let outcome = tokio::select! {
-        signal = signalled() => signal.map_err(AppError::Signals),
+        () = stop.cancelled() => Ok(()),
         error = failed.recv() => error.map_or(Ok(()), Err),
     };
     tracing::info!("stopping: finishing what is in hand");
     lifecycle.stop();
-    tokio::select! {
-        done = lifecycle.stopped(PATIENCE) => {
-            if !done {
-                tracing::warn!("some work did not end in time; it will be taken up again at the next start");
-            }
-        }
-        _ = signalled() => tracing::warn!("second signal: stopping at once"),
+    if !lifecycle.stopped(PATIENCE).await {
+        tracing::warn!("some work did not end in time; it will be taken up again at the next start");
     }
     let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.close()).await;
     outcome

@@ -3,7 +3,7 @@
 mod store;
 mod webhooks;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -177,6 +177,16 @@ fn lists_have_commas_in_the_environment() {
     .unwrap();
     assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
     assert_eq!(config.rooms.invite_from.unwrap().len(), 2);
+}
+
+#[test]
+fn the_news_of_an_undecryptable_message_can_be_put_off_or_turned_off() {
+    let after =
+        |value| load("", &[("COUCOU_UNDECRYPTABLE_NOTIFY_AFTER", value)]).unwrap().undecryptable.notify_after;
+    assert_eq!(after(""), Some(Duration::from_mins(5)));
+    assert_eq!(after("90s"), Some(Duration::from_secs(90)));
+    assert_eq!(after("0"), Some(Duration::ZERO));
+    assert_eq!(after("off"), None);
 }
 
 #[test]
@@ -423,11 +433,32 @@ const MALFORMED: &[(&str, &str, &str)] = &[
          example COUCOU_ROOMS_INVITE_FROM=example.org",
     ),
     (
+        "COUCOU_UNDECRYPTABLE_NOTIFY_AFTER",
+        "soon",
+        "undecryptable.notify_after must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0, \
+         or off, but COUCOU_UNDECRYPTABLE_NOTIFY_AFTER has \"soon\": set it in coucou.yaml or as \
+         COUCOU_UNDECRYPTABLE_NOTIFY_AFTER, for example COUCOU_UNDECRYPTABLE_NOTIFY_AFTER=5m",
+    ),
+    (
         "COUCOU_MESSAGES_RETENTION",
         "a month",
         "messages.retention must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0; a \
          hundred years at most, but COUCOU_MESSAGES_RETENTION has \"a month\": set it in coucou.yaml or as \
          COUCOU_MESSAGES_RETENTION, for example COUCOU_MESSAGES_RETENTION=30d",
+    ),
+    (
+        "COUCOU_RECOVERY_KEY",
+        "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQb",
+        "recovery.key must be a recovery key without a slip (48 letters and digits from Es), or a passphrase, but \
+         the value of COUCOU_RECOVERY_KEY is not: set it in coucou.yaml or as COUCOU_RECOVERY_KEY, for example \
+         COUCOU_RECOVERY_KEY=EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
+    ),
+    (
+        "COUCOU_OWNER_RECOVERY_KEY",
+        "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa1",
+        "owner_recovery_key must be a recovery key without a slip (48 letters and digits from Es), or a passphrase, \
+         but the value of COUCOU_OWNER_RECOVERY_KEY is not: set it in coucou.yaml or as COUCOU_OWNER_RECOVERY_KEY, \
+         for example COUCOU_OWNER_RECOVERY_KEY=EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
     ),
     (
         "COUCOU_LOG_FORMAT",
@@ -562,6 +593,7 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
 #[test]
 fn a_mistyped_recovery_key_is_no_passphrase() {
     let key = "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa";
+    let mistyped = key.replace("HPQa", "HPQb");
     let with = |name, value| load("", &[&LEAST[..], &[(name, value)]].concat());
     let config = with("COUCOU_RECOVERY_KEY", key).unwrap();
     assert_eq!(config.recovery_key.unwrap().text(), key.replace(' ', ""));
@@ -569,9 +601,8 @@ fn a_mistyped_recovery_key_is_no_passphrase() {
     for (name, path) in
         [("COUCOU_RECOVERY_KEY", "recovery.key"), ("COUCOU_OWNER_RECOVERY_KEY", "owner_recovery_key")]
     {
-        let mistyped = key.replace("HPQa", "HPQb");
-        let error = load("", &[&LEAST[..], &[(name, &*mistyped)]].concat()).unwrap_err().to_string();
-        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQ"), "{error}");
+        let error = with(name, &mistyped).unwrap_err().to_string();
+        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQb"), "{error}");
     }
     let config = with("COUCOU_OWNER_RECOVERY_KEY", key).unwrap();
     assert!(

@@ -113,6 +113,10 @@ impl Worker {
         untold: Vec<Pending>,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
+        if !outcome.to_ledger.is_empty() || outcome.waiting.iter().any(|row| row.waits == Waits::Ledger) {
+            // What came long ago, while nobody worked, is due as soon as it is on the ledger.
+            self.look_at = Timestamp::default();
+        }
         if untold.is_empty() {
             return Ok(());
         }
@@ -206,3 +210,6 @@ pub(super) fn wire(row: Pending) -> Option<WireEvent> {
     let event = WireEvent::parse(raw, row.received_at).ok()?;
     Some(WireEvent { before_join: row.reason == Reason::BeforeJoin, told: row.told, ..event })
 }
+
+#[cfg(test)]
+mod tests;

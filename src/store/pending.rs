@@ -270,7 +270,7 @@ pub async fn keyless_elsewhere(db: &Db, sessions: &[(String, String)]) -> Result
 
 const UNTOLD: &str = "SELECT event_id, room_id, event, received_at, reason, notified_at FROM pending_events \
                       WHERE state = 'ledger' AND notified_at IS NULL AND reason <> 'replay' \
-                      AND reason <> 'untrusted_sender' AND received_at <= $1 ORDER BY received_at LIMIT $2";
+                      AND reason <> 'untrusted_sender' AND received_at <= $1 ORDER BY received_at, position LIMIT $2";
 
 /// Events on the ledger of which the webhooks were not told, though they came at `before` or earlier, those
 /// that came first. Replays and forgeries are not among them.

@@ -146,6 +146,16 @@ impl Send<'_> {
         self.arg("--late-keys", &delay.as_secs_f64().to_string())
     }
 
+    /// The key of the n-th session of this run comes once the file `n` is in `folder`, n from 1.
+    pub(crate) fn keys_when(self, folder: &Path) -> Self {
+        self.arg("--keys-when", &folder.to_string_lossy())
+    }
+
+    /// Room keys are withheld from everybody, who is told so.
+    pub(crate) fn withhold(self) -> Self {
+        self.flag("--withhold")
+    }
+
     /// Room keys never come.
     pub(crate) fn lose_keys(self) -> Self {
         self.flag("--lose-keys")
@@ -271,6 +281,13 @@ impl Sending {
         let line: Line = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
         self.sent.lines.push(line.clone());
         Some(line)
+    }
+
+    /// Reads on until so many messages were sent.
+    pub(crate) async fn said(&mut self, count: usize) {
+        while self.sent.messages().count() < count {
+            assert!(self.next().await.is_some(), "the sender ended:\n{}", last_lines(&self.log, 20));
+        }
     }
 
     /// The portal, as soon as it is there.
