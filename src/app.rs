@@ -204,7 +204,8 @@ fn serve_http(
     fatal: &mpsc::Sender<AppError>,
 ) {
     let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
-        .telling(Arc::clone(&shared.wakes.outage));
+        .telling(Arc::clone(&shared.wakes.outage))
+        .announcing(Arc::clone(&shared.wakes.alive));
     let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {

@@ -70,6 +70,8 @@ pub struct Wakes {
     pub outbox: Arc<Notify>,
     /// Who makes up for an outage: one is over.
     pub outage: Arc<Notify>,
+    /// Who waits for the homeserver: it has made a request.
+    pub alive: Arc<Notify>,
     /// The key backup: room keys came in.
     pub backup: Arc<Notify>,
 }
