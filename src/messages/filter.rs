@@ -46,6 +46,7 @@ mod tests {
             kind: Some("text"),
             encrypted: true,
             trust: Some(Trust::Bridge),
+            replaces: None,
             payload: Vec::new(),
         }
     }

@@ -54,13 +54,15 @@ pub enum Kind {
     Reaction,
     /// A message or reaction taken back.
     Redaction,
+    /// What was taken back before it was delivered, whatever it was.
+    Redacted,
     /// Of a type that has no kind, or malformed: look at `data.matrix`.
     Unknown,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Text,
         Self::Notice,
         Self::Emote,
@@ -77,6 +79,7 @@ impl Kind {
         Self::Call,
         Self::Reaction,
         Self::Redaction,
+        Self::Redacted,
         Self::Unknown,
     ];
 
@@ -100,6 +103,7 @@ impl Kind {
             Self::Call => "call",
             Self::Reaction => "reaction",
             Self::Redaction => "redaction",
+            Self::Redacted => "redacted",
             Self::Unknown => "unknown",
         }
     }

@@ -192,6 +192,8 @@ pub struct Message {
     pub encrypted: bool,
     /// What is known about the device that encrypted it.
     pub trust: Option<Trust>,
+    /// Of an edit: the event that it replaces.
+    pub replaces: Option<OwnedEventId>,
     /// The body of the webhook call, JSON.
     pub payload: Vec<u8>,
 }

@@ -25,7 +25,7 @@ pub struct Filter {
 
 impl Filter {
     /// The kinds of content there are.
-    pub const KINDS: [&str; 17] = [
+    pub const KINDS: [&str; 18] = [
         "text",
         "notice",
         "emote",
@@ -42,6 +42,7 @@ impl Filter {
         "call",
         "reaction",
         "redaction",
+        "redacted",
         "unknown",
     ];
 }

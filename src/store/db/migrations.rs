@@ -34,6 +34,8 @@ migrations! {
     "0004_messages"
     "0005_outbox"
     "0006_rooms"
+    "0007_ledger"
+    "0009_retention"
     "0011_backups"
     "0012_delivery"
     "0013_events_token"
