@@ -16,7 +16,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rand::{SeedableRng, rngs::StdRng};
@@ -32,7 +32,7 @@ use crate::{
     config::{self, Config},
     crypto::CryptoError,
     homeserver::{Homeserver, HomeserverError},
-    http::{self, Health, HsToken, HttpState, StoreState},
+    http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
     inbox::{Inbox, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
     model::{RelayPolicy, WebhookId},
@@ -186,13 +186,26 @@ fn serve_http(
     fatal: &mpsc::Sender<AppError>,
 ) {
     let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox));
-    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health });
+    let api = Arc::new(rest(shared));
+    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {
         if let Err(error) = http::serve(listener, router, stop).await {
             let _ = fatal.send(AppError::Http(error)).await;
         }
     });
+}
+
+/// What the REST API answers from.
+fn rest(shared: &Shared) -> Api {
+    let tokens = shared.config.api.tokens.iter().map(|entry| (entry.token.clone(), entry.scope));
+    Api {
+        access: Access::new(tokens),
+        store: shared.store.clone(),
+        clock: Arc::clone(&shared.clock),
+        started: Instant::now(),
+        networks: shared.config.networks.clone(),
+    }
 }
 
 /// Starts what needs the store, once it is ready.

@@ -31,7 +31,10 @@ pub use registration::{Namespaces, Registration};
 pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
-use crate::{model::Pattern, store::Location};
+use crate::{
+    model::{Pattern, Scope},
+    store::Location,
+};
 
 /// All settings, validated.
 #[derive(Clone, Debug)]
@@ -140,7 +143,16 @@ pub struct Webhook {
 #[derive(Clone, Debug)]
 pub struct Api {
     /// Tokens that are let in; without any, everything but health answers 403.
-    pub tokens: Vec<SecretString>,
+    pub tokens: Vec<ApiToken>,
+}
+
+/// One of `api.tokens`.
+#[derive(Clone, Debug)]
+pub struct ApiToken {
+    /// What the caller sends.
+    pub token: SecretString,
+    /// What it may do.
+    pub scope: Scope,
 }
 
 /// `owner`, `owner_mode`, `owner_accept`: the real user whose conversations are relayed.

@@ -1,5 +1,6 @@
 //! Plain data that the stages hand to each other. No behaviour but parsing and naming.
 
+mod access;
 mod account;
 mod delivery;
 mod event;
@@ -8,6 +9,7 @@ mod pattern;
 mod room;
 mod sync;
 
+pub use access::Scope;
 pub use account::{Account, AccountId, Role};
 pub use delivery::{DeliveryId, WebhookId};
 pub use event::{ClearEvent, Encryption, Trust};

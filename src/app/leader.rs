@@ -15,7 +15,7 @@ use crate::{
     crypto::CryptoError,
     inbox::worker::log_end,
     model::WebhookId,
-    store::{Lease, StoreError, inbox, leases},
+    store::{Lease, StoreError, inbox, leases, messages},
 };
 
 /// The name of the lease.
@@ -136,6 +136,7 @@ pub(super) async fn prune(shared: Shared, stop: CancellationToken) {
             let before = shared.clock.now().minus(KEEP_ROWS);
             let mut tx = shared.store.begin().await?;
             let pruned = inbox::prune(&mut tx, before).await?;
+            messages::counts::prune(&mut tx, shared.clock.now()).await?;
             tx.commit().await?;
             Ok::<_, StoreError>(pruned)
         };

@@ -141,6 +141,7 @@ impl Draft {
             direction: self.direction,
             sender: self.sender,
             origin_server_ts: self.origin_server_ts,
+            encrypted: self.encryption.encrypted && self.undecryptable.is_none(),
             payload,
         })
     }

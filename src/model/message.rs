@@ -185,6 +185,8 @@ pub struct Message {
     pub sender: OwnedUserId,
     /// When the event says it was sent.
     pub origin_server_ts: Timestamp,
+    /// Whether the event had to be decrypted.
+    pub encrypted: bool,
     /// The body of the webhook call, JSON.
     pub payload: Vec<u8>,
 }
