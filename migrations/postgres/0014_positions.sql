@@ -59,4 +59,4 @@ CREATE TRIGGER room_keys_deleted AFTER DELETE ON megolm_inbound_sessions
 
 CREATE INDEX rooms_relay ON rooms (relay, network);
 CREATE INDEX inbox_source ON inbox (source, inbox_id);
-CREATE INDEX pending_events_received ON pending_events (received_at, reason) WHERE state = 'ledger';
+CREATE INDEX pending_events_lately ON pending_events (received_at, reason) WHERE state = 'ledger';
