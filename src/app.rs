@@ -7,6 +7,7 @@
 
 mod commands;
 mod leader;
+mod outage;
 mod term;
 
 pub use commands::{ListedWebhook, migrate, webhooks};
@@ -185,7 +186,8 @@ fn serve_http(
     health: Health,
     fatal: &mpsc::Sender<AppError>,
 ) {
-    let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox));
+    let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
+        .telling(Arc::clone(&shared.wakes.recovery));
     let api = Arc::new(rest(shared));
     let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());

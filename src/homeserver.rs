@@ -14,6 +14,7 @@ mod rooms;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod timelines;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -38,6 +39,7 @@ use url::Url;
 
 pub use error::HomeserverError;
 pub use rooms::Invite;
+pub use timelines::{EarlierPage, Timeline, Timelines};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

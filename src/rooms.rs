@@ -4,6 +4,8 @@
 //! goes through the inbox like everything else that comes in, so that one worker alone changes rooms. Every
 //! errand can run twice: joining again changes nothing, and a state read twice is the same state.
 
+pub mod missed;
+
 use std::{error::Error, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};

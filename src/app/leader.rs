@@ -44,10 +44,11 @@ pub(super) async fn lead(
     let holder = format!("{}-{:08x}", process::id(), rand::rng().random::<u32>());
     let mut standing_by = false;
     let mut cautious = false;
+    let mut warned = false;
     while !stop.is_cancelled() {
         match claim(&shared, &holder).await {
             Ok(Some(lease)) => {
-                standing_by = false;
+                (standing_by, warned) = (false, false);
                 tracing::info!(lease.fence = lease.fence(), holder, "this process works the crypto");
                 let ended = Box::pin(hold(&shared, &webhooks, &lease, cautious, &stop)).await;
                 give_back(&shared, &lease).await;
@@ -65,6 +66,15 @@ pub(super) async fn lead(
                 tracing::info!("another process works the crypto; this one stands by");
             }
             Ok(None) => {}
+            // The store's state is told elsewhere while it is away. What does not pass by itself is told here,
+            // once.
+            Err(error) if !error.is_transient() && !warned => {
+                warned = true;
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "could not claim the crypto lease; nothing is decrypted until that works"
+                );
+            }
             Err(error) => {
                 tracing::debug!(error = &error as &dyn Error, "could not claim the crypto lease");
             }

@@ -14,14 +14,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use super::{Shared, outage::Recovery};
 use crate::{
     clock::Timestamp,
     config::{OwnerMode, Relay},
     crypto::{CryptoError, Engine, KeyLane, keylane::backoff, setup},
     inbox::{Worker, WorkerParts},
     model::{Account, Role, WebhookId},
-    rooms::{Errands, InvitePolicy, RoomsError},
+    rooms::{Errands, InvitePolicy, RoomsError, missed::Missed},
     store::{Lease, accounts, leases, rooms},
 };
 
@@ -87,6 +87,7 @@ impl Term {
             tasks.spawn(lane.run(stop.clone()));
         }
         let term = Arc::new(self);
+        tasks.spawn(term.recovery(&accounts).run(stop.clone()));
         let errands = term.errands(accounts);
         tasks.spawn(run_errands(errands, online, stop.clone()));
         tasks.spawn(Arc::clone(&term).keep_in_touch(office.engines, online, stop.clone()));
@@ -197,7 +198,9 @@ impl Term {
             );
             engines.push(engine.await?);
             let inbox = Arc::clone(&wakes.inbox);
-            lanes.push(KeyLane::new(store.clone(), homeserver.clone(), lease, account.clone(), clock, inbox));
+            let recovery = Arc::clone(&wakes.recovery);
+            let (store, homeserver) = (store.clone(), homeserver.clone());
+            lanes.push(KeyLane::new(store, homeserver, lease, account.clone(), clock, inbox, recovery));
         }
         Ok(Office { engines, lanes })
     }
@@ -261,6 +264,25 @@ impl Term {
             Arc::clone(&wakes.rooms),
             Arc::clone(&wakes.inbox),
         )
+    }
+
+    fn recovery(&self, accounts: &[Account]) -> Recovery {
+        let Shared { store, homeserver, clock, wakes, config, .. } = &self.shared;
+        Recovery {
+            store: store.clone(),
+            homeserver: homeserver.clone(),
+            appservice_id: config.appservice.id.clone(),
+            accounts: accounts.to_vec(),
+            errands: self.errands(accounts.to_vec()),
+            missed: Missed::new(
+                store.clone(),
+                homeserver.clone(),
+                self.lease.clone(),
+                Arc::clone(clock),
+                Arc::clone(&wakes.inbox),
+            ),
+            wake: Arc::clone(&wakes.recovery),
+        }
     }
 
     /// Sends what the machines have to send, as soon as there is something.

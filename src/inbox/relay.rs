@@ -37,6 +37,8 @@ struct Known {
     messages: HashSet<String>,
     /// Which event used which place of a Megolm session.
     indexes: HashMap<MegolmIndex, String>,
+    /// Events of the batch that later ones have overtaken.
+    overtaken: HashSet<OwnedEventId>,
 }
 
 impl Known {
@@ -62,6 +64,7 @@ impl Worker {
         let late = self.load_ledger(keys).await?;
         let waiting = queues.values().flat_map(|queue| &queue.events).chain(&late);
         let mut known = self.look_up(waiting.chain(&batch.events).collect()).await?;
+        known.overtaken = batch.overtaken(|event| known.has(event));
         for event in late {
             self.release_late(&event, &mut known, outcome)?;
         }
@@ -140,7 +143,7 @@ impl Worker {
             !messages.contains(id.as_str())
         });
         let decrypted = self.decrypter.decrypt(sealed).await?;
-        Ok(Known { decrypted, messages, indexes })
+        Ok(Known { decrypted, messages, indexes, overtaken: HashSet::new() })
     }
 
     /// An event of the ledger whose key came: relayed now, behind newer ones, or left where it is.
@@ -248,7 +251,8 @@ impl Worker {
         let walk = walks.entry(event.room_id.clone()).or_insert_with(|| Walk::new(now, self.since));
         match walk.next(&event, &mut known.decrypted) {
             Fate::Relay(clear) => {
-                self.emit(&event, clear, false, known, outcome)?;
+                let late = known.overtaken.contains(&event.event_id);
+                self.emit(&event, clear, late, known, outcome)?;
             }
             Fate::Queue(why) => {
                 let deadline = flow::deadline(event.received_at, self.since);

@@ -67,6 +67,8 @@ pub struct Wakes {
     pub rooms: Arc<Notify>,
     /// The dispatchers.
     pub outbox: Arc<Notify>,
+    /// Who makes up for an outage: one is over.
+    pub recovery: Arc<Notify>,
 }
 
 /// What a worker is made of.

@@ -28,6 +28,23 @@ pub async fn known(db: &Db, message_ids: &[&str]) -> Result<HashSet<String>, Sto
     Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 
+/// Which of these events are messages, or wait to become one.
+///
+/// # Errors
+/// When the database fails.
+pub async fn known_events(db: &Db, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let mut known = HashSet::new();
+    for statement in [
+        "SELECT event_id FROM messages WHERE event_id IN (VALUES {rows})",
+        "SELECT event_id FROM pending_events WHERE event_id IN (VALUES {rows})",
+    ] {
+        let rows: Vec<(String,)> =
+            db.fetch_many(statement, vec![], event_ids.iter().map(|id| values![*id]).collect()).await?;
+        known.extend(rows.into_iter().map(|(id,)| id));
+    }
+    Ok(known)
+}
+
 /// Draws this many positions and answers the one before them, with the time that belongs to them: `now`, unless an
 /// earlier one was drawn later by somebody's clock. Whoever else wants some waits until `tx` ends, so that positions
 /// become visible in their order.

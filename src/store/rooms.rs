@@ -3,7 +3,7 @@
 //! Only the process that works the crypto writes here, under its lease; work that needs the homeserver
 //! (answering an invite, reading a room's state) is a `due_at` on the row, so that it survives a restart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ruma::{OwnedRoomId, OwnedUserId, RoomId};
 
@@ -209,6 +209,21 @@ pub async fn delete_unwanted_keys(tx: &mut Tx) -> Result<u64, StoreError> {
         vec![],
     )
     .await
+}
+
+/// Which of these rooms are known not to be relayed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn unrelayed(db: &Db, room_ids: &[&RoomId]) -> Result<HashSet<String>, StoreError> {
+    let rows: Vec<(String,)> = db
+        .fetch_many(
+            "SELECT room_id FROM rooms WHERE relay = 'no' AND room_id IN (VALUES {rows})",
+            vec![],
+            room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
+        )
+        .await?;
+    Ok(rows.into_iter().map(|(room_id,)| room_id).collect())
 }
 
 /// Asks for the state of all rooms that are not relayed.

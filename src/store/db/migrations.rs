@@ -34,6 +34,7 @@ migrations! {
     "0004_messages"
     "0005_outbox"
     "0006_rooms"
+    "0013_events_token"
     "0014_positions"
 }
 
