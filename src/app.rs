@@ -201,12 +201,16 @@ fn serve_http(
 /// What the REST API answers from.
 fn rest(shared: &Shared) -> Api {
     let tokens = shared.config.api.tokens.iter().map(|entry| (entry.token.clone(), entry.scope));
+    let shown = |webhook: &config::Webhook| (webhook.name.clone(), http::api::shown_url(&webhook.url));
     Api {
         access: Access::new(tokens),
         store: shared.store.clone(),
         clock: Arc::clone(&shared.clock),
         started: Instant::now(),
         networks: shared.config.networks.clone(),
+        owner: shared.config.owner.as_ref().map(|owner| owner.user_id.clone()),
+        webhooks: shared.config.webhooks.iter().map(shown).collect(),
+        wake_outbox: Arc::clone(&shared.wakes.outbox),
     }
 }
 

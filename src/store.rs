@@ -20,6 +20,7 @@ pub mod outbox;
 pub mod pending;
 pub mod rooms;
 mod seal;
+pub mod stats;
 pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};

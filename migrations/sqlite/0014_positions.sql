@@ -53,3 +53,5 @@ END;
 CREATE INDEX rooms_relay ON rooms (relay, network);
 CREATE INDEX inbox_source ON inbox (source, inbox_id);
 CREATE INDEX pending_events_lately ON pending_events (received_at, reason) WHERE state = 'ledger';
+-- Deliveries that are still to be made, or given up: few among all.
+CREATE INDEX deliveries_open ON deliveries (webhook_id, state, delivery_id, created_at) WHERE state <> 'delivered';

@@ -6,14 +6,18 @@
 //! everything. Errors are problem JSON with a `code` that stays.
 
 pub mod access;
+mod deliveries;
 mod events;
 mod messages;
 mod openapi;
 mod query;
+mod rooms;
+mod stats;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -26,9 +30,12 @@ use axum::{
     },
     middleware::{Next, from_fn_with_state},
     response::Response,
-    routing::get,
+    routing::{get, post},
 };
 use rand::Rng;
+use ruma::OwnedUserId;
+use tokio::sync::Notify;
+use url::Url;
 
 use super::{HttpState, error, is_api};
 use crate::{clock::SharedClock, store::Store};
@@ -52,6 +59,12 @@ pub struct Api {
     pub started: Instant,
     /// Names of networks by protocol id, from the settings.
     pub networks: BTreeMap<String, String>,
+    /// The owner, of the settings.
+    pub owner: Option<OwnedUserId>,
+    /// The webhooks of the settings: names, and addresses as they may be shown, made by [`shown_url`].
+    pub webhooks: BTreeMap<String, String>,
+    /// Wakes the dispatchers.
+    pub wake_outbox: Arc<Notify>,
 }
 
 impl Api {
@@ -62,12 +75,32 @@ impl Api {
     }
 }
 
+/// An address without what may be secret in it: user, password, query and fragment.
+#[must_use]
+pub fn shown_url(url: &Url) -> String {
+    let mut shown = url.clone();
+    // Only an address without a host has no user to take away.
+    let _ = (shown.set_username(""), shown.set_password(None));
+    shown.set_query(None);
+    shown.set_fragment(None);
+    shown.into()
+}
+
 /// The routes that need a token.
 pub(super) fn routes(state: &HttpState) -> Router<HttpState> {
     Router::new()
         .route("/api/v1/messages", get(messages::list))
         .route("/api/v1/messages/{network_or_id}", get(messages::of))
         .route("/api/v1/events", get(events::list))
+        .route("/api/v1/rooms", get(rooms::list))
+        .route("/api/v1/rooms/{room_id}", get(rooms::one))
+        .route("/api/v1/deliveries", get(deliveries::list))
+        .route("/api/v1/deliveries/{delivery_id}", get(deliveries::one))
+        .route("/api/v1/deliveries/{delivery_id}/resend", post(deliveries::resend))
+        .route("/api/v1/webhooks", get(webhooks::list))
+        .route("/api/v1/webhooks/{name}/resend", post(webhooks::resend))
+        .route("/api/v1/webhooks/{name}/test", post(webhooks::test))
+        .route("/api/v1/stats", get(stats::get))
         .route_layer(from_fn_with_state(state.clone(), access::check))
         .route("/api/v1/openapi.json", get(openapi::serve))
 }

@@ -15,6 +15,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use serde::Serialize;
 use serde_json::json;
 
 use crate::{
@@ -199,9 +200,10 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no such {what}"))
     }
 
-    /// What is asked for does not fit the state that something is in.
-    pub(super) fn conflict(code: &'static str, detail: &'static str) -> Self {
-        Self::new(StatusCode::CONFLICT, code, detail)
+    /// A message whose content was deleted cannot be sent again.
+    pub(super) fn content_gone() -> Self {
+        let detail = "the message's content was deleted for its age, so that it cannot be sent again";
+        Self::new(StatusCode::CONFLICT, "content_gone", detail)
     }
 
     /// Something of ours cannot be made into an answer; what, is logged here.
@@ -237,6 +239,16 @@ impl IntoResponse for Problem {
         let mut response = self.render(None);
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+/// What was taken, to be done soon.
+#[derive(Debug)]
+pub(super) struct Accepted<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for Accepted<T> {
+    fn into_response(self) -> Response {
+        (StatusCode::ACCEPTED, Json(self.0)).into_response()
     }
 }
 

@@ -104,6 +104,9 @@ fn api(store: &Store, access: Access) -> Api {
         clock: ManualClock::at(START),
         started: std::time::Instant::now(),
         networks: [("signalgo".to_owned(), "signal".to_owned())].into(),
+        owner: None,
+        webhooks: [("default".to_owned(), "https://hooks.example.org/".to_owned())].into(),
+        wake_outbox: Arc::default(),
     }
 }
 

@@ -7,6 +7,8 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 
+use ruma::RoomId;
+
 use super::{Db, Seal, StoreError, Tx, db::values};
 use crate::{clock::Timestamp, model::Message};
 
@@ -43,6 +45,16 @@ pub async fn known_events(db: &Db, event_ids: &[&str]) -> Result<HashSet<String>
         known.extend(rows.into_iter().map(|(id,)| id));
     }
     Ok(known)
+}
+
+/// The number after the last of a room whose messages nobody else numbers meanwhile.
+///
+/// # Errors
+/// When the database fails.
+pub async fn next_sequence(tx: &mut Tx, room_id: &RoomId) -> Result<i64, StoreError> {
+    const LAST: &str = "SELECT MAX(sequence) FROM messages WHERE room_id = $1";
+    let last: Option<(Option<i64>,)> = tx.fetch_optional(LAST, values![room_id.as_str()]).await?;
+    Ok(last.and_then(|(last,)| last).unwrap_or(0) + 1)
 }
 
 /// Draws this many positions and answers the one before them, with the time that belongs to them: `now`, unless an

@@ -37,6 +37,16 @@ pub async fn all(db: &Db) -> Result<Vec<(WebhookId, String)>, StoreError> {
     Ok(rows.into_iter().map(|(id, name)| (WebhookId(id), name)).collect())
 }
 
+/// Makes whoever else locks this webhook wait until `tx` ends.
+///
+/// # Errors
+/// When the database fails.
+pub async fn lock(tx: &mut Tx, id: WebhookId) -> Result<(), StoreError> {
+    // An update that changes nothing locks the row on both databases.
+    tx.execute("UPDATE webhooks SET name = name WHERE webhook_id = $1", values![id.0]).await?;
+    Ok(())
+}
+
 /// The secret of a webhook whose settings give none: `whsec_` and base64, made at the first call and the
 /// same ever after, for every instance.
 ///

@@ -39,9 +39,9 @@ pub(super) struct Event {
     cursor: String,
     /// The id of the message, the `webhook-id` of its deliveries.
     id: String,
-    /// The body of the webhook call, see `docs/webhook.md`.
-    #[schema(value_type = Object)]
-    payload: Box<RawValue>,
+    /// The body of the webhook call, see `docs/webhook.md`; null once it was deleted for its age.
+    #[schema(value_type = Option<Object>)]
+    payload: Option<Box<RawValue>>,
 }
 
 /// Everything that was or would be delivered, in order
@@ -86,7 +86,7 @@ pub(super) async fn list(
     let next = List::Events.cursor(found.last().map_or(after, |event| event.position));
     let event = |stored: read::Stored| {
         let cursor = List::Events.cursor(stored.position);
-        Ok(Event { cursor, id: stored.message_id, payload: raw(stored.payload)? })
+        Ok(Event { cursor, id: stored.message_id, payload: stored.payload.map(raw).transpose()? })
     };
     let events: Vec<_> = found.into_iter().map(event).collect::<Result<_, Problem>>()?;
     Ok(Json(Events { count: events.len(), events, next, has_more }))

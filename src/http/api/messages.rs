@@ -52,8 +52,10 @@ pub(super) struct Message {
     room_id: String,
     /// The room's name.
     room_name: Option<String>,
-    /// Whether the content could be read: false for `message.undecryptable` alone.
+    /// Whether the content can be read here: false for `message.undecryptable`, and for what is `purged`.
     decrypted: bool,
+    /// Whether the content was deleted for its age.
+    purged: bool,
     /// Whether the event was end-to-end encrypted.
     encrypted: bool,
     /// How far the sender can be believed; null when not encrypted.
@@ -84,9 +86,9 @@ pub(super) struct Message {
 pub(super) struct WholeMessage {
     #[serde(flatten)]
     message: Message,
-    /// The body of the webhook call, see `docs/webhook.md`.
-    #[schema(value_type = Object)]
-    payload: Box<RawValue>,
+    /// The body of the webhook call, see `docs/webhook.md`; null once it was deleted for its age.
+    #[schema(value_type = Option<Object>)]
+    payload: Option<Box<RawValue>>,
 }
 
 /// A page of a network's messages, or one message.
@@ -105,7 +107,7 @@ struct Payload {
     data: Data,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Data {
     #[serde(default)]
     backfill: bool,
@@ -157,11 +159,15 @@ impl Content {
 }
 
 impl Message {
-    fn of(stored: Stored) -> Result<(Self, Vec<u8>), Problem> {
-        let payload: Payload = serde_json::from_slice(&stored.payload)
-            .map_err(|_| Problem::from(StoreError::Corrupt("messages")))?;
-        let data = payload.data;
+    fn of(stored: Stored) -> Result<(Self, Option<Vec<u8>>), Problem> {
+        let data = match &stored.payload {
+            Some(payload) => serde_json::from_slice::<Payload>(payload)
+                .map_err(|_| Problem::from(StoreError::Corrupt("messages")))?
+                .data,
+            None => Data::default(),
+        };
         let content = data.content.as_ref();
+        let purged = stored.payload.is_none();
         let message = Self {
             id: stored.message_id,
             sender: stored.sender,
@@ -171,7 +177,8 @@ impl Message {
             platform: stored.network,
             room_id: stored.room_id,
             room_name: data.room.name,
-            decrypted: stored.message_type != MessageType::MessageUndecryptable.as_str(),
+            decrypted: !purged && stored.message_type != MessageType::MessageUndecryptable.as_str(),
+            purged,
             encrypted: data.encryption.encrypted,
             trust: data.encryption.trust,
             r#type: stored.message_type,
@@ -256,7 +263,8 @@ pub(super) async fn of(
     page(&state, query, Some(network)).await.map(|messages| Json(MessagesOrMessage::Messages(messages)))
 }
 
-fn is_id(name: &str) -> bool {
+/// Whether a name is a message's id.
+pub(super) fn is_id(name: &str) -> bool {
     name.strip_prefix("msg_").is_some_and(|hex| {
         hex.len() == 40 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     })
@@ -266,7 +274,7 @@ async fn one(state: &HttpState, id: &str) -> Result<WholeMessage, Problem> {
     let store = &state.api.store;
     let found = read::find(store.db(), store.seal()?, id).await?;
     let (message, payload) = Message::of(found.ok_or_else(|| Problem::not_there("message"))?)?;
-    Ok(WholeMessage { message, payload: raw(payload)? })
+    Ok(WholeMessage { message, payload: payload.map(raw).transpose()? })
 }
 
 async fn page(state: &HttpState, mut query: Query, network: Option<String>) -> Result<Messages, Problem> {

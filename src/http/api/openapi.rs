@@ -9,7 +9,7 @@ use utoipa::{
     },
 };
 
-use super::{events, messages};
+use super::{deliveries, events, messages, rooms, stats, webhooks};
 
 /// A problem (RFC 9457).
 #[derive(ToSchema)]
@@ -93,7 +93,20 @@ impl Modify for Tokens {
         description = "What coucou holds and does. Looking needs a token of the scope `read`, changing something \
             one of the scope `admin`.",
     ),
-    paths(messages::list, messages::of, events::list),
+    paths(
+        messages::list,
+        messages::of,
+        events::list,
+        rooms::list,
+        rooms::one,
+        deliveries::list,
+        deliveries::one,
+        deliveries::resend,
+        webhooks::list,
+        webhooks::resend,
+        webhooks::test,
+        stats::get,
+    ),
     modifiers(&Tokens),
 )]
 struct Description;

@@ -1,11 +1,16 @@
 //! Parameters of requests: read strictly, each refusal naming what is wrong.
 
+use std::time::Duration;
+
 use axum::{
+    body::{Body, to_bytes},
     extract::{FromRequestParts, Path},
     http::request::Parts,
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::de::DeserializeOwned;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::time::timeout;
 use url::form_urlencoded;
 
 use super::super::error::Problem;
@@ -26,6 +31,8 @@ pub(super) enum List {
     Rooms,
     Undecryptable,
     Deliveries,
+    OpenDeliveries,
+    Resend,
 }
 
 impl List {
@@ -36,6 +43,8 @@ impl List {
             Self::Rooms => "r",
             Self::Undecryptable => "u",
             Self::Deliveries => "d",
+            Self::OpenDeliveries => "o",
+            Self::Resend => "s",
         }
     }
 
@@ -173,6 +182,21 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     }
 }
 
+/// The most bytes of a body.
+const BODY_LENGTH: usize = 64 << 10;
+
+/// How long a body may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A body of JSON; an empty one is as `{}`.
+pub(super) async fn body<T: DeserializeOwned>(body: Body) -> Result<T, Problem> {
+    let read = timeout(BODY_TIMEOUT, to_bytes(body, BODY_LENGTH)).await;
+    let read = read.map_err(|_| Problem::bad_body("the body did not come in time"))?;
+    let bytes = read.map_err(|_| Problem::body_too_large())?;
+    let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
+    serde_json::from_slice(bytes).map_err(|error| Problem::bad_body(error.to_string()))
+}
+
 /// What [`network`] takes.
 pub(super) const NETWORK: &str = "the name of a network, of small letters, digits, - and _";
 
@@ -189,7 +213,8 @@ pub(super) fn room_id(text: &str) -> Option<&str> {
         .then_some(text)
 }
 
-fn time(text: &str) -> Option<Timestamp> {
+/// A time by RFC 3339.
+pub(super) fn time(text: &str) -> Option<Timestamp> {
     // An unescaped + of an offset comes as a space.
     let time = OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339).ok()?;
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok().map(Timestamp)

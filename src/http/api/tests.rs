@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     http::tests::Rig,
     model::{Direction, MessageType},
-    store::Store,
+    store::{Store, db::values},
     testing::{self, START, message},
 };
 
@@ -81,7 +81,7 @@ async fn a_message_has_what_programs_of_today_read_and_more() {
         "messages": [{
             "id": sent.message_id, "sender": "@instagram_1:example.org", "content": "text 1",
             "timestamp": "2025-10-09T08:53:20.000Z", "platform": "instagram", "room_id": "!one:example.org",
-            "decrypted": true, "sender_name": "Alice", "room_name": "A room", "encrypted": true,
+            "decrypted": true, "purged": false, "sender_name": "Alice", "room_name": "A room", "encrypted": true,
             "trust": "bridge", "type": "message.created", "kind": "text", "sequence": 1, "direction": "in",
             "event_id": sent.event_id, "relates_to": null, "backfill": false, "late": false,
             "received_at": "2025-10-09T08:53:20.000Z",
@@ -96,6 +96,14 @@ async fn a_message_has_what_programs_of_today_read_and_more() {
     assert_eq!(whole, message);
     let (status, answer) = rig.get(&format!("messages/msg_{}", "0".repeat(40))).await;
     assert_eq!((status, &answer["code"]), (404, &json!("not_found")));
+    // Of one that was deleted for its age, what is left.
+    let mut tx = test.store.begin().await.unwrap();
+    tx.execute("UPDATE messages SET payload = $1, sender = ''", values![Vec::<u8>::new()]).await.unwrap();
+    tx.commit().await.unwrap();
+    let (_, whole) = rig.get(&format!("messages/{}", sent.message_id)).await;
+    assert_eq!((&whole["purged"], &whole["decrypted"], &whole["payload"]), (&json!(true), &json!(false), &Value::Null));
+    let (_, events) = rig.get("events").await;
+    assert_eq!(events["events"][0]["payload"], Value::Null);
 }
 
 #[tokio::test]

@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::super::{Db, StoreError, Tx, db::values};
-use crate::{clock::Timestamp, model::Message};
+use crate::{
+    clock::Timestamp,
+    model::{Message, MessageType},
+};
 
 /// How long a bucket lasts.
 pub const BUCKET: Duration = Duration::from_mins(5);
@@ -37,7 +40,7 @@ fn bucket(at: Timestamp) -> i64 {
 /// When the database fails.
 pub(super) async fn add(tx: &mut Tx, messages: &[Message], now: Timestamp) -> Result<(), StoreError> {
     let mut counts = BTreeMap::<(&str, bool), i64>::new();
-    for message in messages {
+    for message in messages.iter().filter(|message| message.message_type != MessageType::WebhookTest) {
         *counts.entry((message.network.as_deref().unwrap_or_default(), message.encrypted)).or_default() += 1;
     }
     let rows =

@@ -36,8 +36,8 @@ pub struct Stored {
     pub origin_server_ts: Timestamp,
     /// When it was stored.
     pub created_at: Timestamp,
-    /// The body of the webhook call, JSON.
-    pub payload: Vec<u8>,
+    /// The body of the webhook call, JSON; `None` once it was deleted for its age.
+    pub payload: Option<Vec<u8>>,
 }
 
 /// Which messages.
@@ -61,7 +61,7 @@ type Row =
     (i64, String, String, String, i64, String, Option<String>, String, String, i64, i64, Vec<u8>);
 
 fn stored(seal: &Seal, row: Row) -> Result<Stored, StoreError> {
-    let payload = seal.open(TABLE, &row.1, &row.11)?;
+    let payload = if row.11.is_empty() { None } else { Some(seal.open(TABLE, &row.1, &row.11)?) };
     Ok(Stored {
         position: row.0,
         message_id: row.1,

@@ -49,6 +49,18 @@ pub async fn enqueue(
         deliveries,
     )
     .await?;
+    lengthen(tx, counts, now).await
+}
+
+/// Adds to what queues have pending, by webhook and room; sorted as they are, every writer locks them in this order.
+///
+/// # Errors
+/// When the database fails.
+pub(super) async fn lengthen(
+    tx: &mut Tx,
+    counts: BTreeMap<(i64, &str), i64>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let queues = counts.into_iter().map(|((webhook, room), count)| values![webhook, room, count]).collect();
     tx.execute_many(
         // A queue that has something pending already is due, backing off or claimed: its time stands.
