@@ -8,9 +8,13 @@
 mod commands;
 mod leader;
 mod outage;
+mod recovery;
+mod restore;
 mod term;
 
+pub use crate::crypto::recovery::Progress as RestoreProgress;
 pub use commands::{ListedWebhook, migrate, webhooks};
+pub use restore::{RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,7 +41,7 @@ use crate::{
     inbox::{Inbox, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
     model::{RelayPolicy, WebhookId},
-    outbox::{BadWebhook, Dispatcher, Sink, WebhookSink},
+    outbox::{BadWebhook, Destination, Dispatcher, WebhookSink},
     store::{self, Store, StoreError},
 };
 
@@ -187,7 +191,7 @@ fn serve_http(
     fatal: &mpsc::Sender<AppError>,
 ) {
     let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
-        .telling(Arc::clone(&shared.wakes.recovery));
+        .telling(Arc::clone(&shared.wakes.outage));
     let api = Arc::new(rest(shared));
     let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
@@ -244,10 +248,10 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
     });
 }
 
-type Sinks = BTreeMap<WebhookId, Arc<dyn Sink>>;
+type Destinations = BTreeMap<WebhookId, Destination>;
 
 /// The webhooks of the settings, with their numbers; `None` when told to stop before the store was ready.
-async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Option<Sinks>, AppError> {
+async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Option<Destinations>, AppError> {
     // Bad settings are told at once, not when the database is there.
     let client = crate::outbox::client().map_err(AppError::Webhook)?;
     while !stop.is_cancelled() {
@@ -262,11 +266,14 @@ async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Opt
     Ok(None)
 }
 
-async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<Sinks, AppError> {
-    let mut sinks = Sinks::new();
+async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<Destinations, AppError> {
+    let mut sinks = Destinations::new();
     for webhook in &shared.config.webhooks {
         let mut tx = shared.store.begin().await?;
         let id = store::webhooks::ensure(&mut tx, &webhook.name, shared.clock.now()).await?;
+        if store::webhooks::at_address(&mut tx, id, webhook.url.as_str()).await? {
+            tracing::info!(webhook.name = %webhook.name, "has another URL, and is enabled again");
+        }
         let secret = if let Some(secret) = &webhook.secret {
             secret.clone()
         } else {
@@ -277,7 +284,7 @@ async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<S
         };
         tx.commit().await?;
         let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, &[secret])?;
-        sinks.insert(id, Arc::new(sink));
+        sinks.insert(id, Destination::new(&webhook.name, Arc::new(sink)));
     }
     if sinks.is_empty() {
         tracing::warn!("no webhook is configured (webhooks, COUCOU_WEBHOOK_URL): messages are only stored");

@@ -5,7 +5,9 @@
 
 mod listen;
 mod migrate;
+mod recovery_key;
 mod registration;
+mod restore;
 mod serve;
 mod webhooks;
 
@@ -35,6 +37,10 @@ enum Command {
     Registration(registration::Args),
     /// Brings the store's schema up to date.
     Migrate,
+    /// Brings a lost database back: the bot's identity and room keys, into an empty store.
+    Restore(restore::Args),
+    /// Prints the bot's recovery key, which `restore` asks for.
+    RecoveryKey,
     /// Lists the webhooks and where their secrets come from.
     Webhooks(webhooks::Args),
     /// Receives deliveries for development: verifies signatures, prints them readably.
@@ -65,6 +71,8 @@ fn execute(cli: Cli) -> Result<()> {
         Command::Serve => serve::run(load(&sources)?),
         Command::Registration(args) => registration::run(&args, &sources),
         Command::Migrate => block_on(migrate::run(load(&sources)?)),
+        Command::Restore(args) => block_on(restore::run(args, load(&sources)?)),
+        Command::RecoveryKey => block_on(recovery_key::run(load(&sources)?)),
         Command::Webhooks(args) => block_on(webhooks::run(args, load(&sources)?)),
         Command::Listen(args) => block_on(listen::run(args, sources.environment)),
     }

@@ -32,7 +32,7 @@ pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
 use crate::{
-    model::{Pattern, Scope},
+    model::{Pattern, RecoveryKey, Scope},
     store::Location,
 };
 
@@ -53,6 +53,10 @@ pub struct Config {
     pub api: Api,
     /// The real user whose conversations are relayed; none means only rooms that the bot is invited to.
     pub owner: Option<Owner>,
+    /// What opens the owner's secret storage; none means that coucou has its own device and nothing else.
+    pub owner_recovery_key: Option<RecoveryKey>,
+    /// What opens the bot's secret storage; none means that coucou makes a key and keeps it in the store.
+    pub recovery_key: Option<RecoveryKey>,
     /// Which rooms.
     pub rooms: Rooms,
     /// Bridges known beforehand; others are pinned when first seen.

@@ -8,7 +8,9 @@
 //!
 //! [spec]: https://spec.matrix.org/latest/application-service-api/#client-server-api-extensions
 
+mod account_data;
 mod accounts;
+mod backup;
 mod error;
 mod rooms;
 mod sync;
@@ -37,6 +39,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use url::Url;
 
+pub use backup::{BackupVersion, RoomKeys};
 pub use error::HomeserverError;
 pub use rooms::Invite;
 pub use timelines::{EarlierPage, Timeline, Timelines};

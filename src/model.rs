@@ -6,8 +6,10 @@ mod delivery;
 mod event;
 mod message;
 mod pattern;
+mod recovery;
 mod room;
 mod sync;
+mod webhook;
 
 pub use access::Scope;
 pub use account::{Account, AccountId, Role};
@@ -15,5 +17,7 @@ pub use delivery::{DeliveryId, WebhookId};
 pub use event::{ClearEvent, Encryption, Trust};
 pub use message::{Direction, Message, MessageId, MessageType, RoomContext, RoomKind, SenderProfile};
 pub use pattern::Pattern;
+pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
+pub use webhook::Schedule;

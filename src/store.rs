@@ -8,6 +8,7 @@
 //! together does. A process that dies leaves nothing half-written.
 
 pub mod accounts;
+pub mod backups;
 #[cfg(test)]
 mod conformance;
 pub mod crypto;

@@ -85,7 +85,7 @@ pub(super) async fn lead(
     Ok(())
 }
 
-async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>, StoreError> {
+pub(super) async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>, StoreError> {
     let mut tx = shared.store.begin().await?;
     let lease = leases::claim(&mut tx, CRYPTO, holder, shared.clock.now(), LASTS).await?;
     tx.commit().await?;
@@ -107,7 +107,7 @@ async fn hold(
 }
 
 /// Renews the lease until that fails for longer than it lasts.
-async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
+pub(super) async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
     let mut renewed_at = shared.clock.now();
     loop {
         sleep(RENEW).await;
@@ -129,7 +129,7 @@ async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
 }
 
 /// Lets another process take over at once; when that fails the lease expires by itself.
-async fn give_back(shared: &Shared, lease: &Lease) {
+pub(super) async fn give_back(shared: &Shared, lease: &Lease) {
     let release = async {
         let mut tx = shared.store.begin().await?;
         leases::release(&mut tx, lease).await?;

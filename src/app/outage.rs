@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_secs(3);
 const MOST_PINGS: u32 = 6;
 
 /// Who makes up for outages, for a term under the crypto lease.
-pub(super) struct Recovery {
+pub(super) struct Outages {
     pub(super) store: Store,
     pub(super) homeserver: Homeserver,
     /// The registration's id, when it is known.
@@ -48,7 +48,7 @@ pub(super) struct Recovery {
     pub(super) wake: Arc<Notify>,
 }
 
-impl Recovery {
+impl Outages {
     /// Runs until told to stop. The start is the end of an outage.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use super::{
     source::{Given, Reader},
     store,
 };
-use crate::model::{Pattern, Scope};
+use crate::model::{Pattern, RecoveryKey, Scope};
 
 /// The registration that is read when none is named and it is there.
 const DEFAULT_REGISTRATION: &str = "registration.yaml";
@@ -45,6 +45,8 @@ impl Config {
             webhooks: webhooks(&reader, &mut warnings)?,
             api: api(&reader)?,
             rooms: rooms(&reader, owner.is_some())?,
+            owner_recovery_key: owner_recovery_key(&reader, owner.is_some(), &mut warnings)?,
+            recovery_key: recovery_key(&reader, &settings::RECOVERY_KEY)?,
             owner,
             bridges: bridges(&reader)?,
             networks: networks(&reader)?,
@@ -318,6 +320,29 @@ fn owner(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<Option<Owner
         mode: mode.unwrap_or_default(),
         accept: accept.unwrap_or(true),
     }))
+}
+
+fn owner_recovery_key(
+    reader: &Reader<'_>,
+    with_owner: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Option<RecoveryKey>, ConfigError> {
+    let key = recovery_key(reader, &settings::OWNER_RECOVERY_KEY)?;
+    if key.is_some() && !with_owner {
+        warnings.push("owner_recovery_key does nothing without an owner (COUCOU_OWNER)".to_owned());
+    }
+    Ok(key)
+}
+
+/// A recovery key or a passphrase. A mistyped key is told here, before anything is made with it.
+fn recovery_key(reader: &Reader<'_>, setting: &'static Setting) -> Result<Option<RecoveryKey>, ConfigError> {
+    let Some(given) = reader.given(setting)? else { return Ok(None) };
+    RecoveryKey::parse(&given.text).map(Some).map_err(|_| {
+        given.invalid(
+            setting,
+            "must be a recovery key without a slip (48 letters and digits from Es), or a passphrase",
+        )
+    })
 }
 
 fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {

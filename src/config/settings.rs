@@ -175,6 +175,19 @@ settings! {
         default: "true", example: "true",
         "Whether coucou accepts invites of known bridge bots for the owner.",
     }
+    OWNER_RECOVERY_KEY {
+        "owner_recovery_key", env: "COUCOU_OWNER_RECOVERY_KEY", secret: true,
+        default: "none", example: "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
+        "The owner's recovery key, or the passphrase of the owner's secret storage: with it coucou's device on \
+         the owner's account is signed, and keys that the owner's backup holds of relayed rooms are read.",
+    }
+    RECOVERY_KEY {
+        "recovery.key", env: "COUCOU_RECOVERY_KEY", secret: true,
+        default: "made at the first start, kept in the store",
+        example: "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
+        "The bot's recovery key, or a passphrase: it brings back the bot's identity and room keys after the \
+         database was lost. `coucou recovery-key` prints the one in use.",
+    }
     ROOMS_RELAY {
         "rooms.relay", env: "COUCOU_ROOMS_RELAY",
         default: "bridged with an owner, else all", example: "bridged",

@@ -90,6 +90,14 @@ impl CryptoError {
     }
 }
 
+impl CryptoError {
+    /// Whether there is nothing to wait for: the machine must be dropped, or a person must act.
+    #[must_use]
+    pub fn ends_the_term(&self) -> bool {
+        self.is_of_the_store() || matches!(self, Self::Refused(_))
+    }
+}
+
 /// What a push or a page of the key lane tells one device.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -158,7 +166,7 @@ pub enum Decrypted {
 pub struct Engine {
     account: Account,
     pub(super) machine: OlmMachine,
-    store: Arc<AccountStore>,
+    pub(super) store: Arc<AccountStore>,
     pub(super) homeserver: Homeserver,
     pub(super) identity: Identity,
 }
@@ -314,6 +322,11 @@ impl Engine {
     pub async fn forget_room(&self, room_id: &RoomId) -> Result<u64, CryptoError> {
         Ok(self.store.delete_inbound_group_sessions_of_room(room_id).await.map_err(CryptoStoreError::from)?)
     }
+}
+
+/// An error of our own store, as the SDK would report it.
+pub(super) fn of_store(error: super::store::AccountStoreError) -> CryptoError {
+    CryptoStoreError::from(error).into()
 }
 
 /// The code of an `m.room_key.withheld`, which is any text that its sender likes.

@@ -92,7 +92,7 @@ pub struct KeyLane {
     /// Wakes the inbox worker.
     news: Arc<Notify>,
     /// Told when the homeserver is back.
-    recovery: Arc<Notify>,
+    outage: Arc<Notify>,
     /// To-device messages since there was last nothing to fetch.
     backlog: Backlog,
     /// Key counts as they were last stored: the same again are not stored again.
@@ -100,7 +100,7 @@ pub struct KeyLane {
 }
 
 impl KeyLane {
-    /// The lane of an account, from where it stood. It wakes `news` when something came, and `recovery` when
+    /// The lane of an account, from where it stood. It wakes `news` when something came, and `outage` when
     /// the homeserver is back after it was away.
     #[must_use]
     pub fn new(
@@ -110,10 +110,10 @@ impl KeyLane {
         account: Account,
         clock: SharedClock,
         news: Arc<Notify>,
-        recovery: Arc<Notify>,
+        outage: Arc<Notify>,
     ) -> Self {
         let backlog = Backlog::default();
-        Self { store, homeserver, lease, account, clock, news, recovery, backlog, last_counts: None }
+        Self { store, homeserver, lease, account, clock, news, outage, backlog, last_counts: None }
     }
 
     /// Asks for one page and stores it with the token that follows it.
@@ -205,7 +205,7 @@ impl KeyLane {
             match step {
                 Ok(_) => {
                     if failures > 0 {
-                        self.recovery.notify_one();
+                        self.outage.notify_one();
                     }
                     failures = 0;
                 }

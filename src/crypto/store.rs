@@ -29,7 +29,11 @@ use std::{
     },
 };
 
-use matrix_sdk_crypto::{DeviceData, olm::StaticAccountData, store::CryptoStore as _};
+use matrix_sdk_crypto::{
+    DeviceData,
+    olm::{InboundGroupSession, StaticAccountData},
+    store::CryptoStore as _,
+};
 use ruma::{OwnedRoomId, RoomId, UserId};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -175,6 +179,18 @@ impl AccountStore {
         let update = |cache: &Cache| sessions.iter().for_each(|(room, id)| cache.remove_session(room, id));
         write.commit(update).await?;
         Ok(deleted)
+    }
+
+    /// Some sessions of relayed rooms that the key backup does not have.
+    pub(super) async fn relayed_sessions_to_back_up(&self, limit: usize) -> Result<Vec<InboundGroupSession>> {
+        let (db, scope) = self.read()?;
+        inbound::relayed_to_back_up(db, &scope, limit).await?.iter().map(codec::inbound_session).collect()
+    }
+
+    /// How many there are of them.
+    pub(super) async fn relayed_sessions_not_backed_up(&self) -> Result<u64> {
+        let (db, scope) = self.read()?;
+        Ok(inbound::relayed_not_backed_up(db, &scope).await?)
     }
 
     /// The devices of a user, from the cache if they are there.

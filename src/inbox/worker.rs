@@ -68,7 +68,9 @@ pub struct Wakes {
     /// The dispatchers.
     pub outbox: Arc<Notify>,
     /// Who makes up for an outage: one is over.
-    pub recovery: Arc<Notify>,
+    pub outage: Arc<Notify>,
+    /// The key backup: room keys came in.
+    pub backup: Arc<Notify>,
 }
 
 /// What a worker is made of.
@@ -240,6 +242,7 @@ impl Worker {
                 continue;
             }
             keys.extend(engine.receive(changes).await?);
+            self.parts.wakes.backup.notify_one();
             self.parts.wakes.outgoing.notify_one();
         }
         due.extend(

@@ -34,6 +34,8 @@ migrations! {
     "0004_messages"
     "0005_outbox"
     "0006_rooms"
+    "0012_delivery"
+    "0011_backups"
     "0013_events_token"
     "0014_positions"
 }
