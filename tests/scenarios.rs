@@ -20,6 +20,7 @@ mod instances_on_synapse;
 mod owner_on_synapse;
 mod relay_on_fake;
 mod relay_on_synapse;
+mod rest_on_synapse;
 mod rig;
 mod store_on_synapse;
 mod wrong_settings;

@@ -100,6 +100,8 @@ pub(super) fn routes(state: &HttpState) -> Router<HttpState> {
         .route("/api/v1/webhooks", get(webhooks::list))
         .route("/api/v1/webhooks/{name}/resend", post(webhooks::resend))
         .route("/api/v1/webhooks/{name}/test", post(webhooks::test))
+        .route("/api/v1/webhooks/{name}/pause", post(webhooks::pause))
+        .route("/api/v1/webhooks/{name}/resume", post(webhooks::resume))
         .route("/api/v1/stats", get(stats::get))
         .route_layer(from_fn_with_state(state.clone(), access::check))
         .route("/api/v1/openapi.json", get(openapi::serve))

@@ -36,6 +36,18 @@ impl Rig {
         Self::with(store, Access::new([])).await
     }
 
+    /// As [`Rig::get`], with a body.
+    pub(super) async fn post(&self, path: &str, body: &str) -> (u16, Value) {
+        let (path, body) = (format!("/api/v1/{path}"), body.as_bytes().to_vec());
+        let (status, _, answer) = self.ask("POST", &path, Some("admin-secret"), body).await;
+        (status, answer)
+    }
+
+    /// Tells how the store is.
+    pub(super) fn store_is(&self, state: StoreState) {
+        self.health.send_replace(state);
+    }
+
     pub(super) fn url(&self) -> &str {
         &self.url
     }

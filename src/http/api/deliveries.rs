@@ -51,6 +51,10 @@ pub(super) struct Delivery {
     attempts: i64,
     /// The HTTP status that the last attempt was answered with; null when there was no answer.
     last_status: Option<i64>,
+    /// Why the last attempt failed, one word; null when it did not.
+    last_error: Option<String>,
+    /// How long the last attempt took, milliseconds.
+    last_duration_ms: Option<i64>,
     /// When it was queued first, RFC 3339 in UTC.
     created_at: String,
     /// When it was delivered or given up.
@@ -69,6 +73,8 @@ impl Delivery {
             status: listed.state,
             attempts: listed.attempts,
             last_status: listed.last_status,
+            last_error: listed.last_error,
+            last_duration_ms: listed.last_duration_ms,
             created_at: listed.created_at.rfc3339(),
             finished_at: listed.finished_at.map(crate::clock::Timestamp::rfc3339),
         }

@@ -105,6 +105,8 @@ impl Modify for Tokens {
         webhooks::list,
         webhooks::resend,
         webhooks::test,
+        webhooks::pause,
+        webhooks::resume,
         stats::get,
     ),
     modifiers(&Tokens),

@@ -28,6 +28,9 @@ use crate::{
 const BATCH: u16 = 500;
 const MOST: u64 = 10_000;
 
+/// Why a webhook is disabled that somebody has paused.
+const PAUSED: &str = "paused";
+
 /// Messages named in one request.
 const MOST_IDS: usize = 500;
 
@@ -47,6 +50,12 @@ pub(super) struct Webhook {
     name: String,
     /// Where it is, without what may be secret in the address; null when the settings no longer have it.
     url: Option<String>,
+    /// Whether it is sent anything: false while it is paused, and after it has answered 410.
+    enabled: bool,
+    /// Why it is not: `paused` or `gone`.
+    disabled_reason: Option<String>,
+    /// Since when it is not.
+    disabled_at: Option<String>,
     /// Deliveries that are still to be made.
     pending: u64,
     /// Rooms that have such.
@@ -65,6 +74,7 @@ pub(super) async fn all(state: &HttpState) -> Result<Vec<Webhook>, Problem> {
     let backlogs = outbox::backlogs(db).await?;
     let backlogs: BTreeMap<WebhookId, _> = backlogs.into_iter().map(|one| (one.webhook_id, one)).collect();
     let dead = admin::given_up(db).await?;
+    let disabled = webhooks::disabled(db).await?;
     let mut shown = Vec::new();
     for (id, name) in webhooks::all(db).await? {
         let url = state.api.webhooks.get(&name).cloned();
@@ -72,10 +82,14 @@ pub(super) async fn all(state: &HttpState) -> Result<Vec<Webhook>, Problem> {
         if url.is_none() && backlog.is_none() && dead.is_none() {
             continue;
         }
+        let disabled = disabled.iter().find(|disabled| disabled.webhook_id == id);
         let oldest = backlog.and_then(|backlog| backlog.oldest_at);
         shown.push(Webhook {
             name,
             url,
+            enabled: disabled.is_none(),
+            disabled_reason: disabled.map(|disabled| disabled.reason.clone()),
+            disabled_at: disabled.map(|disabled| disabled.at.rfc3339()),
             pending: backlog.map_or(0, |backlog| backlog.pending_count),
             pending_rooms: backlog.map_or(0, |backlog| backlog.room_count),
             oldest_pending_at: oldest.map(Timestamp::rfc3339),
@@ -265,11 +279,74 @@ pub(super) async fn test(
     query: Query,
 ) -> Result<super::super::error::Accepted<Trial>, Problem> {
     query.finish()?;
-    if !state.api.webhooks.contains_key(&name) {
-        return Err(Problem::not_there("webhook"));
-    }
-    let webhook_id = find(&state, &name).await?;
+    let webhook_id = find_configured(&state, &name).await?;
     let message_id = trial::send(&state.api.store, webhook_id, state.api.clock.now()).await?;
     state.api.wake_outbox.notify_one();
     Ok(super::super::error::Accepted(Trial { message_id: message_id.0 }))
+}
+
+/// Send a webhook nothing more
+///
+/// What comes is queued for it, up to the webhook's bound, until it is resumed. An attempt that is under way may still
+/// succeed. One that is paused already, or has answered 410, stays as it is.
+#[utoipa::path(
+    post, path = "/api/v1/webhooks/{name}/pause", tag = "webhooks",
+    params(("name" = String, Path, description = "The webhook's name.")),
+    responses(
+        (status = 200, description = "The webhook, as it is now.", body = Webhook),
+        (status = 404, description = "There is no such webhook.", body = super::openapi::Problem,
+            content_type = "application/problem+json"),
+        Refusals,
+    ),
+)]
+pub(super) async fn pause(
+    State(state): State<HttpState>,
+    Segment(name): Segment,
+    query: Query,
+) -> Result<Json<Webhook>, Problem> {
+    query.finish()?;
+    let webhook_id = find_configured(&state, &name).await?;
+    let mut tx = state.api.store.begin().await?;
+    webhooks::disable(&mut tx, webhook_id, PAUSED, state.api.clock.now()).await?;
+    tx.commit().await?;
+    one(&state, &name).await
+}
+
+/// Send a webhook what is queued, and what comes
+///
+/// Also one that was disabled because it answered 410.
+#[utoipa::path(
+    post, path = "/api/v1/webhooks/{name}/resume", tag = "webhooks",
+    params(("name" = String, Path, description = "The webhook's name.")),
+    responses(
+        (status = 200, description = "The webhook, as it is now.", body = Webhook),
+        (status = 404, description = "There is no such webhook.", body = super::openapi::Problem,
+            content_type = "application/problem+json"),
+        Refusals,
+    ),
+)]
+pub(super) async fn resume(
+    State(state): State<HttpState>,
+    Segment(name): Segment,
+    query: Query,
+) -> Result<Json<Webhook>, Problem> {
+    query.finish()?;
+    let webhook_id = find_configured(&state, &name).await?;
+    let mut tx = state.api.store.begin().await?;
+    webhooks::enable(&mut tx, webhook_id).await?;
+    tx.commit().await?;
+    state.api.wake_outbox.notify_one();
+    one(&state, &name).await
+}
+
+async fn find_configured(state: &HttpState, name: &str) -> Result<WebhookId, Problem> {
+    if !state.api.webhooks.contains_key(name) {
+        return Err(Problem::not_there("webhook"));
+    }
+    find(state, name).await
+}
+
+async fn one(state: &HttpState, name: &str) -> Result<Json<Webhook>, Problem> {
+    let found = all(state).await?.into_iter().find(|webhook| webhook.name == name);
+    found.map(Json).ok_or_else(|| Problem::not_there("webhook"))
 }

@@ -40,6 +40,10 @@ pub struct Listed {
     pub attempts: i64,
     /// The HTTP status of the last attempt, when there was an answer.
     pub last_status: Option<i64>,
+    /// Why the last attempt failed, one word.
+    pub last_error: Option<String>,
+    /// How long the last attempt took, milliseconds.
+    pub last_duration_ms: Option<i64>,
     /// When it was queued first.
     pub created_at: Timestamp,
     /// When it was delivered or given up.
@@ -94,8 +98,24 @@ pub struct Filter {
     pub until: Option<Timestamp>,
 }
 
-type Row =
-    (i64, i64, String, i64, String, String, i64, String, i64, Option<i64>, i64, Option<i64>);
+/// Delivery, webhook, message, position, type, room, sequence; state, attempts, status, error, duration; queued,
+/// finished.
+type Row = (
+    i64,
+    i64,
+    String,
+    i64,
+    String,
+    String,
+    i64,
+    String,
+    i64,
+    Option<i64>,
+    Option<String>,
+    Option<i64>,
+    i64,
+    Option<i64>,
+);
 
 fn listed(row: Row) -> Listed {
     Listed {
@@ -109,8 +129,10 @@ fn listed(row: Row) -> Listed {
         state: row.7,
         attempts: row.8,
         last_status: row.9,
-        created_at: Timestamp(row.10),
-        finished_at: row.11.map(Timestamp),
+        last_error: row.10,
+        last_duration_ms: row.11,
+        created_at: Timestamp(row.12),
+        finished_at: row.13.map(Timestamp),
     }
 }
 
@@ -119,7 +141,7 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT d.delivery_id, d.webhook_id, d.message_id, m.position, m.type, d.room_id, d.sequence, d.state, \
-             d.attempts, d.last_status, d.created_at, d.finished_at ",
+             d.attempts, d.last_status, d.last_error, d.last_duration_ms, d.created_at, d.finished_at ",
             $rest
         )
     };
@@ -294,3 +316,6 @@ pub async fn given_up(db: &Db) -> Result<BTreeMap<WebhookId, (u64, Timestamp)>, 
     };
     Ok(rows.into_iter().map(entry).collect())
 }
+
+#[cfg(test)]
+mod tests;
