@@ -12,6 +12,7 @@ mod account_data;
 mod accounts;
 mod backup;
 mod error;
+mod history;
 mod rooms;
 mod sync;
 #[cfg(test)]
@@ -41,6 +42,7 @@ use url::Url;
 
 pub use backup::{BackupVersion, RoomKeys};
 pub use error::HomeserverError;
+pub use history::History;
 pub use rooms::Invite;
 pub use timelines::{EarlierPage, Timeline, Timelines};
 

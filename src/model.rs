@@ -4,6 +4,7 @@ mod access;
 mod account;
 mod delivery;
 mod event;
+pub mod ledger;
 mod message;
 mod pattern;
 mod recovery;

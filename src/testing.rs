@@ -102,6 +102,7 @@ pub(crate) fn message(room_id: &str, sequence: u64) -> Message {
         sender: owned_user_id!("@instagram_1:example.org"),
         origin_server_ts: START,
         encrypted: true,
+        replaces: None,
         payload: payload.to_string().into_bytes(),
     }
 }

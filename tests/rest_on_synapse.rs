@@ -106,12 +106,14 @@ async fn messages_read_as_they_were_sent(scene: &Scene, instagram: &Sent, messen
     let other = scene.get("messages/facebook").await;
     assert_eq!(ids(&other, "messages", "room_id"), [messenger.portal()]);
     let (portal, edited) = (instagram.portal().replace('!', "%21"), "message.edited");
-    let edits = scene.get(&format!("messages?room={portal}&type={edited}&direction=in&network=instagram")).await;
+    let edits =
+        scene.get(&format!("messages?room={portal}&type={edited}&direction=in&network=instagram")).await;
     assert_eq!(edits["count"], 1);
     let first = scene.get("messages?limit=3").await;
     let next = first["next"].as_str().unwrap();
     let second = scene.get(&format!("messages?limit=3&cursor={next}")).await;
-    let all: BTreeSet<_> = [&first, &second].into_iter().flat_map(|page| ids(page, "messages", "id")).collect();
+    let all: BTreeSet<_> =
+        [&first, &second].into_iter().flat_map(|page| ids(page, "messages", "id")).collect();
     assert_eq!((all.len(), &second["next"]), (5, &Value::Null));
 
     // One by its id is what the webhook was told.
@@ -126,13 +128,19 @@ async fn stats_and_rooms_tell_of_them(scene: &Scene, instagram: &Sent) {
     let stored = &stats["stored"];
     assert_eq!(stored["keys"]["rooms"], 2, "{stored}");
     assert_eq!(stored["rooms"]["by_network"], json!({"instagram": 1, "messenger": 1}));
-    assert_eq!((&stored["messages"]["total"], &stored["messages"]["decrypted"]["hour"]), (&json!(5), &json!(5)));
+    assert_eq!(
+        (&stored["messages"]["total"], &stored["messages"]["decrypted"]["hour"]),
+        (&json!(5), &json!(5))
+    );
     assert_eq!(stored["messages"]["decryptable_rate"]["hour"], 1.0);
     assert_eq!(stored["crypto"]["is_held"], true);
     assert_eq!(stored["crypto"]["accounts"][0]["user_id"], BOT);
     assert!(stored["inbox"]["last_transaction_at"].is_string());
     let room = scene.get(&format!("rooms/{}", instagram.portal().replace('!', "%21"))).await;
-    assert_eq!((&room["name"], &room["type"], &room["encrypted"]), (&json!("Alice"), &json!("dm"), &json!(true)));
+    assert_eq!(
+        (&room["name"], &room["type"], &room["encrypted"]),
+        (&json!("Alice"), &json!("dm"), &json!(true))
+    );
     assert_eq!((&room["network"], &room["message_count"]), (&json!("instagram"), &json!(4)));
     assert_eq!(room["accounts"], json!([{"user_id": BOT, "membership": "join"}]));
     assert_eq!(scene.get("rooms?relayed=yes").await["count"], 2);
@@ -152,10 +160,8 @@ async fn deliveries_go_out_again(scene: &Scene) {
     let (status, again) = scene.post(&format!("deliveries/{}/resend", one["id"]), &json!({})).await;
     assert_eq!((status, &again["status"]), (200, &json!("pending")));
     let id = one["message_id"].as_str().unwrap();
-    until("the same message again", SOON, async || {
-        (attempts_under(scene, id) == before + 1).then_some(())
-    })
-    .await;
+    until("the same message again", SOON, async || (attempts_under(scene, id) == before + 1).then_some(()))
+        .await;
 
     // While it is paused, a webhook gets nothing; then it gets what there is, in order.
     assert_eq!(scene.post("webhooks/default/pause", &json!({})).await.0, 200);
@@ -204,7 +210,8 @@ async fn the_documented_reader_reads_all(scene: &Scene) {
     let page = include_str!("../docs/rest.md");
     let code = page.split("```python\n").nth(1).unwrap().split("```").next().unwrap();
     let mut command = Command::new("python3");
-    let (url, call) = (scene.coucou.url(), "for cursor, id, payload in events(sys.argv[1], sys.argv[2], None): print(id)");
+    let (url, call) =
+        (scene.coucou.url(), "for cursor, id, payload in events(sys.argv[1], sys.argv[2], None): print(id)");
     command.args(["-c", &format!("import sys\n{code}\n{call}"), &url, API_TOKEN]);
     let printed = run(command).await;
     let mut told: Vec<_> = scene.receiver.messages().into_iter().map(|message| message.id).collect();
@@ -238,7 +245,9 @@ async fn a_reader_misses_nothing_over_a_power_cut(scene: &mut Scene, portal: &st
         })
         .await;
         let events = page["events"].as_array().unwrap();
-        seen.extend(events.iter().map(|event| event["payload"]["data"]["event_id"].as_str().unwrap().to_owned()));
+        seen.extend(
+            events.iter().map(|event| event["payload"]["data"]["event_id"].as_str().unwrap().to_owned()),
+        );
         after = page["next"].as_str().unwrap().to_owned();
         if seen.len() > kills * 15 + 5 && kills < 2 {
             kills += 1;

@@ -16,7 +16,6 @@ INSERT INTO positions (name, last, last_at)
 SELECT 'messages', COALESCE(MAX(position), 0), COALESCE(MAX(created_at), 0) FROM messages;
 
 CREATE UNIQUE INDEX messages_position ON messages (position);
-CREATE INDEX messages_unnumbered ON messages (created_at) WHERE position IS NULL;
 CREATE INDEX messages_network_position ON messages (network, position);
 CREATE INDEX messages_room_position ON messages (room_id, position);
 -- The types that are rare among all.

@@ -15,7 +15,7 @@ use crate::{
     crypto::CryptoError,
     inbox::worker::log_end,
     model::WebhookId,
-    store::{Lease, StoreError, inbox, leases, messages},
+    store::{Lease, StoreError, leases},
 };
 
 /// The name of the lease.
@@ -28,9 +28,6 @@ const LASTS: Duration = Duration::from_secs(10);
 /// How often it is renewed, and claimed.
 const RENEW: Duration = Duration::from_secs(3);
 const CLAIM: Duration = Duration::from_secs(2);
-
-/// How long worked-through rows of the inbox are kept, to know repeats by.
-const KEEP_ROWS: Duration = Duration::from_hours(24);
 
 /// Claims the lease again and again, and works while it is held.
 ///
@@ -136,28 +133,4 @@ pub(super) async fn give_back(shared: &Shared, lease: &Lease) {
         tx.commit().await
     };
     let _ = tokio::time::timeout(Duration::from_secs(3), release).await;
-}
-
-/// Deletes rows of the inbox that are long worked through, now and then.
-pub(super) async fn prune(shared: Shared, stop: CancellationToken) {
-    const PAUSE: Duration = Duration::from_mins(10);
-    while !stop.is_cancelled() {
-        let prune = async {
-            let before = shared.clock.now().minus(KEEP_ROWS);
-            let mut tx = shared.store.begin().await?;
-            let pruned = inbox::prune(&mut tx, before).await?;
-            messages::counts::prune(&mut tx, shared.clock.now()).await?;
-            tx.commit().await?;
-            Ok::<_, StoreError>(pruned)
-        };
-        let wait = match prune.await {
-            Ok(inbox::PRUNE_BATCH..) => Duration::ZERO,
-            Ok(_) => PAUSE.mul_f64(rand::rng().random_range(0.8..1.2)),
-            Err(error) => {
-                tracing::debug!(error = &error as &dyn Error, "could not prune the inbox");
-                PAUSE
-            }
-        };
-        tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
-    }
 }

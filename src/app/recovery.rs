@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How often the backup is looked after when nobody announces new keys.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(10);
 
 /// How long new keys are collected before they are put into the backup.
 const GATHER: Duration = Duration::from_secs(2);
@@ -36,8 +36,9 @@ const BATCHES_A_LINE: u64 = 10;
 /// Sessions looked up in the backups in one round.
 const MOST_LOOKUPS: i64 = 50;
 
-/// The first and the longest time between two look-ups of one session.
-const FIRST_LOOKUP: Duration = Duration::from_mins(1);
+/// The first and the longest time between two look-ups of one session. The owner's other devices back a key up
+/// within seconds.
+const FIRST_LOOKUP: Duration = Duration::from_secs(10);
 const LONGEST_LOOKUP: Duration = Duration::from_hours(6);
 
 /// Refuses to make a second identity of the bot beside the one that its secret storage keeps, before anything
@@ -116,7 +117,9 @@ fn bot(engines: &[Engine]) -> Option<&Engine> {
 fn as_crypto(error: RecoveryError) -> CryptoError {
     match error {
         RecoveryError::Crypto(error) => error,
-        error => CryptoError::Refused(format!("the bot cannot be brought back: {error}")),
+        error => CryptoError::Refused(format!(
+            "the bot cannot be brought back: {error} (`coucou restore --help` shows other ways)"
+        )),
     }
 }
 
@@ -359,7 +362,11 @@ impl Recovery {
         let mut answered: HashMap<(OwnedRoomId, String), crate::clock::Timestamp> = HashMap::new();
         for lookup in wanted {
             let key = RoomKey { room_id: lookup.room_id.clone(), session_id: lookup.session_id.clone() };
-            for (backup, engine) in &sources {
+            // What the bot's own backup holds came from this store, so asking once is enough.
+            let sources = sources
+                .iter()
+                .filter(|(_, engine)| lookup.tries == 0 || engine.account().role == Role::Owner);
+            for (backup, engine) in sources {
                 let fetched = backup.of_session(&key).await?;
                 if !self.import(engine, backup, fetched).await?.is_empty() {
                     tracing::info!(room.id = %key.room_id, account.user_id = %backup.user_id(),
@@ -367,7 +374,7 @@ impl Recovery {
                     break;
                 }
             }
-            let doublings = u32::try_from(lookup.tries.clamp(0, 10)).unwrap_or(10);
+            let doublings = u32::try_from(lookup.tries.clamp(0, 12)).unwrap_or(12);
             let next = (FIRST_LOOKUP * (1 << doublings)).min(LONGEST_LOOKUP);
             answered.insert((lookup.room_id, lookup.session_id), now.plus(next));
         }

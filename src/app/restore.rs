@@ -1,6 +1,9 @@
 //! `coucou restore` and `coucou recovery-key`: a lost database's account brought back, and the key for it.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use ruma::OwnedUserId;
 use secrecy::SecretString;
@@ -11,12 +14,13 @@ use crate::{
     config::Config,
     crypto::{
         CryptoError, Engine, RecoveryError,
-        recovery::{Found, KEPT_KEY, Progress, Restored},
+        recovery::{self, Found, KEPT_KEY, Progress, Restored},
         setup,
     },
     homeserver::{Homeserver, HomeserverError},
     inbox::worker::Wakes,
     model::{RecoveryKey, Role},
+    rooms::HISTORY_SINCE,
     store::{Lease, Store, StoreError, accounts, crypto},
 };
 
@@ -25,8 +29,19 @@ use crate::{
 pub struct RestoreOptions {
     /// The identity alone is enough, when there is no backup.
     pub identity_only: bool,
+    /// How far back rooms are read and relayed again; none means not at all.
+    pub history: Option<History>,
     /// Nothing is restored: the bot gets a new identity in place of the old one.
     pub start_over: bool,
+}
+
+/// How far back rooms are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum History {
+    /// To where the account came into the room.
+    All,
+    /// For so long.
+    Last(Duration),
 }
 
 /// Why nothing was restored.
@@ -109,7 +124,7 @@ async fn restore_under_lease(
     let holder = format!("restore-{:08x}", rand::random::<u32>());
     let Some(lease) = leader::claim(shared, &holder).await? else { return Err(RestoreError::Busy) };
     let restored = tokio::select! {
-        restored = apply(shared, &lease, bot, found, progress) => restored,
+        restored = apply(shared, &lease, bot, found, options, progress) => restored,
         lost = leader::renew(shared, &lease) => Err(lost.into()),
     };
     leader::give_back(shared, &lease).await;
@@ -128,6 +143,7 @@ async fn apply(
     lease: &Lease,
     bot: OwnedUserId,
     found: Option<Found>,
+    options: RestoreOptions,
     progress: impl FnMut(Progress) + Send,
 ) -> Result<Restored, RestoreError> {
     let Shared { config, store, homeserver, clock, .. } = shared;
@@ -144,11 +160,19 @@ async fn apply(
     let now = clock.now();
     let account = setup::ensure_account(store, homeserver, lease, &bot, Role::Bot, device, now).await?;
     let engine = load(account).await?;
+    if let Some(history) = options.history {
+        let since = match history {
+            History::All => 0,
+            History::Last(time) => now.minus(time).0,
+        };
+        engine.keep_note(HISTORY_SINCE, &since.to_string()).await?;
+    }
     let restored = match found {
         Some(found) => found.restore(&engine, progress).await?,
         None => {
             engine.drain_outgoing().await?;
             engine.publish_identity().await?;
+            recovery::start_over(&engine, config.recovery_key.as_ref()).await?;
             Restored::default()
         }
     };

@@ -246,6 +246,7 @@ impl Term {
             invite_bot: config.owner.as_ref().is_some_and(|owner| owner.mode == OwnerMode::Invite),
             webhooks: self.webhooks.clone(),
             cautious: self.cautious,
+            notify_after: config.undecryptable.notify_after,
             wakes: self.shared.wakes.clone(),
         }
     }

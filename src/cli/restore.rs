@@ -4,12 +4,13 @@ use std::{
     fs,
     io::{self, IsTerminal, Read, Write},
     path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
 use crate::{
-    app::{self, RestoreOptions},
+    app::{self, History, RestoreOptions},
     config::Config,
     model::RecoveryKey,
 };
@@ -28,14 +29,18 @@ pub(super) struct Args {
     /// Restores the identity even when there is no key backup.
     #[arg(long)]
     identity_only: bool,
+    /// Reads rooms back and relays again what was said in them: `all`, or a time such as 12h or 30d.
+    #[arg(long, value_name = "TIME", value_parser = history)]
+    history: Option<History>,
     /// Restores nothing: gives the bot a new identity, for when the recovery key is lost for good.
-    #[arg(long, conflicts_with_all = ["recovery_key", "recovery_key_file", "identity_only"])]
+    #[arg(long, conflicts_with_all = ["recovery_key", "recovery_key_file", "identity_only", "history"])]
     start_over: bool,
 }
 
 /// Restores, with progress, and says what is there now.
 pub(super) async fn run(args: Args, config: Config) -> Result<()> {
-    let options = RestoreOptions { identity_only: args.identity_only, start_over: args.start_over };
+    let Args { identity_only, start_over, history, .. } = args;
+    let options = RestoreOptions { identity_only, history, start_over };
     let key = if args.start_over { None } else { key(&args, &config)? };
     let mut out = io::stdout();
     writeln!(out, "{}", config.store.chosen_because)?;
@@ -59,6 +64,27 @@ pub(super) async fn run(args: Args, config: Config) -> Result<()> {
     }
     writeln!(out, "`coucou serve` goes on from here")?;
     Ok(())
+}
+
+/// `all`, or a number with m, h or d.
+fn history(text: &str) -> Result<History, String> {
+    const MUST: &str = "must be all, or a number with m, h or d for minutes, hours or days";
+    if text == "all" {
+        return Ok(History::All);
+    }
+    let seconds = match text.as_bytes().last() {
+        Some(b'm') => 60,
+        Some(b'h') => 60 * 60,
+        Some(b'd') => 24 * 60 * 60,
+        _ => return Err(MUST.to_owned()),
+    };
+    let number: Option<u64> = text.get(..text.len() - 1).and_then(|number| number.parse().ok());
+    let seconds = number.and_then(|number| number.checked_mul(seconds)).filter(|seconds| *seconds > 0);
+    // A century is as good as all.
+    let most = 100 * 365 * 24 * 60 * 60;
+    seconds
+        .map(|seconds| History::Last(Duration::from_secs(seconds.min(most))))
+        .ok_or_else(|| MUST.to_owned())
 }
 
 fn key(args: &Args, config: &Config) -> Result<Option<RecoveryKey>> {

@@ -199,6 +199,12 @@ settings! {
         "Whose invites the bot accepts: a list (by environment: with commas) of server names and user ids, in \
          which * stands for anything.",
     }
+    UNDECRYPTABLE_NOTIFY_AFTER {
+        "undecryptable.notify_after", env: "COUCOU_UNDECRYPTABLE_NOTIFY_AFTER",
+        default: "5m", example: "5m",
+        "How long after it came the webhooks are told, once, of a message that cannot be decrypted: a number \
+         with a unit (s, m, h, d or w), or off.",
+    }
     BRIDGE_BOT {
         "bridges[].bot",
         default: "required", example: "@instagrambot:example.org",
@@ -213,6 +219,12 @@ settings! {
         "networks",
         default: "none beside the built-in names", example: "instagramgo: instagram",
         "Names of networks by the protocol id that a bridge states.",
+    }
+    MESSAGES_RETENTION {
+        "messages.retention", env: "COUCOU_MESSAGES_RETENTION",
+        default: "30d", example: "30d",
+        "How long the content of messages is kept, and encrypted events whose key is missing: a number with a \
+         unit (s, m, h, d, w). What is still to be delivered is kept until it is. 0 keeps nothing after delivery.",
     }
     LOG_FORMAT {
         "log.format", env: "COUCOU_LOG_FORMAT",

@@ -277,3 +277,64 @@ impl Engine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use matrix_sdk_crypto::olm::InboundGroupSession as Session;
+    use ruma::{room_id, user_id};
+    use secrecy::SecretString;
+
+    use super::*;
+
+    fn backup(key: &BackupDecryptionKey) -> KeyBackup {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let url = "http://127.0.0.1:9".parse().unwrap();
+        let homeserver = Homeserver::new(&url, SecretString::from("token")).unwrap();
+        KeyBackup::at(&homeserver, user_id!("@coucou:example.org"), "1".to_owned(), 1, key.clone())
+    }
+
+    async fn encrypted(backup: &KeyBackup) -> (String, Json) {
+        let group = vodozemac::megolm::GroupSession::new(SessionConfig::version_1());
+        let session_key = InboundGroupSession::new(&group.session_key(), SessionConfig::version_1())
+            .export_at_first_known_index();
+        let exported: ExportedRoomKey = serde_json::from_value(json!({
+            "algorithm": "m.megolm.v1.aes-sha2", "room_id": "!room", "session_id": group.session_id(),
+            "session_key": session_key.to_base64(), "sender_claimed_keys": {},
+            "sender_key": "DeHIg4gwhClxzFYcmNntPNF9YtsdZbmMy8+3kzCMXHA", "forwarding_curve25519_key_chain": [],
+        }))
+        .unwrap();
+        let data = backup.public.encrypt(Session::try_from(&exported).unwrap()).await.unwrap();
+        (group.session_id(), serde_json::to_value(data).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_key_under_another_sessions_name_is_not_taken() {
+        let key = BackupDecryptionKey::new();
+        let backup = backup(&key);
+        let (session_id, data) = encrypted(&backup).await;
+        let keys = RoomKeys::from([
+            (session_id.clone(), data.clone()),
+            ("another".to_owned(), data),
+            ("damaged".to_owned(), json!({"session_data": {}})),
+            (encrypted(&self::backup(&BackupDecryptionKey::new())).await.0, encrypted(&backup).await.1),
+        ]);
+        let mut fetched = Fetched::default();
+        backup.decrypt(room_id!("!room"), keys, &mut fetched);
+        assert_eq!((fetched.keys.len(), fetched.unreadable), (1, 3));
+        assert_eq!(fetched.keys[0].session_id, session_id);
+    }
+
+    #[test]
+    fn a_backup_of_another_key_is_not_ours() {
+        let (ours, other) = (BackupDecryptionKey::new(), BackupDecryptionKey::new());
+        let info = serde_json::to_value(ours.to_backup_info()).unwrap();
+        let version: BackupVersion = {
+            let mut answer = info;
+            answer["version"] = json!("1");
+            answer["count"] = json!(3);
+            serde_json::from_value(answer).unwrap()
+        };
+        assert_eq!(version.count, 3);
+        assert!(fits(&ours, &version) && !fits(&other, &version));
+    }
+}

@@ -15,7 +15,8 @@ use matrix_sdk_common::deserialized_responses::{
 };
 use matrix_sdk_crypto::{
     CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
-    TrustRequirement, olm::SenderData, vodozemac::megolm::DecryptionError,
+    TrustRequirement, olm::SenderData, types::events::room::encrypted::EncryptedEvent,
+    vodozemac::megolm::DecryptionError,
 };
 use ruma::{
     OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt, api::client::sync::sync_events::DeviceLists,
@@ -155,6 +156,8 @@ pub enum Decrypted {
     UnknownIndex,
     /// The sender told that it withholds the key; the code of `m.room_key.withheld`.
     Withheld(String),
+    /// There is no key for this room, but its session is known: it belongs to another room.
+    OtherRoom,
     /// The algorithm is not one that this version can decrypt.
     UnsupportedAlgorithm,
     /// The ciphertext is damaged or was not made with this session.
@@ -232,13 +235,31 @@ impl Engine {
         Ok(keys)
     }
 
-    /// Decrypts an `m.room.encrypted` event.
+    /// Decrypts an `m.room.encrypted` event, which names this session.
     ///
     /// # Errors
     /// When the store fails. Everything that is wrong with the event is an outcome.
-    pub async fn decrypt(&self, room_id: &RoomId, event: Box<RawValue>) -> Result<Decrypted, CryptoError> {
-        let decrypted = self.machine.decrypt_room_event(&Raw::from_json(event), room_id, &settings()).await;
-        Ok(match decrypted {
+    pub async fn decrypt(
+        &self,
+        key: &RoomKey,
+        event: &Raw<EncryptedEvent>,
+    ) -> Result<Decrypted, CryptoError> {
+        match self.try_decrypt(&key.room_id, event).await? {
+            // Another process may have stored a better key than the one in the cache.
+            Decrypted::UnknownIndex => {
+                self.store.reload_session(&key.room_id, &key.session_id);
+                self.try_decrypt(&key.room_id, event).await
+            }
+            decrypted => Ok(decrypted),
+        }
+    }
+
+    async fn try_decrypt(
+        &self,
+        room_id: &RoomId,
+        event: &Raw<EncryptedEvent>,
+    ) -> Result<Decrypted, CryptoError> {
+        Ok(match self.machine.decrypt_room_event(event, room_id, &settings()).await {
             Ok(decrypted) => Decrypted::Clear(Box::new(self.clear(room_id, decrypted).await?)),
             Err(MegolmError::Store(error)) => return Err(error.into()),
             Err(MegolmError::MissingRoomKey(None)) => Decrypted::AwaitingKey,

@@ -52,7 +52,7 @@ pub enum Page {
 }
 
 /// How often, in pages, progress is logged while a backlog is fetched.
-const REPORT: u64 = 10;
+const REPORT: u64 = 5;
 
 /// What was fetched in one go.
 #[derive(Debug, Default)]

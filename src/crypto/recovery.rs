@@ -144,6 +144,21 @@ async fn restore_keys(
     Ok(restored)
 }
 
+/// Makes a secret storage for an identity that was just made, in place of one whose key is lost.
+///
+/// # Errors
+/// When the homeserver or the store fails.
+pub async fn start_over(engine: &Engine, configured: Option<&RecoveryKey>) -> Result<(), RecoveryError> {
+    let key = match configured {
+        Some(key) => key.clone(),
+        None => engine.make_recovery_key().await?,
+    };
+    engine.keep_recovery_key(&key, configured.is_none()).await?;
+    let secrets = engine.secrets().await?;
+    SecretStorage::create(&engine.homeserver, &engine.account().user_id, &key, &secrets).await?;
+    Ok(())
+}
+
 /// Makes sure that the bot can be brought back: a recovery key, secret storage, and a backup whose key is in
 /// it. Answers the backup.
 ///
@@ -320,6 +335,11 @@ async fn checked_machine(
 /// When the secret storage does not hold the key, or the homeserver fails or refuses the signature.
 pub async fn sign_owners_device(engine: &Engine, storage: &SecretStorage) -> Result<bool, RecoveryError> {
     let account = engine.account();
+    engine.query_own_keys().await?;
+    let known = engine.machine.get_device(&account.user_id, &account.device_id, None).await?;
+    if known.is_some_and(|device| device.is_cross_signed_by_owner()) {
+        return Ok(false);
+    }
     let names = [SecretName::CrossSigningSelfSigningKey];
     let export = private_identity(storage, &names).await?;
     let machine = checked_machine(&engine.homeserver, &account.user_id, export).await?;
@@ -365,6 +385,14 @@ impl Engine {
     pub async fn kept_recovery_key(&self) -> Result<Option<RecoveryKey>, CryptoError> {
         let kept = self.machine.store().get_custom_value(KEPT_KEY).await?.map(Zeroizing::new);
         Ok(kept.and_then(|text| RecoveryKey::parse(std::str::from_utf8(&text).ok()?).ok()))
+    }
+
+    /// Keeps a note of the application's beside the keys, sealed like them.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn keep_note(&self, name: &str, text: &str) -> Result<(), CryptoError> {
+        Ok(self.machine.store().set_custom_value(name, text.as_bytes().to_vec()).await?)
     }
 
     /// Whether the recovery key is one that coucou made and nobody has given it.

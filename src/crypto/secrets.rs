@@ -106,11 +106,7 @@ impl SecretStorage {
     /// # Errors
     /// When the homeserver cannot be reached or refuses.
     pub async fn is_there(homeserver: &Homeserver, user_id: &UserId) -> Result<bool, HomeserverError> {
-        match default_key(homeserver, user_id).await {
-            Ok(key_id) => Ok(key_id.is_some()),
-            Err(HomeserverError::Status { status: 403, .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(default_key(homeserver, user_id).await?.is_some())
     }
 
     /// Opens a user's secret storage.
@@ -241,7 +237,11 @@ impl SecretStorage {
 }
 
 async fn default_key(homeserver: &Homeserver, user_id: &UserId) -> Result<Option<String>, HomeserverError> {
-    let content = homeserver.account_data(user_id, DEFAULT_KEY).await?;
+    let content = match homeserver.account_data(user_id, DEFAULT_KEY).await {
+        // A user of the service that was never registered.
+        Err(HomeserverError::Status { status: 403, .. }) => None,
+        content => content?,
+    };
     Ok(content.and_then(|content| Some(content.get("key")?.as_str()?.to_owned())))
 }
 

@@ -193,6 +193,12 @@ impl AccountStore {
         Ok(inbound::relayed_not_backed_up(db, &scope).await?)
     }
 
+    /// Forgets what the cache has of a session, so that it is read anew: another process may have stored a
+    /// better key.
+    pub fn reload_session(&self, room_id: &RoomId, session_id: &str) {
+        self.cache.remove_session(room_id, session_id);
+    }
+
     /// The devices of a user, from the cache if they are there.
     async fn devices(&self, user_id: &UserId) -> Result<Arc<Devices>> {
         self.open()?;

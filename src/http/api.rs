@@ -15,6 +15,7 @@ mod rooms;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod undecryptable;
 mod webhooks;
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
@@ -92,6 +93,7 @@ pub(super) fn routes(state: &HttpState) -> Router<HttpState> {
         .route("/api/v1/messages", get(messages::list))
         .route("/api/v1/messages/{network_or_id}", get(messages::of))
         .route("/api/v1/events", get(events::list))
+        .route("/api/v1/undecryptable", get(undecryptable::list))
         .route("/api/v1/rooms", get(rooms::list))
         .route("/api/v1/rooms/{room_id}", get(rooms::one))
         .route("/api/v1/deliveries", get(deliveries::list))

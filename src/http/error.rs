@@ -132,7 +132,8 @@ impl Problem {
 
     /// Nobody may use the API, as the settings name no token.
     pub(super) fn api_disabled() -> Self {
-        let detail = "no token is set up for the REST API: set api.tokens in coucou.yaml, or COUCOU_API_TOKEN";
+        let detail =
+            "no token is set up for the REST API: set api.tokens in coucou.yaml, or COUCOU_API_TOKEN";
         Self::new(StatusCode::FORBIDDEN, "api_disabled", detail)
     }
 
@@ -145,7 +146,8 @@ impl Problem {
 
     /// The token is none of ours.
     pub(super) fn token_wrong() -> Self {
-        let problem = Self::new(StatusCode::UNAUTHORIZED, "token_wrong", "the token is not one of api.tokens");
+        let problem =
+            Self::new(StatusCode::UNAUTHORIZED, "token_wrong", "the token is not one of api.tokens");
         Self { challenge: Some("Bearer realm=\"coucou\", error=\"invalid_token\""), ..problem }
     }
 

@@ -34,7 +34,8 @@ impl RoomSnapshot {
     pub fn take_earlier(&mut self) -> Vec<WireEvent> {
         let earlier = std::mem::take(&mut self.earlier).into_iter();
         let events = earlier.filter_map(|raw| WireEvent::parse(raw, self.received_at).ok());
-        events.filter(|event| event.room_id == self.room_id && event.state_key.is_none()).collect()
+        let events = events.filter(|event| event.room_id == self.room_id && event.state_key.is_none());
+        events.map(|event| WireEvent { before_join: true, ..event }).collect()
     }
 }
 

@@ -42,6 +42,7 @@ pub async fn send(store: &Store, webhook_id: WebhookId, now: Timestamp) -> Resul
         sender,
         origin_server_ts: now,
         encrypted: false,
+        replaces: None,
         payload,
     };
     messages::insert(&mut tx, store.seal()?, std::slice::from_ref(&message), now).await?;

@@ -54,6 +54,8 @@ pub enum Kind {
     Reaction,
     /// A message or reaction taken back.
     Redaction,
+    /// What was taken back before it was delivered, whatever it was.
+    Redacted,
     /// Of a type that has no kind, or malformed: look at `data.matrix`.
     Unknown,
 }

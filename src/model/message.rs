@@ -187,6 +187,8 @@ pub struct Message {
     pub origin_server_ts: Timestamp,
     /// Whether the event had to be decrypted.
     pub encrypted: bool,
+    /// Of an edit: the event that it replaces.
+    pub replaces: Option<OwnedEventId>,
     /// The body of the webhook call, JSON.
     pub payload: Vec<u8>,
 }

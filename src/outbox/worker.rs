@@ -31,8 +31,8 @@ use crate::{
     model::WebhookId,
     store::{
         Store, StoreError,
-        outbox::{self, Claimed, Finished, Loaded},
-        webhooks,
+        outbox::{self, Claimed, Fate, Finished, Loaded},
+        retention, webhooks,
     },
 };
 
@@ -63,6 +63,8 @@ pub struct Config {
     pub batch_window: Duration,
     /// How often to look without being woken: other instances store messages, too.
     pub poll: Duration,
+    /// Whether the content of a message stays once nobody is to be told of it any more.
+    pub keep_delivered: bool,
 }
 
 impl Default for Config {
@@ -75,6 +77,7 @@ impl Default for Config {
             attempt_limit: Duration::from_secs(20),
             batch_window: Duration::from_millis(5),
             poll: Duration::from_secs(1),
+            keep_delivered: true,
         }
     }
 }
@@ -387,6 +390,12 @@ impl Dispatcher {
             }
         }
         let lost = outbox::finish(&mut tx, &finished).await?;
+        if !self.config.keep_delivered {
+            let done = finished.iter().flat_map(|outcome| &outcome.attempts);
+            let done =
+                done.filter(|attempt| attempt.fate == Fate::Delivered).map(|attempt| attempt.delivery_id);
+            retention::purge_delivered(&mut tx, done, self.clock.now()).await?;
+        }
         tx.commit().await?;
         self.gone.clear();
         for served in disabled.iter().filter_map(|id| self.destinations.get(id)) {

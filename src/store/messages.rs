@@ -103,11 +103,12 @@ pub async fn insert(
             now,
             position,
             seal.seal(TABLE, message.message_id.as_str(), &message.payload)?,
+            message.replaces.as_ref().map(|event_id| event_id.as_str()),
         ]);
     }
     tx.execute_many(
         "INSERT INTO messages (message_id, event_id, room_id, sequence, type, network, direction, sender, \
-         origin_server_ts, created_at, position, payload) VALUES {rows}",
+         origin_server_ts, created_at, position, payload, replaces) VALUES {rows}",
         vec![],
         rows,
     )
@@ -140,14 +141,14 @@ pub async fn number(tx: &mut Tx, most: i64, now: Timestamp) -> Result<usize, Sto
     Ok(found.len())
 }
 
-/// The payloads of the newest messages, newest first.
+/// The payloads of the newest messages that have one still, newest first.
 ///
 /// # Errors
 /// When the database fails or a payload does not open.
 pub async fn newest(db: &Db, seal: &Seal, most: i64) -> Result<Vec<Vec<u8>>, StoreError> {
     let rows: Vec<(String, Vec<u8>)> = db
         .fetch_all(
-            "SELECT message_id, payload FROM messages ORDER BY created_at DESC, sequence DESC LIMIT $1",
+            "SELECT message_id, payload FROM messages WHERE purged_at IS NULL ORDER BY created_at DESC, sequence DESC LIMIT $1",
             values![most],
         )
         .await?;
@@ -157,7 +158,16 @@ pub async fn newest(db: &Db, seal: &Seal, most: i64) -> Result<Vec<Vec<u8>>, Sto
 /// A place in a Megolm session: room, session and message index.
 pub type MegolmIndex = (String, String, i64);
 
-/// Which events have used these places already.
+pub(super) const USED: &str = "SELECT v.column1, v.column2, v.column3, COALESCE(m.event_id, '') \
+     FROM (VALUES {rows}) AS v \
+     LEFT JOIN megolm_indexes AS m ON m.room_id = v.column1 AND m.session_id = v.column2 \
+         AND m.message_index = v.column3 \
+     LEFT JOIN megolm_floors AS f ON f.room_id = v.column1 AND f.session_id = v.column2 \
+         AND f.message_index >= v.column3 \
+     WHERE m.event_id IS NOT NULL OR f.room_id IS NOT NULL";
+
+/// Which events have used these places already. A place that was used so long ago that the event is
+/// forgotten has the empty text: no event at all may use it.
 ///
 /// # Errors
 /// When the database fails.
@@ -167,9 +177,7 @@ pub async fn used_indexes(
 ) -> Result<HashMap<MegolmIndex, String>, StoreError> {
     let rows: Vec<(String, String, i64, String)> = db
         .fetch_many(
-            "SELECT m.room_id, m.session_id, m.message_index, m.event_id FROM (VALUES {rows}) AS v \
-             JOIN megolm_indexes m ON m.room_id = v.column1 AND m.session_id = v.column2 \
-             AND m.message_index = v.column3",
+            USED,
             vec![],
             indexes
                 .iter()
@@ -184,15 +192,19 @@ pub async fn used_indexes(
 ///
 /// # Errors
 /// When the database fails.
-pub async fn use_indexes(tx: &mut Tx, used: &[(MegolmIndex, String)]) -> Result<(), StoreError> {
+pub async fn use_indexes(
+    tx: &mut Tx,
+    used: &[(MegolmIndex, String)],
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let rows = used
         .iter()
         .map(|((room, session, index), event)| {
-            values![room.as_str(), session.as_str(), *index, event.as_str()]
+            values![room.as_str(), session.as_str(), *index, event.as_str(), now]
         })
         .collect();
     tx.execute_many(
-        "INSERT INTO megolm_indexes (room_id, session_id, message_index, event_id) VALUES {rows} \
+        "INSERT INTO megolm_indexes (room_id, session_id, message_index, event_id, used_at) VALUES {rows} \
          ON CONFLICT DO NOTHING",
         vec![],
         rows,

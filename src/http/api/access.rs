@@ -55,9 +55,8 @@ impl Access {
     /// Lets these tokens in; without any, nobody.
     #[must_use]
     pub fn new(tokens: impl IntoIterator<Item = (SecretString, Scope)>) -> Self {
-        let hashed = |(token, scope): (SecretString, Scope)| {
-            (Sha256::digest(token.expose_secret()).into(), scope)
-        };
+        let hashed =
+            |(token, scope): (SecretString, Scope)| (Sha256::digest(token.expose_secret()).into(), scope);
         let forgiven = Quota::with_period(FORGIVEN).unwrap_or(Quota::per_second(NonZeroU32::MIN));
         Self {
             tokens: tokens.into_iter().map(hashed).collect(),

@@ -63,10 +63,7 @@ pub(super) struct Event {
         Refusals,
     ),
 )]
-pub(super) async fn list(
-    State(state): State<HttpState>,
-    mut query: Query,
-) -> Result<Json<Events>, Problem> {
+pub(super) async fn list(State(state): State<HttpState>, mut query: Query) -> Result<Json<Events>, Problem> {
     let limit = query.limit()?;
     let after = query.take("after");
     query.finish()?;

@@ -161,9 +161,11 @@ impl Content {
 impl Message {
     fn of(stored: Stored) -> Result<(Self, Option<Vec<u8>>), Problem> {
         let data = match &stored.payload {
-            Some(payload) => serde_json::from_slice::<Payload>(payload)
-                .map_err(|_| Problem::from(StoreError::Corrupt("messages")))?
-                .data,
+            Some(payload) => {
+                serde_json::from_slice::<Payload>(payload)
+                    .map_err(|_| Problem::from(StoreError::Corrupt("messages")))?
+                    .data
+            }
             None => Data::default(),
         };
         let content = data.content.as_ref();

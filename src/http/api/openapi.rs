@@ -9,7 +9,7 @@ use utoipa::{
     },
 };
 
-use super::{deliveries, events, messages, rooms, stats, webhooks};
+use super::{deliveries, events, messages, rooms, stats, undecryptable, webhooks};
 
 /// A problem (RFC 9457).
 #[derive(ToSchema)]
@@ -97,6 +97,7 @@ impl Modify for Tokens {
         messages::list,
         messages::of,
         events::list,
+        undecryptable::list,
         rooms::list,
         rooms::one,
         deliveries::list,

@@ -155,7 +155,9 @@ impl Query {
         }
         let known = if self.known.is_empty() { "none".to_owned() } else { self.known.join(", ") };
         let unknown = unknown.join(", ");
-        Err(Problem::unknown_parameter(format!("unknown parameters: {unknown}; this endpoint takes: {known}")))
+        Err(Problem::unknown_parameter(format!(
+            "unknown parameters: {unknown}; this endpoint takes: {known}"
+        )))
     }
 }
 

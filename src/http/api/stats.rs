@@ -200,11 +200,8 @@ async fn stored(state: &HttpState, now: Timestamp) -> Result<Stored, Problem> {
     let keys = stats::keys(db).await?;
     let failures = stats::failures(db, now).await?;
     let depth = inbox::depth(db).await?;
-    let failed = |failures: &stats::Failures| Lately {
-        hour: failures.hour,
-        day: failures.day,
-        week: failures.week,
-    };
+    let failed =
+        |failures: &stats::Failures| Lately { hour: failures.hour, day: failures.day, week: failures.week };
     Ok(Stored {
         crypto: crypto(state, now).await?,
         keys: Keys {

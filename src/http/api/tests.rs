@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use crate::{
     http::{StoreState, tests::Rig},
-    model::{Direction, Membership, MessageType, Relay, Role, WebhookId},
+    model::{Direction, Membership, MessageType, Relay, Role, WebhookId, ledger::Reason},
     store::{
         Store, accounts,
         db::values,
         outbox::{self, Queued},
+        pending::{self, NewPending, Waits},
         rooms::{self, MembershipChange, RoomRow},
         webhooks,
     },
@@ -33,9 +34,8 @@ async fn fill(store: &Store) {
 fn texts(answer: &Value) -> Vec<String> {
     let messages = answer["messages"].as_array().unwrap_or_else(|| panic!("no messages in {answer}"));
     assert_eq!(answer["count"], json!(messages.len()));
-    let text = |message: &Value| {
-        format!("{} {}", &message["room_id"].as_str().unwrap()[1..4], message["sequence"])
-    };
+    let text =
+        |message: &Value| format!("{} {}", &message["room_id"].as_str().unwrap()[1..4], message["sequence"]);
     messages.iter().map(text).collect()
 }
 
@@ -68,7 +68,10 @@ async fn messages_are_listed_filtered_and_paged() {
             ("messages/instagram?direction=in&room=!one:example.org", &["one 5", "one 3", "one 1"]),
             ("messages/nowhere", &[]),
             ("messages?since=2025-10-09T09:00:00Z", &["two 2", "two 1"]),
-            ("messages?since=2025-10-09T08:00:00Z&until=2025-10-09T09:00:00%2B00:00&limit=2", &["one 5", "one 4"]),
+            (
+                "messages?since=2025-10-09T08:00:00Z&until=2025-10-09T09:00:00%2B00:00&limit=2",
+                &["one 5", "one 4"],
+            ),
         ] {
             assert_eq!(texts(&list(path).await), expected, "{path}");
         }
@@ -108,7 +111,10 @@ async fn a_message_has_what_programs_of_today_read_and_more() {
     tx.execute("UPDATE messages SET payload = $1, sender = ''", values![Vec::<u8>::new()]).await.unwrap();
     tx.commit().await.unwrap();
     let (_, whole) = rig.get(&format!("messages/{}", sent.message_id)).await;
-    assert_eq!((&whole["purged"], &whole["decrypted"], &whole["payload"]), (&json!(true), &json!(false), &Value::Null));
+    assert_eq!(
+        (&whole["purged"], &whole["decrypted"], &whole["payload"]),
+        (&json!(true), &json!(false), &Value::Null)
+    );
     let (_, events) = rig.get("events").await;
     assert_eq!(events["events"][0]["payload"], Value::Null);
 }
@@ -151,12 +157,17 @@ async fn events_are_read_to_the_end_and_on_from_there() {
 async fn tokens_open_what_their_scope_says_and_nothing_is_open_without() {
     let test = testing::sqlite().await;
     let rig = Rig::new(&test.store).await;
-    for path in protected() {
+    for (at, path) in protected().into_iter().enumerate() {
+        // An address may be wrong twenty times at once.
+        let tokens = if at < 6 { 3 } else { 1 };
         for (token, status, code) in [
             (None, 401, "token_missing"),
             (Some("wrong"), 401, "token_wrong"),
             (Some("hs-secret"), 401, "token_wrong"),
-        ] {
+        ]
+        .into_iter()
+        .take(tokens)
+        {
             let (got, headers, answer) = rig.ask(path.0, &path.1, token, vec![]).await;
             assert_eq!((got, &answer["code"]), (status, &json!(code)), "{path:?}");
             assert!(headers[WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer "));
@@ -201,7 +212,11 @@ async fn a_parameter_that_is_wrong_is_named() {
         ("messages?cursor=x", "bad_cursor", "cursor"),
         ("messages?cursor=", "bad_cursor", "cursor"),
         ("messages?since=yesterday", "bad_parameter", "since"),
-        ("messages?since=2025-10-09T09:00:00Z&until=2025-10-09T08:00:00Z", "bad_parameter", "since lies after"),
+        (
+            "messages?since=2025-10-09T09:00:00Z&until=2025-10-09T08:00:00Z",
+            "bad_parameter",
+            "since lies after",
+        ),
         ("messages?room=one", "bad_parameter", "room"),
         ("messages?room=!a%00b", "bad_parameter", "room"),
         ("messages?direction=up", "bad_parameter", "direction"),
@@ -332,7 +347,10 @@ async fn deliver(store: &Store) {
 fn numbered(answer: &Value) -> Vec<String> {
     let deliveries = answer["deliveries"].as_array().unwrap_or_else(|| panic!("no deliveries in {answer}"));
     assert_eq!(answer["count"], json!(deliveries.len()));
-    deliveries.iter().map(|one| format!("{} {}", &one["room_id"].as_str().unwrap()[1..4], one["sequence"])).collect()
+    deliveries
+        .iter()
+        .map(|one| format!("{} {}", &one["room_id"].as_str().unwrap()[1..4], one["sequence"]))
+        .collect()
 }
 
 #[tokio::test]
@@ -345,7 +363,10 @@ async fn deliveries_are_listed_and_sent_again() {
         assert_eq!(numbered(&page), ["two 2", "two 1", "one 5", "one 4"]);
         let next = page["next"].as_str().unwrap();
         let (_, page) = rig.get(&format!("deliveries?limit=4&cursor={next}")).await;
-        assert_eq!((numbered(&page), &page["next"]), (vec!["one 3".into(), "one 2".into(), "one 1".into()], &Value::Null));
+        assert_eq!(
+            (numbered(&page), &page["next"]),
+            (vec!["one 3".into(), "one 2".into(), "one 1".into()], &Value::Null)
+        );
         let (status, answer) = rig.get(&format!("deliveries?status=dead&cursor={next}")).await;
         assert_eq!((status, &answer["code"]), (400, &json!("bad_cursor")));
         for (path, expected) in [
@@ -358,7 +379,10 @@ async fn deliveries_are_listed_and_sent_again() {
         }
         let dead = &rig.get("deliveries?status=dead").await.1["deliveries"][0];
         assert_eq!(dead["webhook"], "default");
-        assert_eq!((&dead["attempts"], &dead["last_status"], &dead["last_error"]), (&json!(10), &json!(500), &json!("status")));
+        assert_eq!(
+            (&dead["attempts"], &dead["last_status"], &dead["last_error"]),
+            (&json!(10), &json!(500), &json!("status"))
+        );
         let path = format!("deliveries/{}", dead["id"]);
         assert_eq!(rig.get(&path).await, (200, dead.clone()));
         for _ in 0..2 {
@@ -395,14 +419,21 @@ async fn a_webhook_is_paused_resumed_tried_and_sent_a_range_again() {
         assert_eq!(answer, json!({"count": 1, "webhooks": [expected]}));
         for _ in 0..2 {
             let (status, paused) = rig.post("webhooks/default/pause", "").await;
-            assert_eq!((status, &paused["enabled"], &paused["disabled_reason"]), (200, &json!(false), &json!("paused")));
+            assert_eq!(
+                (status, &paused["enabled"], &paused["disabled_reason"]),
+                (200, &json!(false), &json!("paused"))
+            );
         }
         let (status, resumed) = rig.post("webhooks/default/resume", "").await;
         assert_eq!((status, resumed), (200, expected));
 
         deliver(&test.store).await;
-        let range = r#"{"since": "2025-10-09T00:00:00Z", "until": "2025-10-09T09:00:00Z", "status": "delivered"}"#;
-        assert_eq!(rig.post("webhooks/default/resend", range).await, (200, json!({"resent": 4, "next": null})));
+        let range =
+            r#"{"since": "2025-10-09T00:00:00Z", "until": "2025-10-09T09:00:00Z", "status": "delivered"}"#;
+        assert_eq!(
+            rig.post("webhooks/default/resend", range).await,
+            (200, json!({"resent": 4, "next": null}))
+        );
         assert_eq!(rig.post("webhooks/default/resend", range).await.1["resent"], 0);
         let ids = json!({"ids": [message("!one:example.org", 1).message_id, message("!two:example.org", 2).message_id]});
         assert_eq!(rig.post("webhooks/default/resend", &ids.to_string()).await.1["resent"], 2);
@@ -414,7 +445,10 @@ async fn a_webhook_is_paused_resumed_tried_and_sent_a_range_again() {
         let newest = &page["deliveries"][0];
         assert_eq!((&newest["message_id"], &newest["type"]), (&trial["message_id"], &json!("webhook.test")));
         rig.post("webhooks/default/test", "").await;
-        assert!(texts(&rig.get("messages").await.1).iter().all(|text| !text.starts_with("web")), "no message");
+        assert!(
+            texts(&rig.get("messages").await.1).iter().all(|text| !text.starts_with("web")),
+            "no message"
+        );
         assert_eq!(rig.get("events").await.1["count"], 7, "no event");
         assert_eq!(rig.get("webhooks").await.1["webhooks"][0]["pending"], 8);
         bad_requests(&rig).await;
@@ -433,7 +467,12 @@ async fn bad_requests(rig: &Rig) {
         ("webhooks/default/resend", r#"{"ids": []}"#, 400, "bad_body"),
         ("webhooks/default/resend", r#"{"ids": ["x"]}"#, 400, "bad_body"),
         ("webhooks/default/resend", r#"{"ids": ["x"], "since": "2025-10-09T00:00:00Z"}"#, 400, "bad_body"),
-        ("webhooks/default/resend", r#"{"since": "2025-10-09T00:00:00Z", "status": "pending"}"#, 400, "bad_body"),
+        (
+            "webhooks/default/resend",
+            r#"{"since": "2025-10-09T00:00:00Z", "status": "pending"}"#,
+            400,
+            "bad_body",
+        ),
         ("webhooks/default/resend", r#"{"since": "2025-10-09T00:00:00Z", "cursor": "x"}"#, 400, "bad_cursor"),
         ("webhooks/default/resend", &" ".repeat(70_000), 413, "body_too_large"),
     ] {
@@ -516,7 +555,10 @@ async fn stats_tell_how_it_is() {
         assert_eq!((&stored["messages"]["total"], &stored["messages"]["stored"]), (&json!(7), &lately));
         assert_eq!(stored["messages"]["by_network"]["messenger"], json!({"hour": 1, "day": 1, "week": 1}));
         assert_eq!(stored["messages"]["decryptable_rate"], json!({"hour": 1.0, "day": 1.0, "week": 1.0}));
-        assert_eq!((&stored["deliveries"][0]["dead"], &stored["deliveries"][0]["pending"]), (&json!(1), &json!(0)));
+        assert_eq!(
+            (&stored["deliveries"][0]["dead"], &stored["deliveries"][0]["pending"]),
+            (&json!(1), &json!(0))
+        );
         assert_eq!(stored["crypto"], json!({"holder": null, "is_held": false, "fence": 0, "accounts": []}));
         assert_eq!(stored["inbox"]["depth"], 0);
         assert_eq!(stored["inbox"]["last_transaction_at"], Value::Null);
@@ -533,7 +575,10 @@ async fn stats_tell_how_it_is() {
 #[test]
 fn an_address_is_shown_without_its_secrets() {
     let shown = |url: &str| super::shown_url(&url.parse().unwrap());
-    assert_eq!(shown("https://me:secret@hooks.example.org:8443/a/b?token=secret#secret"), "https://hooks.example.org:8443/a/b");
+    assert_eq!(
+        shown("https://me:secret@hooks.example.org:8443/a/b?token=secret#secret"),
+        "https://hooks.example.org:8443/a/b"
+    );
 }
 
 /// The JSON blocks of the page about the API.
@@ -554,7 +599,8 @@ async fn the_page_about_the_api_shows_what_it_answers() {
     problem["request_id"] = answer["request_id"].take();
     answer["request_id"] = problem["request_id"].clone();
     assert_eq!(problem, answer);
-    let (_, answer) = rig.get("messages/instagram?until=2025-10-09T09:00:00Z&limit=1&room=!one:example.org").await;
+    let (_, answer) =
+        rig.get("messages/instagram?until=2025-10-09T09:00:00Z&limit=1&room=!one:example.org").await;
     let keys = |list: &Value| list["messages"][0].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&messages), keys(&answer));
     let (_, answer) = rig.get(&format!("messages/{}", message("!one:example.org", 1).message_id)).await;
@@ -563,7 +609,10 @@ async fn the_page_about_the_api_shows_what_it_answers() {
     for (key, value) in shown {
         assert_eq!(*value, answer[key.as_str()], "{key}");
     }
-    assert_eq!(rig.post("webhooks/default/resend", &resend.to_string()).await, (200, json!({"resent": 0, "next": null})));
+    assert_eq!(
+        rig.post("webhooks/default/resend", &resend.to_string()).await,
+        (200, json!({"resent": 0, "next": null}))
+    );
 }
 
 #[test]
@@ -571,7 +620,8 @@ fn the_page_about_the_api_names_every_endpoint_and_code() {
     let page = include_str!("../../../docs/rest.md");
     let description = serde_json::to_value(super::openapi::description()).unwrap();
     for (path, item) in description["paths"].as_object().unwrap() {
-        let fixed: Vec<_> = path.split('/').filter(|part| !part.is_empty() && !part.starts_with('{')).collect();
+        let fixed: Vec<_> =
+            path.split('/').filter(|part| !part.is_empty() && !part.starts_with('{')).collect();
         assert!(page.contains(&fixed[..3].join("/")), "{path}");
         assert!(fixed[3..].iter().all(|last| page.contains(&format!("/{last}`"))), "{path}");
         for parameter in item["get"]["parameters"].as_array().into_iter().flatten() {
@@ -587,5 +637,55 @@ fn the_page_about_the_api_names_every_endpoint_and_code() {
     assert!(codes.len() > 12, "{codes:?}");
     for code in codes {
         assert!(page.contains(&format!("`{code}`")), "{code} is not in docs/rest.md");
+    }
+}
+
+#[tokio::test]
+async fn the_ledger_is_leafed_through() {
+    for test in testing::both().await {
+        let rig = Rig::new(&test.store).await;
+        let event = |n: i64, room: &str, reason: &str| NewPending {
+            event_id: format!("${n}"),
+            room_id: room.to_owned(),
+            session_id: Some("session".to_owned()),
+            sender: "@instagram_1:example.org".to_owned(),
+            waits: Waits::Ledger,
+            reason: Reason::parse(reason),
+            event: b"{}".to_vec(),
+            origin_server_ts: START,
+            received_at: START,
+        };
+        let withheld = "withheld:m.unverified";
+        let events = [event(1, "!one", "no_key"), event(2, "!one", withheld), event(3, "!two", "no_key")];
+        let mut tx = test.store.begin().await.unwrap();
+        pending::insert(&mut tx, test.store.seal().unwrap(), &events, START).await.unwrap();
+        tx.commit().await.unwrap();
+        let list = async |path: &str| {
+            let (status, answer) = rig.get(path).await;
+            assert_eq!(status, 200, "{path}: {answer}");
+            answer
+        };
+        let ids = |answer: &Value| {
+            let events = answer["events"].as_array().unwrap();
+            events.iter().map(|event| event["event_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let page = list("undecryptable?limit=2").await;
+        assert_eq!(
+            (ids(&page), &page["by_reason"]),
+            (vec!["$3".into(), "$2".into()], &json!({"no_key": 2, withheld: 1}))
+        );
+        let next = page["next"].as_str().unwrap();
+        assert_eq!(ids(&list(&format!("undecryptable?limit=2&cursor={next}")).await), ["$1"]);
+        assert_eq!(ids(&list("undecryptable?room=!one").await), ["$2", "$1"]);
+        assert_eq!(ids(&list("undecryptable?reason=withheld:m.unverified").await), ["$2"]);
+        let one = &list("undecryptable?reason=no_key&room=!one").await["events"][0];
+        assert_eq!((&one["event_id"], &one["session_id"]), (&json!("$1"), &json!("session")));
+        assert!(one["next_step"].as_str().unwrap().contains("key"), "{one}");
+        assert_eq!(rig.get("undecryptable?reason=").await.0, 400);
+        rig.store_is(StoreState::Ready);
+        let stored = rig.get("stats").await.1["stored"].clone();
+        let lately = |n| json!({"hour": n, "day": n, "week": n});
+        assert_eq!(stored["undecryptable"], json!({"no_key": lately(2), withheld: lately(1)}));
+        assert_eq!(stored["messages"]["decryptable_rate"]["hour"], 0.0);
     }
 }

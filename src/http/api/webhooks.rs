@@ -194,7 +194,9 @@ async fn resend_messages(
         return Err(Problem::bad_body("ids go alone, without since, until, status, room and cursor"));
     }
     if ids.is_empty() || ids.len() > MOST_IDS || !ids.iter().all(|id| super::messages::is_id(id)) {
-        return Err(Problem::bad_body("ids must be 1 to 500 ids of messages: msg_ and 40 hexadecimal digits"));
+        return Err(Problem::bad_body(
+            "ids must be 1 to 500 ids of messages: msg_ and 40 hexadecimal digits",
+        ));
     }
     let store = &state.api.store;
     let deliveries = admin::of_messages(store.db(), webhook_id, ids).await?;
@@ -204,11 +206,7 @@ async fn resend_messages(
     Ok(Resent { resent, next: None })
 }
 
-async fn resend_range(
-    state: &HttpState,
-    webhook_id: WebhookId,
-    asked: &Resend,
-) -> Result<Resent, Problem> {
+async fn resend_range(state: &HttpState, webhook_id: WebhookId, asked: &Resend) -> Result<Resent, Problem> {
     let (filter, mut after) = range(asked)?;
     let store = &state.api.store;
     let mut resent = 0;

@@ -34,6 +34,7 @@ fn every_type_and_kind_is_on_the_page() {
         Kind::Call,
         Kind::Reaction,
         Kind::Redaction,
+        Kind::Redacted,
         Kind::Unknown,
     ];
     let kinds = kinds.map(|kind| serde_json::to_value(kind).unwrap());

@@ -34,8 +34,10 @@ migrations! {
     "0004_messages"
     "0005_outbox"
     "0006_rooms"
-    "0012_delivery"
+    "0007_ledger"
+    "0009_retention"
     "0011_backups"
+    "0012_delivery"
     "0013_events_token"
     "0014_positions"
 }

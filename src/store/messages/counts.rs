@@ -43,8 +43,9 @@ pub(super) async fn add(tx: &mut Tx, messages: &[Message], now: Timestamp) -> Re
     for message in messages.iter().filter(|message| message.message_type != MessageType::WebhookTest) {
         *counts.entry((message.network.as_deref().unwrap_or_default(), message.encrypted)).or_default() += 1;
     }
-    let rows =
-        counts.into_iter().map(|((network, encrypted), count)| values![bucket(now), network, encrypted, count]);
+    let rows = counts
+        .into_iter()
+        .map(|((network, encrypted), count)| values![bucket(now), network, encrypted, count]);
     tx.execute_many(
         "INSERT INTO message_counts (bucket, network, encrypted, count) VALUES {rows} \
          ON CONFLICT (bucket, network, encrypted) DO UPDATE SET count = message_counts.count + excluded.count",

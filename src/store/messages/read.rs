@@ -57,8 +57,7 @@ pub struct Filter {
     pub until: Option<Timestamp>,
 }
 
-type Row =
-    (i64, String, String, String, i64, String, Option<String>, String, String, i64, i64, Vec<u8>);
+type Row = (i64, String, String, String, i64, String, Option<String>, String, String, i64, i64, Vec<u8>);
 
 fn stored(seal: &Seal, row: Row) -> Result<Stored, StoreError> {
     let payload = if row.11.is_empty() { None } else { Some(seal.open(TABLE, &row.1, &row.11)?) };
@@ -107,8 +106,7 @@ pub(super) const BY_ROOM: &str = newest_first!("room_id = $3");
 pub(super) const BY_NETWORK: &str = newest_first!("network = $4");
 pub(super) const BY_TYPE: &str = newest_first!("type = $6 AND type <> 'message.created'");
 
-pub(super) const FIRST_SINCE: &str =
-    "SELECT MIN(position) FROM messages WHERE created_at = (SELECT MIN(created_at) FROM messages WHERE created_at >= $1)";
+pub(super) const FIRST_SINCE: &str = "SELECT MIN(position) FROM messages WHERE created_at = (SELECT MIN(created_at) FROM messages WHERE created_at >= $1)";
 
 /// The position of the first message that was stored at `at` or later, or the one after all there are.
 async fn first_since(db: &Db, at: Timestamp) -> Result<i64, StoreError> {
@@ -171,8 +169,7 @@ pub async fn find(db: &Db, seal: &Seal, message_id: &str) -> Result<Option<Store
     row.map(|row| stored(seal, row)).transpose()
 }
 
-pub(super) const AFTER: &str =
-    select!("position > $1 AND type <> 'webhook.test' ORDER BY position LIMIT $2");
+pub(super) const AFTER: &str = select!("position > $1 AND type <> 'webhook.test' ORDER BY position LIMIT $2");
 
 /// The messages after a position, in the order in which they were stored. What was not visible when a reader asked
 /// has a higher position than all it was given, so nobody who goes on from the last one misses any.

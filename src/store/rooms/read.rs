@@ -45,8 +45,7 @@ fn listed(seal: &Seal, row: Row) -> Result<Listed, StoreError> {
     Ok(Listed { room_id, relay, network, bridge_bot, state, last_sequence, created_at })
 }
 
-pub(in crate::store) const PAGE: &str =
-    "SELECT room_id, relay, network, bridge_bot, state, last_sequence, created_at FROM rooms \
+pub(in crate::store) const PAGE: &str = "SELECT room_id, relay, network, bridge_bot, state, last_sequence, created_at FROM rooms \
      WHERE room_id > $1 AND (network = $2 OR $2 IS NULL) AND (relay = $3 OR $3 IS NULL) \
      ORDER BY room_id LIMIT $4";
 
@@ -97,5 +96,8 @@ pub async fn members(db: &Db, room_ids: &[&str]) -> Result<Vec<Member>, StoreErr
         )
         .await?;
     rows.sort();
-    Ok(rows.into_iter().map(|(room_id, user_id, membership)| Member { room_id, user_id, membership }).collect())
+    Ok(rows
+        .into_iter()
+        .map(|(room_id, user_id, membership)| Member { room_id, user_id, membership })
+        .collect())
 }
