@@ -19,6 +19,7 @@ fn message(id: &str, event: &str, room: &str, sequence: u64, message_type: Messa
         sender: user_id!("@a:example.org").to_owned(),
         origin_server_ts: START,
         replaces: None,
+        encrypted: false,
         payload: id.as_bytes().to_vec(),
     }
 }
