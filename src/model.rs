@@ -21,4 +21,4 @@ pub use pattern::Pattern;
 pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
-pub use webhook::Schedule;
+pub use webhook::{Detail, Filter, Format, Route, Schedule};

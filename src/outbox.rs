@@ -17,6 +17,7 @@ mod claims;
 mod destination;
 pub mod retry;
 mod run;
+mod shape;
 mod sink;
 #[cfg(test)]
 mod tests;

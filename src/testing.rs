@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::{
     clock::Timestamp,
-    model::{Direction, Message, MessageId, MessageType},
+    model::{Direction, Message, MessageId, MessageType, Trust},
     store::{Location, Store, messages},
 };
 
@@ -101,8 +101,10 @@ pub(crate) fn message(room_id: &str, sequence: u64) -> Message {
         direction: Direction::In,
         sender: owned_user_id!("@instagram_1:example.org"),
         origin_server_ts: START,
-        encrypted: true,
         replaces: None,
+        kind: Some("text"),
+        encrypted: true,
+        trust: Some(Trust::Bridge),
         payload: payload.to_string().into_bytes(),
     }
 }

@@ -1,6 +1,7 @@
 //! Settings from all sources, and what is said about wrong ones.
 
 mod store;
+mod webhooks;
 
 use std::{fs, path::Path};
 
@@ -103,7 +104,7 @@ fn every_alias_means_its_setting() {
     assert_eq!(config.store.pickle_key.expose_secret(), "a pickle key of good length");
     let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
     assert_eq!((webhook.name.as_str(), webhook.url.as_str()), ("default", "http://127.0.0.1:9000/hook"));
-    assert!(webhook.secret.is_some());
+    assert_eq!(webhook.secrets.len(), 1);
     assert_eq!(config.api.tokens[0].token.expose_secret(), "three");
     let owner = config.owner.as_ref().unwrap();
     assert_eq!(
@@ -150,7 +151,7 @@ log: {format: json, filter: debug}
     let webhooks: Vec<_> =
         config.webhooks.iter().map(|webhook| (webhook.name.as_str(), webhook.url.as_str())).collect();
     assert_eq!(webhooks, [("first", "https://one.example.org/?token=x"), ("default", "http://[::1]:9000/")]);
-    assert!(config.webhooks[1].secret.is_some(), "the environment replaces the URL alone");
+    assert_eq!(config.webhooks[1].secrets.len(), 1, "the environment replaces the URL alone");
     let tokens = config.api.tokens.iter().map(|entry| (entry.token.expose_secret(), entry.scope));
     let expected = [("0123", Scope::Admin), ("1e3", Scope::Admin), ("quoted", Scope::Admin)];
     let expected = expected.into_iter().chain([("0456", Scope::Read), ("789", Scope::Admin)]);
@@ -539,7 +540,7 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
     let webhook = |secret: &str| {
         let url = ("WEBHOOK_URL", "http://127.0.0.1:9000/hook");
         let config = load("", &[url, ("WEBHOOK_SECRET", secret)]).unwrap();
-        let secret = config.webhooks[0].secret.as_ref().unwrap().expose_secret().to_owned();
+        let secret = config.webhooks[0].secrets[0].expose_secret().to_owned();
         (secret, config.warnings)
     };
     let (secret, warnings) = webhook("correct horse battery");
@@ -570,7 +571,8 @@ fn a_mistyped_recovery_key_is_no_passphrase() {
     for (name, path) in
         [("COUCOU_RECOVERY_KEY", "recovery.key"), ("COUCOU_OWNER_RECOVERY_KEY", "owner_recovery_key")]
     {
-        let error = with(name, &key.replace("HPQa", "HPQb")).unwrap_err().to_string();
+        let mistyped = key.replace("HPQa", "HPQb");
+        let error = load("", &[&LEAST[..], &[(name, &*mistyped)]].concat()).unwrap_err().to_string();
         assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQ"), "{error}");
     }
     let config = with("COUCOU_OWNER_RECOVERY_KEY", key).unwrap();

@@ -41,13 +41,16 @@ pub async fn send(store: &Store, webhook_id: WebhookId, now: Timestamp) -> Resul
         direction: Direction::Out,
         sender,
         origin_server_ts: now,
-        encrypted: false,
         replaces: None,
+        kind: None,
+        encrypted: false,
+        trust: None,
         payload,
     };
     messages::insert(&mut tx, store.seal()?, std::slice::from_ref(&message), now).await?;
-    let queued = Queued { message_id: message_id.as_str(), room_id: &message.room_id, sequence };
-    outbox::enqueue(&mut tx, &[webhook_id], &[queued], now).await?;
+    let webhooks = vec![webhook_id];
+    let queued = Queued { webhooks, message_id: message_id.as_str(), room_id: &message.room_id, sequence };
+    outbox::enqueue(&mut tx, &[queued], now).await?;
     tx.commit().await?;
     Ok(message_id)
 }

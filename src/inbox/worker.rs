@@ -28,7 +28,7 @@ use super::{
 use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
-    model::{Account, AccountId, Relay, Role, WebhookId},
+    model::{Account, AccountId, Relay, Role, Route},
     store::{Lease, Store, StoreError, inbox, leases, messages, pending},
 };
 
@@ -89,7 +89,7 @@ pub struct WorkerParts {
     /// Whether the bot is to be invited to bridged rooms of the owner.
     pub invite_bot: bool,
     /// Every webhook gets every message.
-    pub webhooks: Vec<WebhookId>,
+    pub webhooks: Vec<Route>,
     /// Whether to take rows one by one at first, because the last worker failed over one, and to set aside
     /// the one that fails again and again.
     pub cautious: bool,

@@ -1,5 +1,81 @@
 use std::time::Duration;
 
+use super::{Direction, MessageType, Pattern, Trust, WebhookId};
+
+/// Which messages a webhook is told of. A part that is empty lets everything pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Networks.
+    pub networks: Vec<Pattern>,
+    /// Room ids.
+    pub rooms: Vec<Pattern>,
+    /// User ids of senders.
+    pub senders: Vec<Pattern>,
+    /// In or out.
+    pub directions: Vec<Direction>,
+    /// Kinds of content, of [`Filter::KINDS`].
+    pub kinds: Vec<String>,
+    /// Types of events.
+    pub types: Vec<MessageType>,
+    /// What is known of the encrypting device; `None` is a message of which nothing is.
+    pub trust: Vec<Option<Trust>>,
+    /// Only what was end-to-end encrypted.
+    pub encrypted_only: bool,
+}
+
+impl Filter {
+    /// The kinds of content there are.
+    pub const KINDS: [&str; 18] = [
+        "text",
+        "notice",
+        "emote",
+        "image",
+        "video",
+        "audio",
+        "voice",
+        "file",
+        "sticker",
+        "location",
+        "poll",
+        "poll_response",
+        "poll_end",
+        "call",
+        "reaction",
+        "redaction",
+        "redacted",
+        "unknown",
+    ];
+}
+
+/// A webhook, as far as it matters when a message is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The webhook.
+    pub webhook_id: WebhookId,
+    /// What it is told of.
+    pub filter: Filter,
+}
+
+/// How much of a message a webhook is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// All.
+    #[default]
+    Full,
+    /// Who wrote what kind of thing where and when, but not what.
+    Metadata,
+}
+
+/// What the body of a delivery looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// `type`, `timestamp`, `version` and `data`.
+    #[default]
+    Standard,
+    /// A [CloudEvents 1.0](https://cloudevents.io) event in structured JSON.
+    CloudEvents,
+}
+
 /// The waits after failed attempts: the first after the first failure, and so on. There is one attempt more than
 /// there are waits.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -321,11 +321,12 @@ async fn queue(store: &Store) -> WebhookId {
     let messages = rooms.into_iter().flat_map(|(room, count)| (1..=count).map(move |n| message(room, n)));
     let messages: Vec<_> = messages.collect();
     let queued = messages.iter().map(|message| Queued {
+        webhooks: vec![id],
         message_id: message.message_id.as_str(),
         room_id: &message.room_id,
         sequence: i64::try_from(message.sequence).unwrap(),
     });
-    outbox::enqueue(&mut tx, &[id], &queued.collect::<Vec<_>>(), START).await.unwrap();
+    outbox::enqueue(&mut tx, &queued.collect::<Vec<_>>(), START).await.unwrap();
     tx.commit().await.unwrap();
     id
 }

@@ -41,7 +41,9 @@ fn bucket(at: Timestamp) -> i64 {
 pub(super) async fn add(tx: &mut Tx, messages: &[Message], now: Timestamp) -> Result<(), StoreError> {
     let mut counts = BTreeMap::<(&str, bool), i64>::new();
     for message in messages.iter().filter(|message| message.message_type != MessageType::WebhookTest) {
-        *counts.entry((message.network.as_deref().unwrap_or_default(), message.encrypted)).or_default() += 1;
+        let network = message.network.as_deref().unwrap_or_default();
+        let decrypted = message.encrypted && message.message_type != MessageType::MessageUndecryptable;
+        *counts.entry((network, decrypted)).or_default() += 1;
     }
     let rows = counts
         .into_iter()

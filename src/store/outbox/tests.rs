@@ -50,12 +50,13 @@ pub(crate) async fn put(store: &Store, webhooks: &[WebhookId], numbers: &[(&str,
         .iter()
         .zip(&ids)
         .map(|((room, sequence), id)| Queued {
+            webhooks: webhooks.to_vec(),
             message_id: id,
             room_id: <&RoomId>::try_from(*room).unwrap(),
             sequence: *sequence,
         })
         .collect();
-    enqueue(&mut tx, webhooks, &queued, now).await.unwrap();
+    enqueue(&mut tx, &queued, now).await.unwrap();
     tx.commit().await.unwrap();
 }
 

@@ -20,8 +20,13 @@ async fn delivered(store: &Store) -> WebhookId {
     let id = webhooks::ensure(&mut tx, "default", START).await.unwrap();
     for message in &messages {
         let sequence = i64::try_from(message.sequence).unwrap();
-        let queued = Queued { message_id: message.message_id.as_str(), room_id: &message.room_id, sequence };
-        enqueue(&mut tx, &[id], &[queued], START).await.unwrap();
+        let queued = Queued {
+            webhooks: vec![id],
+            message_id: message.message_id.as_str(),
+            room_id: &message.room_id,
+            sequence,
+        };
+        enqueue(&mut tx, &[queued], START).await.unwrap();
     }
     let sql = "UPDATE deliveries SET state = 'delivered', attempts = 2, finished_at = 5, last_status = 200";
     tx.execute(sql, vec![]).await.unwrap();
