@@ -8,6 +8,7 @@ pub mod accept;
 pub mod batch;
 mod commit;
 mod decrypt;
+pub mod describe;
 pub mod envelope;
 pub mod event;
 mod flow;
@@ -19,6 +20,7 @@ pub mod rooms;
 mod seen;
 #[cfg(test)]
 mod tests;
+pub mod trial;
 pub mod verdict;
 pub mod worker;
 

@@ -26,6 +26,7 @@ pub mod redactions;
 pub mod retention;
 pub mod rooms;
 mod seal;
+pub mod stats;
 pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};

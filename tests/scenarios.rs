@@ -28,6 +28,7 @@ mod owner_on_synapse;
 mod recovery_on_synapse;
 mod relay_on_fake;
 mod relay_on_synapse;
+mod rest_on_synapse;
 mod rig;
 mod store_on_synapse;
 mod wrong_settings;

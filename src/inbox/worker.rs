@@ -30,7 +30,7 @@ use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
     model::{Account, AccountId, Relay, Role, Route},
-    store::{Lease, Store, StoreError, inbox, leases, pending},
+    store::{Lease, Store, StoreError, inbox, leases, messages, pending},
 };
 
 /// Rows taken in one step at most.
@@ -131,6 +131,7 @@ impl Worker {
     /// When the store fails.
     pub async fn load(parts: WorkerParts) -> Result<Self, CryptoError> {
         let since = parts.clock.now();
+        number_messages(&parts, since).await?;
         let queued = pending::queued_rooms(parts.store.db()).await?;
         let decrypter = Decrypter::new(parts.store.clone(), parts.engines.clone());
         let mut rooms = Rooms::new(parts.policy.clone());
@@ -346,6 +347,20 @@ pub(super) fn room_keys(sessions: Vec<(String, String)>) -> Vec<RoomKey> {
         Some(RoomKey { room_id: room_id.try_into().ok()?, session_id })
     };
     sessions.into_iter().filter_map(key).collect()
+}
+
+/// Gives positions to what an earlier version of coucou stored without them, before anything new gets one.
+async fn number_messages(parts: &WorkerParts, now: Timestamp) -> Result<(), CryptoError> {
+    const MOST: i64 = 1000;
+    loop {
+        let mut tx = parts.store.begin().await?;
+        leases::check(&mut tx, &parts.lease).await?;
+        let numbered = messages::number(&mut tx, MOST, now).await?;
+        tx.commit().await?;
+        if numbered == 0 {
+            return Ok(());
+        }
+    }
 }
 
 /// Logs what ended a worker, once.

@@ -3,6 +3,8 @@
 //! Only the process that works the crypto writes here, under its lease; work that needs the homeserver
 //! (answering an invite, reading a room's state) is a `due_at` on the row, so that it survives a restart.
 
+pub mod read;
+
 use std::collections::{HashMap, HashSet};
 
 use ruma::{OwnedRoomId, OwnedUserId, RoomId};

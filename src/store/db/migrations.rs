@@ -40,6 +40,7 @@ migrations! {
     "0011_backups"
     "0012_delivery"
     "0013_events_token"
+    "0014_positions"
 }
 
 /// The leading number of a migration's file name.
