@@ -19,6 +19,7 @@ pub mod rooms;
 mod seen;
 #[cfg(test)]
 mod tests;
+pub mod verdict;
 pub mod worker;
 
 pub use accept::{AcceptError, Inbox};

@@ -9,6 +9,7 @@ mod pattern;
 mod recovery;
 mod room;
 mod sync;
+mod trust;
 mod webhook;
 
 pub use account::{Account, AccountId, Role};
@@ -19,4 +20,5 @@ pub use pattern::Pattern;
 pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
+pub use trust::{Action, TrustPolicy};
 pub use webhook::{Detail, Filter, Format, Route, Schedule};

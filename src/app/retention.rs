@@ -114,7 +114,6 @@ struct Swept {
     set_aside: u64,
     abandoned: u64,
     ids: u64,
-    redacted: u64,
     indexes: u64,
     hashes: u64,
     transactions: u64,
@@ -253,8 +252,7 @@ impl Round<'_> {
             Step::Contents => (0, most, &mut swept.contents),
             Step::Ids => (retention::delete_messages(tx, now.minus(ids)).await?, most, &mut swept.ids),
             Step::Redacted => {
-                let count = redacted::prune(tx, now.minus(ids)).await?;
-                (count, inbox::PRUNE_BATCH, &mut swept.redacted)
+                (redacted::prune(tx, now.minus(ids)).await?, redacted::PRUNE_BATCH, &mut swept.ids)
             }
             Step::Indexes => (retention::forget_indexes(tx, now.minus(ids)).await?, most, &mut swept.indexes),
             Step::Hashes => (retention::delete_hashes(tx, now.minus(HASHES)).await?, most, &mut swept.hashes),
