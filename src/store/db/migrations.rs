@@ -34,6 +34,7 @@ migrations! {
     "0004_messages"
     "0005_outbox"
     "0006_rooms"
+    "0010_key_requests"
 }
 
 /// The leading number of a migration's file name.
