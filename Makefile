@@ -1,7 +1,8 @@
 # make demo   shows coucou at its one job, on a homeserver of its own
 # make test   every test, on real PostgreSQL and a real Synapse, which it brings along
 # make check  what CI runs
-.PHONY: demo test check homeserver
+# make bench  figures, and how they grow; see docs/performance.md
+.PHONY: demo test check bench homeserver
 
 CARGO ?= cargo
 
@@ -13,6 +14,9 @@ test: homeserver
 
 check:
 	.ci/run
+
+bench:
+	tests/postgres.sh with $(CARGO) bench --locked --bench load -- $(ARGS)
 
 homeserver:
 	tests/homeserver/synapse.sh install

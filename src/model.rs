@@ -3,6 +3,7 @@
 mod account;
 mod delivery;
 mod event;
+pub mod ledger;
 mod message;
 mod pattern;
 mod room;

@@ -19,8 +19,8 @@ use tokio::{
     time::timeout,
 };
 
+use super::super::process::last_lines;
 use super::{python, run};
-use crate::support::process::last_lines;
 
 /// How long the sender may be silent.
 const SILENCE: Duration = Duration::from_mins(2);

@@ -1,0 +1,154 @@
+//! The measurements, one function each.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::{
+    measure::{Spread, cpu_seconds, memory},
+    report::{Figure, Report},
+    scene::{BATCH, Backend, Scene},
+};
+use crate::Options;
+
+/// What a load came to.
+struct Load {
+    seconds: f64,
+    cpu_per_message: f64,
+    acknowledged: Spread,
+    resident: f64,
+    peak: f64,
+}
+
+/// Pushes messages as fast as they are taken, and waits until the last one is at the webhook.
+async fn load(scene: &mut Scene, messages: usize) -> Load {
+    scene.warm_up().await;
+    let traffic = scene.traffic(messages, BATCH);
+    let pid = scene.pid();
+    let (cpu, began) = (cpu_seconds(pid), Instant::now());
+    let (acknowledged, _) = scene.push(&traffic, None).await;
+    let (_, repeats) = scene.sink.all().await;
+    let seconds = began.elapsed().as_secs_f64();
+    assert_eq!(repeats, 0, "nothing failed, so nothing may come again");
+    let cpu_per_message = (cpu_seconds(pid) - cpu) / messages as f64;
+    let (resident, peak) = memory(pid);
+    Load { seconds, cpu_per_message, acknowledged: Spread::of(acknowledged), resident, peak }
+}
+
+pub(crate) async fn throughput(backend: Backend, options: &Options, report: &mut Report) {
+    let mut scene = Scene::set(backend, options.rooms, Duration::ZERO, 0).await;
+    let done = load(&mut scene, options.messages).await;
+    let what = format!("throughput, {} messages in {} rooms", options.messages, options.rooms);
+    report.add(
+        backend,
+        &what,
+        vec![
+            Figure::new("messages/s", options.messages as f64 / done.seconds),
+            Figure::new("CPU of coucou, × raw decryption", done.cpu_per_message / report.baseline()),
+            Figure::new("acknowledged p50, ms", done.acknowledged.percentile(50)),
+            Figure::new("acknowledged p99, ms", done.acknowledged.percentile(99)),
+            Figure::new("resident, MiB", done.resident),
+            Figure::new("resident at most, MiB", done.peak),
+        ],
+    );
+}
+
+pub(crate) async fn steady(backend: Backend, options: &Options, report: &mut Report) {
+    let mut scene = Scene::set(backend, options.rooms, Duration::ZERO, 0).await;
+    scene.warm_up().await;
+    let messages = usize::try_from(options.seconds * 100).unwrap();
+    let traffic = scene.traffic(messages, 1);
+    let (acknowledged, begun) = scene.push(&traffic, Some(Duration::from_millis(10))).await;
+    let (arrived, _) = scene.sink.all().await;
+    let latencies = traffic.event_ids().zip(begun).flat_map(|(ids, begun)| {
+        ids.map(|id| arrived[id].saturating_duration_since(begun)).collect::<Vec<_>>()
+    });
+    let (latency, acknowledged) = (Spread::of(latencies.collect()), Spread::of(acknowledged));
+    report.add(
+        backend,
+        "steady, 100 messages/s",
+        vec![
+            Figure::new("push → webhook p50, ms", latency.percentile(50)),
+            Figure::new("push → webhook p99, ms", latency.percentile(99)),
+            Figure::new("acknowledged p99, ms", acknowledged.percentile(99)),
+        ],
+    );
+}
+
+pub(crate) async fn keys(backend: Backend, options: &Options, report: &mut Report) {
+    let mut scene = Scene::set(backend, 1, Duration::ZERO, 0).await;
+    scene.warm_up().await;
+    let keys = scene.keys(options.keys);
+    // Encrypted with the last of the keys: it arrives when all of them are in.
+    let last = scene.traffic(1, 1);
+    let pid = scene.pid();
+    let (cpu, began) = (cpu_seconds(pid), Instant::now());
+    scene.push(&keys, None).await;
+    scene.push(&last, None).await;
+    scene.sink.all().await;
+    let seconds = began.elapsed().as_secs_f64();
+    report.add(
+        backend,
+        &format!("{} room keys", options.keys),
+        vec![
+            Figure::new("keys/s", options.keys as f64 / seconds),
+            Figure::new("CPU, ms each", (cpu_seconds(pid) - cpu) * 1_000.0 / options.keys as f64),
+            Figure::new("resident at most, MiB", memory(pid).1),
+        ],
+    );
+}
+
+pub(crate) async fn growth(backend: Backend, options: &Options, report: &mut Report) {
+    let messages = options.messages / 2;
+    let mut costs = Vec::new();
+    for stored in [1_000, options.stored] {
+        let mut scene = Scene::set(backend, options.rooms, Duration::ZERO, stored).await;
+        let done = load(&mut scene, messages).await;
+        costs.push(done.cpu_per_message);
+        report.add(
+            backend,
+            &format!("{stored} sessions and messages stored"),
+            vec![
+                Figure::new("messages/s", messages as f64 / done.seconds),
+                Figure::new("CPU of coucou, × raw decryption", done.cpu_per_message / report.baseline()),
+                Figure::new("× the CPU with 1,000 stored", done.cpu_per_message / costs[0]),
+                Figure::new("resident at most, MiB", done.peak),
+            ],
+        );
+    }
+}
+
+pub(crate) async fn idle(backend: Backend, report: &mut Report) {
+    const WATCHED: Duration = Duration::from_secs(20);
+    let mut scene = Scene::set(backend, 10, Duration::ZERO, 0).await;
+    // Not after a load: what a start leaves behind is what an idle process holds.
+    sleep(Duration::from_secs(3)).await;
+    let pid = scene.pid();
+    let cpu = cpu_seconds(pid);
+    sleep(WATCHED).await;
+    let share = (cpu_seconds(pid) - cpu) / WATCHED.as_secs_f64() * 100.0;
+    report.add(
+        backend,
+        "idle",
+        vec![Figure::new("CPU, % of a core", share), Figure::new("resident, MiB", memory(pid).0)],
+    );
+}
+
+pub(crate) async fn slow(backend: Backend, options: &Options, report: &mut Report) {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let messages = options.messages / 4;
+    let mut scene = Scene::set(backend, options.rooms, PAUSE, 0).await;
+    let done = load(&mut scene, messages).await;
+    let rate = messages as f64 / done.seconds;
+    // One delivery at a time in each room.
+    let possible = options.rooms as f64 / PAUSE.as_secs_f64();
+    report.add(
+        backend,
+        "a webhook that takes 50 ms",
+        vec![
+            Figure::new("messages/s", rate),
+            Figure::new("× what order allows", rate / possible),
+            Figure::new("acknowledged p99, ms", done.acknowledged.percentile(99)),
+        ],
+    );
+}

@@ -1,0 +1,243 @@
+//! Why an event waits on the ledger of undecryptable events, and what would help: the words for the
+//! operator, in one place for the command line, the REST API and the documentation.
+
+use std::fmt;
+
+/// Why an event could not be relayed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// The key of its session has not come.
+    NoKey,
+    /// The sender told that it withholds the key: the code of `m.room_key.withheld`
+    /// ([spec](https://spec.matrix.org/latest/client-server-api/#mroom_keywithheld)).
+    Withheld(String),
+    /// It was sent before an account of ours had joined, and its key was never shared with us.
+    BeforeJoin,
+    /// The key is there, but begins at a later message of the session.
+    UnknownIndex,
+    /// The ciphertext is damaged, or was not made with the session that it names.
+    BadCiphertext,
+    /// Its ciphertext was used before under another event id, or belongs to another room.
+    Replay,
+    /// Encrypted by somebody who is neither the sender nor the room's bridge.
+    UntrustedSender,
+    /// Encrypted with an algorithm that this version does not know.
+    UnsupportedAlgorithm,
+    /// Not on the ledger: it waits in its room's order behind another event.
+    Order,
+    /// Not on the ledger: the room's state has not been read.
+    RoomState,
+    /// A word of another version of coucou.
+    Other(String),
+}
+
+const WITHHELD: &str = "withheld:";
+
+impl Reason {
+    /// Reads the word that tables, payloads and logs use.
+    #[must_use]
+    pub fn parse(word: &str) -> Self {
+        match word {
+            "no_key" => Self::NoKey,
+            "before_join" => Self::BeforeJoin,
+            "unknown_index" => Self::UnknownIndex,
+            "bad_ciphertext" => Self::BadCiphertext,
+            "replay" => Self::Replay,
+            "untrusted_sender" => Self::UntrustedSender,
+            "unsupported_algorithm" => Self::UnsupportedAlgorithm,
+            "order" => Self::Order,
+            "room_state" => Self::RoomState,
+            other => match other.strip_prefix(WITHHELD) {
+                Some(code) => Self::Withheld(code.to_owned()),
+                None => Self::Other(other.to_owned()),
+            },
+        }
+    }
+
+    /// Whether a key that comes can mend it.
+    #[must_use]
+    pub fn wants_key(&self) -> bool {
+        matches!(self, Self::NoKey | Self::Withheld(_) | Self::BeforeJoin | Self::UnknownIndex)
+    }
+
+    /// Whether a webhook is told of it, once: somebody said something that cannot be read. Of a replay or
+    /// a forgery nothing is known to have been said by anybody, so of those only the ledger tells.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.wants_key() || matches!(self, Self::BadCiphertext | Self::UnsupportedAlgorithm)
+    }
+}
+
+/// The word that tables, payloads and logs use.
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoKey => "no_key",
+            Self::Withheld(code) => return write!(f, "{WITHHELD}{code}"),
+            Self::BeforeJoin => "before_join",
+            Self::UnknownIndex => "unknown_index",
+            Self::BadCiphertext => "bad_ciphertext",
+            Self::Replay => "replay",
+            Self::UntrustedSender => "untrusted_sender",
+            Self::UnsupportedAlgorithm => "unsupported_algorithm",
+            Self::Order => "order",
+            Self::RoomState => "room_state",
+            Self::Other(word) => word,
+        })
+    }
+}
+
+/// What else decides on the next step; all `false` when nothing is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The key was asked for, of the own devices or of the device that made it, and no answer came yet.
+    pub requested: bool,
+    /// Whoever was asked for the key refused or does not answer such requests.
+    pub refused: bool,
+    /// A key backup is connected, so that keys which it has are fetched.
+    pub backup: bool,
+    /// A key of the session is stored by now.
+    pub key_is_here: bool,
+}
+
+/// What would fix an event on the ledger, in plain words for the operator.
+#[must_use]
+pub fn next_step(reason: &Reason, facts: &Facts) -> String {
+    match reason {
+        Reason::NoKey => missing(facts, "its key was never received"),
+        Reason::BeforeJoin => missing(facts, "it was sent before coucou joined the room"),
+        Reason::UnknownIndex => missing(facts, "the key that is here begins at a later message"),
+        Reason::Withheld(code) => withheld(code),
+        Reason::BadCiphertext => "nothing: the ciphertext is damaged, or was not made with the session it \
+                                  names. Ask the sender to send it again"
+            .to_owned(),
+        Reason::Replay => "nothing: the same ciphertext was sent before as another event, or belongs to \
+                           another room. Look at who sent this one, and treat it as an attack"
+            .to_owned(),
+        Reason::UntrustedSender => "nothing if it is a forgery: who encrypted it is neither its sender nor \
+                                    the room's bridge. If it is a bridge of yours, name its bot and ghosts \
+                                    under bridges: in the settings"
+            .to_owned(),
+        Reason::UnsupportedAlgorithm => "wait for a version of coucou that knows the algorithm".to_owned(),
+        Reason::Order => {
+            "wait: it follows an event whose key may still come, for some seconds at most".to_owned()
+        }
+        Reason::RoomState => "wait: the state of its room is being read. If it stays, see in the log why \
+                              the homeserver does not answer"
+            .to_owned(),
+        Reason::Other(word) => format!("unknown to this version ({word}): see the version that wrote it"),
+    }
+}
+
+fn missing(facts: &Facts, why: &str) -> String {
+    if facts.key_is_here && !why.starts_with("the key that is here") {
+        return "nothing: its key has come, and it is about to be tried again".to_owned();
+    }
+    let by_hand = "import the key (coucou keys import)";
+    match *facts {
+        Facts { refused: true, backup, .. } => {
+            let backup = if backup { "" } else { ", or restore it from the key backup (coucou restore)" };
+            format!("{why}, and who was asked for the key does not give it: {by_hand}{backup}")
+        }
+        Facts { requested: true, .. } => format!(
+            "wait: {why}, and the key was asked for. If no answer comes, {by_hand}, or make coucou an admin \
+             of the bridge, which answers nobody else"
+        ),
+        Facts { backup: true, .. } => format!("{why}, and the key backup does not have the key: {by_hand}"),
+        Facts { .. } => {
+            format!("{why}: {by_hand}, or restore it from a key backup (coucou restore)")
+        }
+    }
+}
+
+/// By the code of `m.room_key.withheld`.
+fn withheld(code: &str) -> String {
+    match code {
+        "m.unverified" => "the sender gives keys to verified or cross-signed devices only: let the bridge \
+                           send to coucou's device (encryption.verification_levels of mautrix bridges), or \
+                           see that the homeserver shows the device as signed (coucou check)"
+            .to_owned(),
+        "m.blacklisted" => "the sender has blocked coucou's device: unblock it there".to_owned(),
+        "m.unauthorised" | "m.history_not_shared" => {
+            "the sender says that coucou may not read this message: \
+                                                      import the key from who may (coucou keys import)"
+                .to_owned()
+        }
+        "m.no_olm" => {
+            "the sender could not reach coucou's device: it tries again with the next message. See \
+                       that the homeserver has one-time keys for the device (coucou check)"
+                .to_owned()
+        }
+        "m.unavailable" => {
+            "the sender no longer has the key: import it from who has it (coucou keys import)".to_owned()
+        }
+        code => format!("the sender withholds the key ({code}): import it (coucou keys import)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<Reason> {
+        vec![
+            Reason::NoKey,
+            Reason::Withheld("m.unverified".to_owned()),
+            Reason::Withheld(String::new()),
+            Reason::BeforeJoin,
+            Reason::UnknownIndex,
+            Reason::BadCiphertext,
+            Reason::Replay,
+            Reason::UntrustedSender,
+            Reason::UnsupportedAlgorithm,
+            Reason::Order,
+            Reason::RoomState,
+            Reason::Other("of_tomorrow".to_owned()),
+        ]
+    }
+
+    #[test]
+    fn a_reason_is_read_as_it_is_written() {
+        for reason in all() {
+            assert_eq!(Reason::parse(&reason.to_string()), reason);
+        }
+        assert_eq!(Reason::parse("withheld:m.no_olm"), Reason::Withheld("m.no_olm".to_owned()));
+    }
+
+    #[test]
+    fn every_reason_has_a_next_step_in_words() {
+        for reason in all() {
+            for bits in 0..16_u8 {
+                let facts = Facts {
+                    requested: bits & 1 != 0,
+                    refused: bits & 2 != 0,
+                    backup: bits & 4 != 0,
+                    key_is_here: bits & 8 != 0,
+                };
+                let step = next_step(&reason, &facts);
+                assert!(step.len() > 20 && !step.contains("  ") && !step.ends_with('.'), "{reason}: {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_done_already_is_not_advised_again() {
+        let step = |facts| next_step(&Reason::NoKey, &facts);
+        assert!(step(Facts::default()).contains("coucou restore"));
+        assert!(!step(Facts { backup: true, ..Facts::default() }).contains("coucou restore"));
+        assert!(step(Facts { requested: true, ..Facts::default() }).starts_with("wait"));
+        assert!(!step(Facts { refused: true, requested: true, ..Facts::default() }).starts_with("wait"));
+        assert!(step(Facts { key_is_here: true, ..Facts::default() }).starts_with("nothing"));
+        let better = Facts { key_is_here: true, ..Facts::default() };
+        assert!(next_step(&Reason::UnknownIndex, &better).contains("import"));
+    }
+
+    #[test]
+    fn only_what_somebody_said_is_told() {
+        let told: Vec<_> =
+            all().into_iter().filter(Reason::is_told).map(|reason| reason.to_string()).collect();
+        let expected = ["no_key", "withheld:m.unverified", "withheld:", "before_join", "unknown_index"];
+        assert_eq!(told[..5], expected);
+        assert_eq!(told[5..], ["bad_ciphertext", "unsupported_algorithm"]);
+    }
+}
