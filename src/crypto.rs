@@ -1,11 +1,15 @@
 //! End-to-end encryption: one `OlmMachine` for each account, over a store of ours.
 
 pub mod engine;
+mod forward;
+pub mod import;
 pub mod keylane;
 mod outgoing;
+pub mod requests;
 pub mod setup;
 pub mod store;
 pub mod trust;
 
 pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey};
 pub use keylane::KeyLane;
+pub use requests::Asker;

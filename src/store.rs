@@ -14,6 +14,8 @@ pub mod crypto;
 pub mod db;
 pub mod holders;
 pub mod inbox;
+pub mod key_imports;
+pub mod key_requests;
 pub mod leases;
 pub mod messages;
 pub mod outbox;

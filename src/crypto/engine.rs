@@ -158,9 +158,13 @@ pub enum Decrypted {
 pub struct Engine {
     account: Account,
     pub(super) machine: OlmMachine,
-    store: Arc<AccountStore>,
+    pub(super) store: Arc<AccountStore>,
     pub(super) homeserver: Homeserver,
     pub(super) identity: Identity,
+    /// The whole store, for what is ours beside the machine's.
+    pub(super) whole: Store,
+    pub(super) lease: Lease,
+    pub(super) clock: SharedClock,
 }
 
 impl std::fmt::Debug for Engine {
@@ -181,11 +185,13 @@ impl Engine {
         homeserver: Homeserver,
         clock: SharedClock,
     ) -> Result<Self, CryptoError> {
-        let store = Arc::new(AccountStore::new(store, account.id, Some(lease), clock));
+        let whole = store.clone();
+        let store =
+            Arc::new(AccountStore::new(store, account.id, Some(lease.clone()), SharedClock::clone(&clock)));
         let (user_id, device_id) = (&account.user_id, &account.device_id);
         let machine = OlmMachine::with_store(user_id, device_id, Arc::clone(&store), None).await?;
         let identity = Identity { user_id: user_id.clone(), device_id: Some(device_id.clone()) };
-        Ok(Self { account, machine, store, homeserver, identity })
+        Ok(Self { account, machine, store, homeserver, identity, whole, lease, clock })
     }
 
     /// The account.
@@ -195,11 +201,15 @@ impl Engine {
     }
 
     /// Takes in what the homeserver told the device: messages first, then device lists and key counts.
-    /// Answers the room keys that are new or better now.
+    /// Answers the room keys that are new or better now, and those of which the sender tells that it withholds
+    /// them.
     ///
     /// # Errors
     /// When the store fails: nothing of the changes is then certain, and they must come again.
     pub async fn receive(&self, changes: Changes) -> Result<Vec<RoomKey>, CryptoError> {
+        // Before the machine: it advances what the copies are made of, and wipes keys that it does not take.
+        let forwards = self.take_forwards(&changes.to_device).await?;
+        let withheld = withheld_keys(&changes.to_device);
         let to_device = changes.to_device.into_iter().map(Raw::<AnyToDeviceEvent>::from_json).collect();
         let mut lists = DeviceLists::new();
         lists.changed = changes.changed;
@@ -214,11 +224,14 @@ impl Engine {
             unused_fallback_keys: fallback.as_deref(),
             next_batch_token: None,
         };
-        let (_, keys) = self.machine.receive_sync_changes(changes, &settings()).await?;
+        let (processed, keys) = self.machine.receive_sync_changes(changes, &settings()).await?;
         let mut keys: Vec<_> = keys
             .into_iter()
             .map(|key| RoomKey { room_id: key.room_id, session_id: key.session_id })
             .collect();
+        self.count_forwards(&forwards, &processed, &keys).await?;
+        keys.extend(forwards.taken);
+        keys.extend(withheld);
         keys.sort();
         keys.dedup();
         Ok(keys)
@@ -314,6 +327,29 @@ impl Engine {
     pub async fn forget_room(&self, room_id: &RoomId) -> Result<u64, CryptoError> {
         Ok(self.store.delete_inbound_group_sessions_of_room(room_id).await.map_err(CryptoStoreError::from)?)
     }
+}
+
+/// The sessions that `m.room_key.withheld` messages speak of
+/// ([spec](https://spec.matrix.org/latest/client-server-api/#mroom_keywithheld)).
+fn withheld_keys(to_device: &[Box<RawValue>]) -> Vec<RoomKey> {
+    #[derive(serde::Deserialize)]
+    struct Message {
+        #[serde(rename = "type")]
+        event_type: String,
+        content: Content,
+    }
+    #[derive(serde::Deserialize)]
+    struct Content {
+        room_id: OwnedRoomId,
+        session_id: String,
+    }
+    let messages = to_device.iter().filter_map(|raw| serde_json::from_str::<Message>(raw.get()).ok());
+    messages
+        .filter(|message| {
+            matches!(&*message.event_type, "m.room_key.withheld" | "org.matrix.room_key.withheld")
+        })
+        .map(|message| RoomKey { room_id: message.content.room_id, session_id: message.content.session_id })
+        .collect()
 }
 
 /// The code of an `m.room_key.withheld`, which is any text that its sender likes.

@@ -29,7 +29,11 @@ use std::{
     },
 };
 
-use matrix_sdk_crypto::{DeviceData, olm::StaticAccountData, store::CryptoStore as _};
+use matrix_sdk_crypto::{
+    DeviceData,
+    olm::{InboundGroupSession, StaticAccountData},
+    store::CryptoStore as _,
+};
 use ruma::{OwnedRoomId, RoomId, UserId};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -175,6 +179,23 @@ impl AccountStore {
         let update = |cache: &Cache| sessions.iter().for_each(|(room, id)| cache.remove_session(room, id));
         write.commit(update).await?;
         Ok(deleted)
+    }
+
+    /// Some room keys by (room id, session id), those after `after`; given a room, those of it alone. Opens a
+    /// page at a time, because all of them do not fit into memory.
+    ///
+    /// # Errors
+    /// When the database fails or a key does not open.
+    pub async fn page_of_inbound_group_sessions(
+        &self,
+        room_id: Option<&RoomId>,
+        after: Option<&InboundGroupSession>,
+        limit: usize,
+    ) -> Result<Vec<InboundGroupSession>> {
+        let (db, scope) = self.read()?;
+        let after = after.map(|session| (session.room_id().as_str(), session.session_id()));
+        let found = inbound::page(db, &scope, room_id.map(RoomId::as_str), after, limit).await?;
+        found.iter().map(codec::inbound_session).collect()
     }
 
     /// The devices of a user, from the cache if they are there.

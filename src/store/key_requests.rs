@@ -60,7 +60,7 @@ pub async fn wanted(db: &Db, seal: &Seal, most: i64) -> Result<Vec<Wanted>, Stor
              WHERE e.position IN ( \
                  SELECT MAX(p.position) FROM pending_events p WHERE p.state = 'ledger' \
                  AND p.session_id IS NOT NULL \
-                 AND (p.reason IN ('no_key', 'unknown_index') OR p.reason LIKE 'withheld:%') \
+                 AND (p.reason IN ('no_key', 'before_join', 'unknown_index') OR p.reason LIKE 'withheld:%') \
                  AND NOT EXISTS (SELECT 1 FROM key_requests q \
                      WHERE q.room_id = p.room_id AND q.session_id = p.session_id) \
                  GROUP BY p.room_id, p.session_id \
@@ -133,7 +133,7 @@ pub async fn settled(db: &Db, most: i64) -> Result<Vec<KeyRequest>, StoreError> 
             "SELECT account_id, room_id, session_id, user_id, device_id, sender_key, request_id, tries \
              FROM key_requests q WHERE NOT EXISTS (SELECT 1 FROM pending_events p \
                  WHERE p.room_id = q.room_id AND p.session_id = q.session_id AND p.state = 'ledger' \
-                 AND (p.reason IN ('no_key', 'unknown_index') OR p.reason LIKE 'withheld:%')) LIMIT $1",
+                 AND (p.reason IN ('no_key', 'before_join', 'unknown_index') OR p.reason LIKE 'withheld:%')) LIMIT $1",
             values![most],
         )
         .await?;
@@ -155,6 +155,27 @@ pub async fn reschedule(tx: &mut Tx, request: &KeyRequest, next_at: Timestamp) -
             request.user_id.as_str(),
             request.device_id.as_str(),
             next_at,
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Notes the id under which our own devices were asked.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_request_id(tx: &mut Tx, request: &KeyRequest, request_id: &str) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE key_requests SET request_id = $6 WHERE account_id = $1 AND room_id = $2 \
+         AND session_id = $3 AND user_id = $4 AND device_id = $5",
+        values![
+            request.account_id.0,
+            request.room_id.as_str(),
+            request.session_id.as_str(),
+            request.user_id.as_str(),
+            request.device_id.as_str(),
+            request_id,
         ],
     )
     .await?;

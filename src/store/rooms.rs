@@ -3,7 +3,7 @@
 //! Only the process that works the crypto writes here, under its lease; work that needs the homeserver
 //! (answering an invite, reading a room's state) is a `due_at` on the row, so that it survives a restart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ruma::{OwnedRoomId, OwnedUserId, RoomId};
 
@@ -329,6 +329,21 @@ pub async fn want_bridged(tx: &mut Tx, account_id: AccountId, now: Timestamp) ->
         values![account_id.0, Membership::Wanted.as_str(), now],
     )
     .await
+}
+
+/// Those of these rooms that are known not to be relayed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn not_relayed(db: &Db, room_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let rows: Vec<(String,)> = db
+        .fetch_many(
+            "SELECT room_id FROM rooms WHERE relay = 'no' AND room_id IN (VALUES {rows})",
+            vec![],
+            room_ids.iter().map(|id| values![*id]).collect(),
+        )
+        .await?;
+    Ok(rows.into_iter().map(|(room_id,)| room_id).collect())
 }
 
 /// The rooms that an account has joined.
