@@ -3,6 +3,7 @@
 //! What a command answers goes to stdout, the log and errors to stderr. A failure is one line that begins
 //! with `coucou:`, and exit code 1; wrong usage is exit code 2.
 
+mod keys;
 mod listen;
 mod migrate;
 mod registration;
@@ -35,6 +36,8 @@ enum Command {
     Registration(registration::Args),
     /// Brings the store's schema up to date.
     Migrate,
+    /// Room keys: to a file, from a file, and what events wait for.
+    Keys(keys::Args),
     /// Lists the webhooks and where their secrets come from.
     Webhooks(webhooks::Args),
     /// Receives deliveries for development: verifies signatures, prints them readably.
@@ -65,6 +68,10 @@ fn execute(cli: Cli) -> Result<()> {
         Command::Serve => serve::run(load(&sources)?),
         Command::Registration(args) => registration::run(&args, &sources),
         Command::Migrate => block_on(migrate::run(load(&sources)?)),
+        Command::Keys(args) => {
+            let config = load(&sources)?;
+            block_on(keys::run(args, config, sources.environment))
+        }
         Command::Webhooks(args) => block_on(webhooks::run(args, load(&sources)?)),
         Command::Listen(args) => block_on(listen::run(args, sources.environment)),
     }

@@ -11,6 +11,7 @@ mod decrypt;
 pub mod envelope;
 pub mod event;
 mod flow;
+mod imports;
 mod relay;
 pub mod rooms;
 mod seen;

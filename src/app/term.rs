@@ -18,7 +18,7 @@ use super::Shared;
 use crate::{
     clock::Timestamp,
     config::{OwnerMode, Relay},
-    crypto::{CryptoError, Engine, KeyLane, keylane::backoff, setup},
+    crypto::{Asker, CryptoError, Engine, KeyLane, keylane::backoff, setup},
     inbox::{Worker, WorkerParts},
     model::{Account, Role, WebhookId},
     rooms::{Errands, InvitePolicy, RoomsError},
@@ -86,6 +86,7 @@ impl Term {
         for lane in office.lanes {
             tasks.spawn(lane.run(stop.clone()));
         }
+        tasks.spawn(self.asker(&office.engines).run(stop.clone()));
         let term = Arc::new(self);
         let errands = term.errands(accounts);
         tasks.spawn(run_errands(errands, online, stop.clone()));
@@ -240,6 +241,12 @@ impl Term {
             cautious: self.cautious,
             wakes: self.shared.wakes.clone(),
         }
+    }
+
+    fn asker(&self, engines: &[Engine]) -> Asker {
+        let Shared { store, clock, wakes, .. } = &self.shared;
+        let (lease, wake) = (self.lease.clone(), Arc::clone(&wakes.ledger));
+        Asker::new(store.clone(), lease, engines.to_vec(), Arc::clone(clock), wake)
     }
 
     fn errands(&self, accounts: Vec<Account>) -> Errands {

@@ -14,12 +14,8 @@ use matrix_sdk_crypto::{
     Device,
     olm::{ExportedRoomKey, SenderData},
     store::{CryptoStore as _, types::Changes},
-    types::{
-        EventEncryptionAlgorithm,
-        events::{
-            forwarded_room_key::{ForwardedMegolmV1AesSha2Content, ForwardedRoomKeyContent},
-            olm_v1::DecryptedForwardedRoomKeyEvent,
-        },
+    types::events::{
+        forwarded_room_key::ForwardedRoomKeyContent, olm_v1::DecryptedForwardedRoomKeyEvent,
     },
     vodozemac::{
         Curve25519PublicKey, Ed25519PublicKey,

@@ -105,6 +105,9 @@ impl Worker {
                 "inbox"
             );
         }
+        if !(outcome.waiting.is_empty() && outcome.to_ledger.is_empty() && outcome.released.is_empty()) {
+            wakes.ledger.notify_one();
+        }
         if !(outcome.unread.is_empty() && outcome.memberships.is_empty() && outcome.settled.is_empty()) {
             wakes.rooms.notify_one();
         }

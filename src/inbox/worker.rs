@@ -22,6 +22,7 @@ use super::{
     commit::Outcome,
     decrypt::Decrypter,
     flow,
+    imports::Imports,
     rooms::{Policy, Rooms},
     seen::Seen,
 };
@@ -65,6 +66,8 @@ pub struct Wakes {
     pub outgoing: Arc<Notify>,
     /// Who answers invites and reads rooms' state.
     pub rooms: Arc<Notify>,
+    /// Who asks for keys that events on the ledger wait for.
+    pub ledger: Arc<Notify>,
     /// The dispatchers.
     pub outbox: Arc<Notify>,
 }
@@ -109,6 +112,8 @@ pub struct Worker {
     unreleased: Vec<RoomKey>,
     /// Rows still to be taken one by one.
     careful_rows: u32,
+    /// Keys that another process hands over.
+    pub(super) imports: Imports,
 }
 
 impl Worker {
@@ -140,7 +145,8 @@ impl Worker {
             .collect();
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let seen = Seen::default();
-        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows })
+        let imports = Imports::default();
+        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows, imports })
     }
 
     /// Runs until told to stop.
@@ -178,11 +184,16 @@ impl Worker {
             .filter(|(_, deadline)| deadline.is_some_and(|deadline| deadline <= now))
             .map(|(room_id, _)| room_id.clone())
             .collect();
-        if rows.is_empty() && due.is_empty() && self.unreleased.is_empty() {
+        let imported = self.take_import(now).await?;
+        if rows.is_empty() && due.is_empty() && self.unreleased.is_empty() && imported.is_none() {
             return Ok(Progress::Idle);
         }
         let mut batch = Batch::read(rows, &self.readers());
-        let mut keys = self.take_in(&batch, &mut due).await?;
+        let mut keys = imported.unwrap_or_default();
+        keys.extend(self.take_in(&batch).await?);
+        due.extend(
+            keys.iter().filter(|key| self.queues.contains_key(&key.room_id)).map(|key| key.room_id.clone()),
+        );
         keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
         let (rows, set_aside) = (batch.ids.clone(), batch.set_aside.clone());
         let mut outcome = Outcome { rows, set_aside, ..Outcome::default() };
@@ -221,13 +232,8 @@ impl Worker {
         Readers { accounts: self.decrypter.engines().iter().map(Engine::account).collect() }
     }
 
-    /// Gives every machine its part of the batch; answers the room keys that came, and adds the rooms that
-    /// wait for one of them to `due`.
-    async fn take_in(
-        &mut self,
-        batch: &Batch,
-        due: &mut HashSet<OwnedRoomId>,
-    ) -> Result<Vec<RoomKey>, CryptoError> {
+    /// Gives every machine its part of the batch; answers the room keys that came.
+    async fn take_in(&mut self, batch: &Batch) -> Result<Vec<RoomKey>, CryptoError> {
         let mut keys = Vec::new();
         for engine in self.decrypter.engines() {
             let mut changes = batch.changes(engine.account());
@@ -239,9 +245,6 @@ impl Worker {
             keys.extend(engine.receive(changes).await?);
             self.parts.wakes.outgoing.notify_one();
         }
-        due.extend(
-            keys.iter().filter(|key| self.queues.contains_key(&key.room_id)).map(|key| key.room_id.clone()),
-        );
         Ok(keys)
     }
 

@@ -235,6 +235,26 @@ pub async fn outstanding(db: &Db) -> Result<Vec<(AccountId, String, String, i64)
     Ok(rows.into_iter().map(|(id, user, device, count)| (AccountId(id), user, device, count)).collect())
 }
 
+/// How often the keys of these sessions (room and session id) were asked for, and when they are next.
+///
+/// # Errors
+/// When the database fails.
+pub async fn progress(
+    db: &Db,
+    sessions: &[(&str, &str)],
+) -> Result<Vec<(String, String, i64, Timestamp)>, StoreError> {
+    let rows: Vec<(String, String, i64, i64)> = db
+        .fetch_many(
+            "SELECT room_id, session_id, CAST(SUM(tries) AS BIGINT), MIN(next_at) FROM key_requests \
+             WHERE (room_id, session_id) IN (VALUES {rows}) GROUP BY room_id, session_id",
+            vec![],
+            sessions.iter().map(|(room_id, session_id)| values![*room_id, *session_id]).collect(),
+        )
+        .await?;
+    let progress = |(room, session, tries, next_at)| (room, session, tries, Timestamp(next_at));
+    Ok(rows.into_iter().map(progress).collect())
+}
+
 /// Counts what became of a forwarded key.
 ///
 /// # Errors
