@@ -17,6 +17,7 @@ mod architecture;
 mod bad_input;
 mod database_down_on_synapse;
 mod instances_on_synapse;
+mod keys_on_synapse;
 mod owner_on_synapse;
 mod relay_on_fake;
 mod relay_on_synapse;
