@@ -9,6 +9,7 @@ pub mod requests;
 pub mod setup;
 pub mod store;
 pub mod trust;
+mod unwedge;
 
 pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey};
 pub use keylane::KeyLane;

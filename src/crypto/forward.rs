@@ -354,4 +354,4 @@ struct UnaskedContent {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

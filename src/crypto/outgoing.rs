@@ -57,6 +57,9 @@ impl Engine {
             AnyOutgoingRequest::KeysClaim(request) => {
                 let response = self.homeserver.send(&self.identity, request.clone()).await?;
                 self.machine.mark_request_as_sent(id, &response).await?;
+                for user_id in response.one_time_keys.keys() {
+                    self.unwedge(user_id).await?;
+                }
             }
             AnyOutgoingRequest::ToDeviceRequest(request) => self.send_to_device(id, request).await?,
             AnyOutgoingRequest::SignatureUpload(request) => {
@@ -85,7 +88,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn send_to_device(&self, id: &TransactionId, request: &ToDeviceRequest) -> Result<(), CryptoError> {
+    pub(super) async fn send_to_device(&self, id: &TransactionId, request: &ToDeviceRequest) -> Result<(), CryptoError> {
         let request = send_event_to_device::v3::Request::new_raw(
             request.event_type.clone(),
             request.txn_id.clone(),

@@ -233,7 +233,7 @@ impl Asker {
 
 impl Engine {
     /// The devices that may have made a session: the account's view of them.
-    async fn whom_to_ask(&self, wanted: &Wanted) -> Result<Vec<KeyRequest>, CryptoError> {
+    pub(super) async fn whom_to_ask(&self, wanted: &Wanted) -> Result<Vec<KeyRequest>, CryptoError> {
         let maker = serde_json::from_slice::<Encrypted>(&wanted.event).map(|event| event.content);
         let maker = maker.unwrap_or_default();
         let request = |user_id: &UserId, device_id: &str, sender_key: String| KeyRequest {
@@ -308,7 +308,7 @@ impl Engine {
     }
 
     /// Asks the account's own other devices, through the SDK, which takes the answer.
-    async fn ask_own_devices(&self, request: &KeyRequest, event: Vec<u8>) -> Result<(), CryptoError> {
+    pub(super) async fn ask_own_devices(&self, request: &KeyRequest, event: Vec<u8>) -> Result<(), CryptoError> {
         let event = String::from_utf8(event).ok().and_then(|text| RawValue::from_string(text).ok());
         let Some(event) = event.map(Raw::<EncryptedEvent>::from_json) else { return Ok(()) };
         let Ok(room_id) = <&RoomId>::try_from(&*request.room_id) else { return Ok(()) };

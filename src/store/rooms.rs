@@ -346,6 +346,25 @@ pub async fn not_relayed(db: &Db, room_ids: &[&str]) -> Result<HashSet<String>, 
     Ok(rows.into_iter().map(|(room_id,)| room_id).collect())
 }
 
+/// A relayed room of a bridge bot's that an account has joined.
+///
+/// # Errors
+/// When the database fails.
+pub async fn shared_with_bot(
+    db: &Db,
+    account_id: AccountId,
+    bot: &ruma::UserId,
+) -> Result<Option<OwnedRoomId>, StoreError> {
+    let row: Option<(String,)> = db
+        .fetch_optional(
+            "SELECT r.room_id FROM rooms r JOIN room_accounts a ON a.room_id = r.room_id \
+             WHERE r.bridge_bot = $1 AND r.relay = 'yes' AND a.account_id = $2 AND a.membership = 'join' LIMIT 1",
+            values![bot.as_str(), account_id.0],
+        )
+        .await?;
+    row.map(|(room_id,)| OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)).transpose()
+}
+
 /// The rooms that an account has joined.
 ///
 /// # Errors

@@ -36,25 +36,25 @@ fn us() -> (&'static UserId, &'static DeviceId) {
     (user_id!("@coucou:example.org"), "COUCOU".into())
 }
 
-fn bot() -> &'static UserId {
+pub(crate) fn bot() -> &'static UserId {
     user_id!("@instagrambot:example.org")
 }
 
 /// A device of anybody's, with the Olm session that it uses with us.
-struct Peer {
-    user_id: OwnedUserId,
-    device_id: OwnedDeviceId,
-    account: Account,
-    olm: Option<olm::Session>,
+pub(crate) struct Peer {
+    pub(crate) user_id: OwnedUserId,
+    pub(crate) device_id: OwnedDeviceId,
+    pub(crate) account: Account,
+    pub(crate) olm: Option<olm::Session>,
 }
 
 impl Peer {
-    fn new(user_id: &UserId, device_id: &str) -> Self {
+    pub(crate) fn new(user_id: &UserId, device_id: &str) -> Self {
         let (user_id, device_id) = (user_id.to_owned(), device_id.into());
         Self { user_id, device_id, account: Account::new(), olm: None }
     }
 
-    fn curve25519(&self) -> String {
+    pub(crate) fn curve25519(&self) -> String {
         self.account.curve25519_key().to_base64()
     }
 
@@ -133,15 +133,15 @@ fn room() -> &'static ruma::RoomId {
 }
 
 /// An engine, and what others can know of its device.
-struct Scene {
-    engine: Engine,
-    curve25519: String,
+pub(crate) struct Scene {
+    pub(crate) engine: Engine,
+    pub(crate) curve25519: String,
     ed25519: String,
     one_time_keys: Vec<Curve25519PublicKey>,
 }
 
 impl Scene {
-    async fn set(test: &TestStore, peers: &[&Peer]) -> Self {
+    pub(crate) async fn set(test: &TestStore, peers: &[&Peer]) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let store = test.store.clone();
         let (user_id, device_id) = us();
@@ -170,6 +170,13 @@ impl Scene {
         };
         scene.meet(peers).await;
         scene
+    }
+
+    /// A new machine over what is stored, as after a restart.
+    pub(crate) async fn reload(&mut self) {
+        let Engine { whole, lease, homeserver, clock, .. } = self.engine.clone();
+        let account = self.engine.account().clone();
+        self.engine = Engine::load(account, whole, lease, homeserver, clock).await.unwrap();
     }
 
     /// The engine learns of the devices of others.
@@ -202,7 +209,7 @@ impl Scene {
         tx.commit().await.unwrap();
     }
 
-    async fn receive(&self, message: Box<RawValue>) -> Vec<RoomKey> {
+    pub(crate) async fn receive(&self, message: Box<RawValue>) -> Vec<RoomKey> {
         let received = Received { to_device: vec![message], ..Received::default() };
         self.engine.receive(received).await.unwrap()
     }
@@ -251,7 +258,7 @@ fn say(bridge: &Peer, session: &mut GroupSession) -> Box<RawValue> {
     to_raw_value(&event).unwrap()
 }
 
-fn room_key(peer: &mut Peer, scene: &mut Scene, session: &GroupSession) -> Box<RawValue> {
+pub(crate) fn room_key(peer: &mut Peer, scene: &mut Scene, session: &GroupSession) -> Box<RawValue> {
     let content = json!({
         "algorithm": MEGOLM, "room_id": room(), "session_id": session.session_id(),
         "session_key": session.session_key().to_base64(),
@@ -381,6 +388,51 @@ async fn forwards_from_others_are_refused() {
         }});
         assert_eq!(scene.receive(to_raw_value(&clear).unwrap()).await, []);
         assert_eq!(scene.first_known(&id).await, None);
+    }
+}
+
+#[tokio::test]
+async fn an_own_verified_device_is_asked_and_believed() {
+    for test in testing::both().await {
+        let bridge = Peer::new(bot(), "BRIDGE");
+        let mut phone = Peer::new(us().0, "PHONE");
+        let mut scene = Scene::set(&test, &[&bridge, &phone]).await;
+        let mut session = GroupSession::new(MegolmConfig::version_1());
+        let id = session.session_id();
+        let event = say(&bridge, &mut session);
+        let wanted = key_requests::Wanted {
+            room_id: room().to_string(),
+            session_id: id.clone(),
+            bridge_bot: Some(bot().to_string()),
+            event: event.get().as_bytes().to_vec(),
+        };
+        let whom = async |scene: &Scene| -> Vec<String> {
+            let requests = scene.engine.whom_to_ask(&wanted).await.unwrap();
+            requests.into_iter().map(|request| request.device_id).collect()
+        };
+        assert_eq!(whom(&scene).await, ["BRIDGE"], "an unverified device would neither answer nor be believed");
+        let machine = scene.engine.machine.clone();
+        let device = machine.get_device(us().0, &phone.device_id, None).await.unwrap().unwrap();
+        device.set_local_trust(matrix_sdk_crypto::LocalTrust::Verified).await.unwrap();
+        assert_eq!(whom(&scene).await, ["BRIDGE", "*"]);
+        let maker = (bridge.curve25519(), bridge.ed25519());
+        let forward = phone.forward(&mut scene, &session, 0, |plain| {
+            plain["content"]["sender_key"] = json!(maker.0);
+            plain["content"]["sender_claimed_ed25519_key"] = json!(maker.1);
+        });
+        assert_eq!(scene.receive(forward).await, [], "nobody asked");
+        let request = scene.engine.whom_to_ask(&wanted).await.unwrap().remove(1);
+        // The homeserver is not there; the request is kept to be sent.
+        let asked = scene.engine.ask_own_devices(&request, wanted.event.clone()).await;
+        assert!(matches!(asked, Err(CryptoError::Homeserver(_))), "{asked:?}");
+        let forward = phone.forward(&mut scene, &session, 0, |plain| {
+            plain["content"]["sender_key"] = json!(maker.0);
+            plain["content"]["sender_claimed_ed25519_key"] = json!(maker.1);
+        });
+        assert_eq!(scene.receive(forward).await.len(), 1);
+        assert_eq!(scene.first_known(&id).await, Some(0));
+        let counts = [("accepted".to_owned(), 1), ("not_asked".to_owned(), 1)];
+        assert_eq!(scene.counts().await, BTreeMap::from(counts));
     }
 }
 
