@@ -8,9 +8,15 @@
 mod commands;
 pub mod keys;
 mod leader;
+mod outage;
+mod recovery;
+mod restore;
+mod retention;
 mod term;
 
+pub use crate::crypto::recovery::Progress as RestoreProgress;
 pub use commands::{ListedWebhook, migrate, webhooks};
+pub use restore::{History, RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -186,7 +192,8 @@ fn serve_http(
     health: Health,
     fatal: &mpsc::Sender<AppError>,
 ) {
-    let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox));
+    let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
+        .telling(Arc::clone(&shared.wakes.outage));
     let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {
@@ -216,10 +223,13 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
             webhooks,
             StdRng::from_os_rng(),
             Arc::clone(&shared.wakes.outbox),
-            crate::outbox::Config::default(),
+            crate::outbox::Config {
+                keep_delivered: !shared.config.messages.retention.is_zero(),
+                ..crate::outbox::Config::default()
+            },
         );
         tasks.spawn(dispatcher.run(stop.clone()));
-        tasks.spawn(leader::prune(shared.clone(), stop.clone()));
+        tasks.spawn(retention::run(shared.clone(), ids.clone(), stop.clone()));
         if let Err(error) = Box::pin(leader::lead(shared, ids, stop)).await {
             let _ = fatal.send(AppError::Crypto(error)).await;
         }

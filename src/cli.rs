@@ -6,7 +6,9 @@
 mod keys;
 mod listen;
 mod migrate;
+mod recovery_key;
 mod registration;
+mod restore;
 mod serve;
 mod webhooks;
 
@@ -38,6 +40,10 @@ enum Command {
     Migrate,
     /// Room keys: to a file, from a file, and what events wait for.
     Keys(keys::Args),
+    /// Brings a lost database back: the bot's identity and room keys, into an empty store.
+    Restore(restore::Args),
+    /// Prints the bot's recovery key, which `restore` asks for.
+    RecoveryKey,
     /// Lists the webhooks and where their secrets come from.
     Webhooks(webhooks::Args),
     /// Receives deliveries for development: verifies signatures, prints them readably.
@@ -72,6 +78,8 @@ fn execute(cli: Cli) -> Result<()> {
             let config = load(&sources)?;
             block_on(keys::run(args, config, sources.environment))
         }
+        Command::Restore(args) => block_on(restore::run(args, load(&sources)?)),
+        Command::RecoveryKey => block_on(recovery_key::run(load(&sources)?)),
         Command::Webhooks(args) => block_on(webhooks::run(args, load(&sources)?)),
         Command::Listen(args) => block_on(listen::run(args, sources.environment)),
     }

@@ -9,6 +9,7 @@
 //! file appears whole or not at all.
 
 mod check;
+mod duration;
 mod error;
 mod file;
 mod load;
@@ -19,7 +20,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId};
 use secrecy::SecretString;
@@ -31,7 +32,10 @@ pub use registration::{Namespaces, Registration};
 pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
-use crate::{model::Pattern, store::Location};
+use crate::{
+    model::{Pattern, RecoveryKey},
+    store::Location,
+};
 
 /// All settings, validated.
 #[derive(Clone, Debug)]
@@ -50,12 +54,20 @@ pub struct Config {
     pub api: Api,
     /// The real user whose conversations are relayed; none means only rooms that the bot is invited to.
     pub owner: Option<Owner>,
+    /// What opens the owner's secret storage; none means that coucou has its own device and nothing else.
+    pub owner_recovery_key: Option<RecoveryKey>,
+    /// What opens the bot's secret storage; none means that coucou makes a key and keeps it in the store.
+    pub recovery_key: Option<RecoveryKey>,
     /// Which rooms.
     pub rooms: Rooms,
+    /// Events that cannot be decrypted.
+    pub undecryptable: Undecryptable,
     /// Bridges known beforehand; others are pinned when first seen.
     pub bridges: Vec<Bridge>,
     /// Names of networks by the `protocol.id` of `m.bridge`, beside the built-in ones.
     pub networks: BTreeMap<String, String>,
+    /// What is kept of messages.
+    pub messages: Messages,
     /// The log.
     pub log: Log,
     /// What the operator should know, one line each; to be logged once.
@@ -136,6 +148,13 @@ pub struct Webhook {
     pub secret: Option<SecretString>,
 }
 
+/// `undecryptable`: events that cannot be decrypted.
+#[derive(Clone, Copy, Debug)]
+pub struct Undecryptable {
+    /// How long after an event came the webhooks are told that it cannot be decrypted; `None`: never.
+    pub notify_after: Option<Duration>,
+}
+
 /// `api`: the REST API.
 #[derive(Clone, Debug)]
 pub struct Api {
@@ -192,6 +211,17 @@ pub struct Bridge {
     /// The bridge's ghosts, for example `@instagram_*:example.org`.
     pub ghosts: Option<Pattern>,
 }
+
+/// `messages`: what is kept of messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Messages {
+    /// How long their content is kept, at most [`LONGEST_RETENTION`]; zero for no longer than it takes to
+    /// deliver them.
+    pub retention: Duration,
+}
+
+/// The longest [`Messages::retention`]: a hundred years.
+pub const LONGEST_RETENTION: Duration = Duration::from_hours(100 * 366 * 24);
 
 /// `log`: what is logged, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]

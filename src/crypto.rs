@@ -1,16 +1,21 @@
 //! End-to-end encryption: one `OlmMachine` for each account, over a store of ours.
 
+pub mod backup;
 pub mod engine;
 mod forward;
 pub mod import;
 pub mod keylane;
 mod outgoing;
 pub mod requests;
+pub mod recovery;
+pub mod secrets;
 pub mod setup;
 pub mod store;
 pub mod trust;
 mod unwedge;
 
+pub use backup::KeyBackup;
 pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey};
 pub use keylane::KeyLane;
 pub use requests::Asker;
+pub use secrets::{RecoveryError, SecretStorage};

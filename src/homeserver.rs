@@ -8,12 +8,16 @@
 //!
 //! [spec]: https://spec.matrix.org/latest/application-service-api/#client-server-api-extensions
 
+mod account_data;
 mod accounts;
+mod backup;
 mod error;
+mod history;
 mod rooms;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod timelines;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -36,8 +40,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use url::Url;
 
+pub use backup::{BackupVersion, RoomKeys};
 pub use error::HomeserverError;
+pub use history::History;
 pub use rooms::Invite;
+pub use timelines::{EarlierPage, Timeline, Timelines};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -17,7 +17,7 @@ use ruma::{EventId, OwnedEventId, OwnedUserId};
 use serde_json::{Map, Value};
 
 pub use ids::{PayloadClass, message_id};
-pub use payload::{Draft, render_test};
+pub use payload::{Draft, redacted, render_test};
 
 use crate::{
     clock::Timestamp,
@@ -89,7 +89,7 @@ pub fn room_change(
     let reason = text("reason");
     let message_type = if membership == "join" { MessageType::RoomJoined } else { MessageType::RoomLeft };
     let mut draft = bare(PayloadClass::Room, message_type, event, room, profile, received_at);
-    draft.membership = Some(Membership { user_id: account, membership, reason });
+    draft.membership = Some(Membership { user_id: account, membership, reason, replaces_room: None });
     draft
 }
 
@@ -121,6 +121,7 @@ fn bare(
         redacts: None,
         membership: None,
         undecryptable: None,
+        undecryptable_id: None,
         encryption: event.encryption,
         matrix: Matrix { event_type: event.event_type, content: event.content },
     }
@@ -151,7 +152,8 @@ fn read(event: &ClearEvent) -> Read {
     let relates_to = RelatesTo::read(content);
     match event.event_type.as_str() {
         "m.reaction" => read_reaction(content, relates_to),
-        "m.room.redaction" => read_redaction(event, relates_to),
+        // Homeservers check who may take back what, and see nothing of what is encrypted.
+        "m.room.redaction" if !event.encryption.encrypted => read_redaction(event, relates_to),
         event_type => {
             let edit = relates_to.as_ref().is_some_and(|to| to.replaces.is_some());
             let reply = relates_to.as_ref().is_some_and(|to| to.is_reply);

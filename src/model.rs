@@ -6,6 +6,7 @@ mod event;
 pub mod ledger;
 mod message;
 mod pattern;
+mod recovery;
 mod room;
 mod sync;
 
@@ -14,5 +15,6 @@ pub use delivery::{DeliveryId, WebhookId};
 pub use event::{ClearEvent, Encryption, Trust};
 pub use message::{Direction, Message, MessageId, MessageType, RoomContext, RoomKind, SenderProfile};
 pub use pattern::Pattern;
+pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;

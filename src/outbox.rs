@@ -6,9 +6,10 @@
 //!
 //! Every delivery is made at least once: it stays pending until a 2xx has been recorded, and is tried again
 //! after a growing delay ([`retry`]) for as long as it takes. A process that dies half-way leaves a lease
-//! that ends by itself; what it sent without recording is then sent once more, with the same `webhook-id`
+//! that ends by itself within seconds; what it sent without recording is then sent once more, with the same `webhook-id`
 //! and the same body, by which the receiver knows it.
 
+mod claims;
 pub mod retry;
 mod run;
 mod sink;

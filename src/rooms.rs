@@ -4,6 +4,8 @@
 //! goes through the inbox like everything else that comes in, so that one worker alone changes rooms. Every
 //! errand can run twice: joining again changes nothing, and a state read twice is the same state.
 
+pub mod missed;
+
 use std::{error::Error, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
@@ -19,7 +21,7 @@ use crate::{
     homeserver::{Homeserver, HomeserverError},
     model::{Account, Inviter, Membership, Role},
     store::{
-        Lease, Store, StoreError, accounts, inbox, leases,
+        Lease, Store, StoreError, accounts, crypto, inbox, leases,
         rooms::{self, DueInvite, DueRoom, MembershipChange},
     },
 };
@@ -33,6 +35,12 @@ const IDLE: Duration = Duration::from_secs(2);
 
 /// Events looked at for what was said between an invite and its join.
 const MOST_EARLIER: usize = 2_000;
+
+/// Events of one room read back after a restore.
+const MOST_HISTORY: usize = 5_000;
+
+/// The name under which a restored bot's store keeps since when rooms are read back: milliseconds, as text.
+pub const HISTORY_SINCE: &str = "coucou.history_since";
 
 /// The longest time between two attempts at the same errand.
 const LONGEST: Duration = Duration::from_mins(5);
@@ -352,10 +360,28 @@ impl Errands {
             return Ok(Vec::new());
         };
         if Timestamp(join.origin_server_ts) < accounts::created_at(self.store.db(), account.id).await? {
-            return Ok(Vec::new());
+            return self.said_before_restore(account, room_id).await;
         }
         let said = self.homeserver.said_before_join(&account.user_id, room_id, &join.event_id, MOST_EARLIER);
         Ok(said.await?)
+    }
+
+    /// What was said in a room that the account was in before its store was lost, as far back as the restore
+    /// asked for.
+    async fn said_before_restore(
+        &self,
+        account: &Account,
+        room_id: &RoomId,
+    ) -> Result<Vec<Box<RawValue>>, RoomsError> {
+        let Some(bot) = self.bot() else { return Ok(Vec::new()) };
+        let scope = crypto::Scope::new(self.store.seal()?, bot.id);
+        let since = crypto::values::find_custom(self.store.db(), &scope, HISTORY_SINCE).await?;
+        let since = since.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok());
+        let Some(since) = since else { return Ok(Vec::new()) };
+        let history = self.homeserver.history(&account.user_id, room_id, since, MOST_HISTORY).await?;
+        tracing::info!(room.id = %room_id, events = history.events.len(), cut_off = history.is_cut_off,
+            "read back what was said before the restore");
+        Ok(history.events)
     }
 
     async fn put_off_reading(&self, room_id: &RoomId, next: Timestamp) -> Result<(), RoomsError> {

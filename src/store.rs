@@ -8,6 +8,7 @@
 //! together does. A process that dies leaves nothing half-written.
 
 pub mod accounts;
+pub mod backups;
 #[cfg(test)]
 mod conformance;
 pub mod crypto;
@@ -16,10 +17,14 @@ pub mod holders;
 pub mod inbox;
 pub mod key_imports;
 pub mod key_requests;
+pub mod key_news;
 pub mod leases;
 pub mod messages;
 pub mod outbox;
 pub mod pending;
+pub mod redacted;
+pub mod redactions;
+pub mod retention;
 pub mod rooms;
 mod seal;
 pub mod webhooks;

@@ -14,7 +14,9 @@ use crate::support::{
 const BOT: &str = "@coucou:localhost";
 const ARRIVAL: Duration = Duration::from_mins(1);
 /// Every kind of content, the relations last.
-const KINDS: &str = "text,notice,emote,image,sticker,text,edit,reply";
+const KINDS: &str = "text,html,notice,emote,image,video,audio,voice,file,sticker,location,mention,link_preview,\
+    view_once,call_notice,call_invite,poll,poll_response,poll_end,poll_stable,poll_response_stable,poll_end_stable,\
+    stranger,story_reply,thread,text,edit,reply";
 
 /// A homeserver, a bridge, a webhook, and coucou between them.
 struct Scene {
@@ -166,16 +168,58 @@ fn assert_relayed(line: &Line, message: &Attempt) {
             assert_eq!(related("reply_to"), target(&relation["m.in_reply_to"]).as_deref());
             assert_eq!(content["text"], line.content["body"]);
         }
-        "image" | "sticker" => {
+        "image" | "video" | "audio" | "voice" | "file" | "sticker" => {
             assert_eq!(content["kind"], json!(line.kind));
             let info = &line.content["info"];
             assert_eq!(content["media"]["mimetype"], info["mimetype"], "{content}");
             assert_eq!(content["media"]["size"], info["size"], "{content}");
         }
         kind => {
-            assert_eq!(content["kind"], json!(kind));
-            assert_eq!(content["text"], line.content["body"]);
+            let (kind, key, expected) = said(kind, &line.content);
+            assert_eq!(content["kind"], kind, "{}: {content}", line.kind);
+            assert_eq!(content[key], expected, "{}: {content}", line.kind);
         }
+    }
+}
+
+/// The kind of what the sender calls so, and one thing that the payload must say of it.
+fn said(kind: &str, content: &Value) -> (&'static str, &'static str, Value) {
+    let body = content["body"].clone();
+    match kind {
+        "html" => ("text", "html", content["formatted_body"].clone()),
+        "location" => ("location", "location", json!({"geo_uri": content["geo_uri"], "description": body})),
+        "mention" => ("text", "mentions", json!({"user_ids": ["@owner:localhost"], "room": false})),
+        "link_preview" => {
+            ("text", "link_previews", json!([{"url": "https://example.org", "title": "An example"}]))
+        }
+        "view_once" => ("notice", "bridge", json!({"unsupported": true})),
+        "story_reply" => {
+            let text = &content["com.beeper.raw_reply_text"];
+            let bridge =
+                json!({"snippet": "Replied to your story", "reply_type": "story", "reply_text": text});
+            ("text", "bridge", bridge)
+        }
+        "call_notice" => {
+            let call = json!({"action": "notice", "video": true, "state": "ended", "duration_ms": 83_000});
+            ("call", "call", call)
+        }
+        "call_invite" => ("call", "call", json!({"action": "invite", "call_id": "1", "video": false})),
+        "poll" | "poll_stable" => {
+            let question = &content["org.matrix.msc3381.poll.start"]["question"]["org.matrix.msc1767.text"];
+            let question = question.as_str().or(content["m.text"][0]["body"].as_str());
+            let answers = json!([{"id": "1", "text": "yes"}, {"id": "2", "text": "no"}]);
+            let poll = json!({
+                "question": question, "answers": answers, "max_selections": 1, "disclosed": true,
+            });
+            ("poll", "poll", poll)
+        }
+        "poll_response" | "poll_response_stable" => ("poll_response", "selections", json!(["1"])),
+        "poll_end" | "poll_end_stable" => ("poll_end", "text", json!("The poll has closed.")),
+        "stranger" => ("unknown", "text", body),
+        "thread" | "text" => ("text", "text", body),
+        "notice" => ("notice", "text", body),
+        "emote" => ("emote", "text", body),
+        other => panic!("the sender says {other}, of which this test knows nothing"),
     }
 }
 

@@ -67,7 +67,7 @@ async fn the_monitoring_statements_tell_what_was_received() {
 }
 
 /// Whether `signed` bears a valid signature of `signer` by the key `public`.
-fn is_signed(signed: &Value, signer: &str, public: &str) -> bool {
+pub(crate) fn is_signed(signed: &Value, signer: &str, public: &str) -> bool {
     let signature = &signed["signatures"][signer][format!("ed25519:{public}")];
     let Some(signature) = signature.as_str() else { return false };
     let mut object = signed.as_object().unwrap().clone();
@@ -80,7 +80,7 @@ fn is_signed(signed: &Value, signer: &str, public: &str) -> bool {
 }
 
 /// The one public key of a cross-signing key of the bot.
-fn public_key(answer: &Value, keys: &str) -> String {
+pub(crate) fn public_key(answer: &Value, keys: &str) -> String {
     let keys = answer[keys][BOT]["keys"].as_object().unwrap_or_else(|| panic!("no {keys} in {answer}"));
     assert_eq!(keys.len(), 1);
     keys.values().next().unwrap().as_str().unwrap().to_owned()

@@ -16,6 +16,7 @@ use rand::Rng;
 
 pub(crate) mod arrival;
 pub(crate) mod coucou;
+pub(crate) mod cutter;
 pub(crate) mod fake_homeserver;
 pub(crate) mod forwarder;
 pub(crate) mod gate;

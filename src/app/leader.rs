@@ -15,7 +15,7 @@ use crate::{
     crypto::CryptoError,
     inbox::worker::log_end,
     model::WebhookId,
-    store::{Lease, StoreError, inbox, leases},
+    store::{Lease, StoreError, leases},
 };
 
 /// How long the lease lasts without renewal. With the time between two claims this bounds how long nobody
@@ -25,9 +25,6 @@ const LASTS: Duration = Duration::from_secs(10);
 /// How often it is renewed, and claimed.
 const RENEW: Duration = Duration::from_secs(3);
 const CLAIM: Duration = Duration::from_secs(2);
-
-/// How long worked-through rows of the inbox are kept, to know repeats by.
-const KEEP_ROWS: Duration = Duration::from_hours(24);
 
 /// Claims the lease again and again, and works while it is held.
 ///
@@ -41,10 +38,11 @@ pub(super) async fn lead(
     let holder = format!("{}-{:08x}", process::id(), rand::rng().random::<u32>());
     let mut standing_by = false;
     let mut cautious = false;
+    let mut warned = false;
     while !stop.is_cancelled() {
         match claim(&shared, &holder).await {
             Ok(Some(lease)) => {
-                standing_by = false;
+                (standing_by, warned) = (false, false);
                 tracing::info!(lease.fence = lease.fence(), holder, "this process works the crypto");
                 let ended = Box::pin(hold(&shared, &webhooks, &lease, cautious, &stop)).await;
                 give_back(&shared, &lease).await;
@@ -62,6 +60,15 @@ pub(super) async fn lead(
                 tracing::info!("another process works the crypto; this one stands by");
             }
             Ok(None) => {}
+            // The store's state is told elsewhere while it is away. What does not pass by itself is told here,
+            // once.
+            Err(error) if !error.is_transient() && !warned => {
+                warned = true;
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "could not claim the crypto lease; nothing is decrypted until that works"
+                );
+            }
             Err(error) => {
                 tracing::debug!(error = &error as &dyn Error, "could not claim the crypto lease");
             }
@@ -72,7 +79,7 @@ pub(super) async fn lead(
     Ok(())
 }
 
-async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>, StoreError> {
+pub(super) async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>, StoreError> {
     let mut tx = shared.store.begin().await?;
     let lease = leases::claim(&mut tx, CRYPTO, holder, shared.clock.now(), LASTS).await?;
     tx.commit().await?;
@@ -94,7 +101,7 @@ async fn hold(
 }
 
 /// Renews the lease until that fails for longer than it lasts.
-async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
+pub(super) async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
     let mut renewed_at = shared.clock.now();
     loop {
         sleep(RENEW).await;
@@ -116,34 +123,11 @@ async fn renew(shared: &Shared, lease: &Lease) -> StoreError {
 }
 
 /// Lets another process take over at once; when that fails the lease expires by itself.
-async fn give_back(shared: &Shared, lease: &Lease) {
+pub(super) async fn give_back(shared: &Shared, lease: &Lease) {
     let release = async {
         let mut tx = shared.store.begin().await?;
         leases::release(&mut tx, lease).await?;
         tx.commit().await
     };
     let _ = tokio::time::timeout(Duration::from_secs(3), release).await;
-}
-
-/// Deletes rows of the inbox that are long worked through, now and then.
-pub(super) async fn prune(shared: Shared, stop: CancellationToken) {
-    const PAUSE: Duration = Duration::from_mins(10);
-    while !stop.is_cancelled() {
-        let prune = async {
-            let before = shared.clock.now().minus(KEEP_ROWS);
-            let mut tx = shared.store.begin().await?;
-            let pruned = inbox::prune(&mut tx, before).await?;
-            tx.commit().await?;
-            Ok::<_, StoreError>(pruned)
-        };
-        let wait = match prune.await {
-            Ok(inbox::PRUNE_BATCH..) => Duration::ZERO,
-            Ok(_) => PAUSE.mul_f64(rand::rng().random_range(0.8..1.2)),
-            Err(error) => {
-                tracing::debug!(error = &error as &dyn Error, "could not prune the inbox");
-                PAUSE
-            }
-        };
-        tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
-    }
 }

@@ -14,14 +14,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use super::{Shared, outage::Outages, recovery};
 use crate::{
     clock::Timestamp,
     config::{OwnerMode, Relay},
     crypto::{Asker, CryptoError, Engine, KeyLane, keylane::backoff, setup},
     inbox::{Worker, WorkerParts},
     model::{Account, Role, WebhookId},
-    rooms::{Errands, InvitePolicy, RoomsError},
+    rooms::{Errands, InvitePolicy, RoomsError, missed::Missed},
     store::{Lease, accounts, leases, rooms},
 };
 
@@ -68,9 +68,10 @@ impl Term {
         let Some(accounts) = self.accounts(&stop).await? else { return Ok(()) };
         self.delete_unwanted_keys().await?;
         let mut office = self.open(&accounts).await?;
+        recovery::bring_back(&self.shared, &office.engines).await?;
         let online = match timeout(PATIENCE, self.go_online(&mut office, &accounts)).await {
             Ok(Ok(())) => true,
-            Ok(Err(error)) if error.is_of_the_store() => return Err(error),
+            Ok(Err(error)) if error.ends_the_term() => return Err(error),
             Ok(Err(error)) => {
                 tracing::warn!(
                     error = &error as &dyn Error,
@@ -88,8 +89,11 @@ impl Term {
         }
         tasks.spawn(self.asker(&office.engines).run(stop.clone()));
         let term = Arc::new(self);
+        tasks.spawn(term.outages(&accounts).run(stop.clone()));
         let errands = term.errands(accounts);
         tasks.spawn(run_errands(errands, online, stop.clone()));
+        let (shared, lease) = (term.shared.clone(), term.lease.clone());
+        tasks.spawn(recovery::Recovery::new(shared, lease, office.engines.clone()).run(stop.clone()));
         tasks.spawn(Arc::clone(&term).keep_in_touch(office.engines, online, stop.clone()));
         while let Some(ended) = tasks.join_next().await {
             // Dropping the set ends the others wherever they are: every step can run twice.
@@ -155,6 +159,7 @@ impl Term {
             ))
         })?;
         let _ = self.shared.bot.set(bot.clone());
+        recovery::refuse_second_identity(&self.shared, &bot).await?;
         let mut accounts = vec![self.ensure(&bot, Role::Bot).await?];
         if let Some(owner) = &config.owner {
             accounts.push(self.ensure(&owner.user_id, Role::Owner).await?);
@@ -198,7 +203,9 @@ impl Term {
             );
             engines.push(engine.await?);
             let inbox = Arc::clone(&wakes.inbox);
-            lanes.push(KeyLane::new(store.clone(), homeserver.clone(), lease, account.clone(), clock, inbox));
+            let outage = Arc::clone(&wakes.outage);
+            let (store, homeserver) = (store.clone(), homeserver.clone());
+            lanes.push(KeyLane::new(store, homeserver, lease, account.clone(), clock, inbox, outage));
         }
         Ok(Office { engines, lanes })
     }
@@ -219,6 +226,7 @@ impl Term {
             engine.drain_outgoing().await?;
             // An owner's identity is the owner's own.
             if engine.account().role == Role::Bot {
+                recovery::refuse_unrestored(engine).await?;
                 engine.publish_identity().await?;
             }
         }
@@ -239,6 +247,7 @@ impl Term {
             invite_bot: config.owner.as_ref().is_some_and(|owner| owner.mode == OwnerMode::Invite),
             webhooks: self.webhooks.clone(),
             cautious: self.cautious,
+            notify_after: config.undecryptable.notify_after,
             wakes: self.shared.wakes.clone(),
         }
     }
@@ -270,6 +279,25 @@ impl Term {
         )
     }
 
+    fn outages(&self, accounts: &[Account]) -> Outages {
+        let Shared { store, homeserver, clock, wakes, config, .. } = &self.shared;
+        Outages {
+            store: store.clone(),
+            homeserver: homeserver.clone(),
+            appservice_id: config.appservice.id.clone(),
+            accounts: accounts.to_vec(),
+            errands: self.errands(accounts.to_vec()),
+            missed: Missed::new(
+                store.clone(),
+                homeserver.clone(),
+                self.lease.clone(),
+                Arc::clone(clock),
+                Arc::clone(&wakes.inbox),
+            ),
+            wake: Arc::clone(&wakes.outage),
+        }
+    }
+
     /// Sends what the machines have to send, as soon as there is something.
     async fn keep_in_touch(
         self: Arc<Self>,
@@ -297,7 +325,7 @@ impl Term {
                         () = stop.cancelled() => {}, () = wake.notified() => {}, () = sleep(IDLE) => {}
                     }
                 }
-                Err(error) if error.is_of_the_store() => return Err(error),
+                Err(error) if error.ends_the_term() => return Err(error),
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(error = &error as &dyn Error, failures, "outgoing requests failed");

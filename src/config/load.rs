@@ -1,6 +1,6 @@
 //! From sources to a [`Config`]: one function a section.
 
-use std::{collections::BTreeMap, fs, io, net::IpAddr};
+use std::{collections::BTreeMap, fs, io, net::IpAddr, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
@@ -8,17 +8,21 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
-    Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, Log, LogFormat, Owner,
-    OwnerMode, Partial, Registration, Relay, Rooms, Sources, Webhook, check,
+    Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
+    LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable,
+    Webhook, check, duration,
     file::Value,
     settings::{self, Setting, other},
     source::{Given, Reader},
     store,
 };
-use crate::model::Pattern;
+use crate::model::{Pattern, RecoveryKey};
 
 /// The registration that is read when none is named and it is there.
 const DEFAULT_REGISTRATION: &str = "registration.yaml";
+
+/// `messages.retention` when it is not set.
+const DEFAULT_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 impl Config {
     /// Reads, checks and completes all settings.
@@ -38,14 +42,19 @@ impl Config {
         let appservice = appservice(&reader)?;
         let owner = owner(&reader, &mut warnings)?;
         check::check(&homeserver, &appservice, owner.as_ref())?;
+        let webhooks = webhooks(&reader, &mut warnings)?;
         Ok(Self {
             homeserver,
             appservice,
             http: http(&reader)?,
-            webhooks: webhooks(&reader, &mut warnings)?,
+            messages: messages(&reader, &webhooks, &mut warnings)?,
+            webhooks,
             api: api(&reader)?,
             rooms: rooms(&reader, owner.is_some())?,
+            owner_recovery_key: owner_recovery_key(&reader, owner.is_some(), &mut warnings)?,
+            recovery_key: recovery_key(&reader, &settings::RECOVERY_KEY)?,
             owner,
+            undecryptable: undecryptable(&reader)?,
             bridges: bridges(&reader)?,
             networks: networks(&reader)?,
             log: log(&reader)?,
@@ -277,6 +286,29 @@ fn owner(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<Option<Owner
     }))
 }
 
+fn owner_recovery_key(
+    reader: &Reader<'_>,
+    with_owner: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Option<RecoveryKey>, ConfigError> {
+    let key = recovery_key(reader, &settings::OWNER_RECOVERY_KEY)?;
+    if key.is_some() && !with_owner {
+        warnings.push("owner_recovery_key does nothing without an owner (COUCOU_OWNER)".to_owned());
+    }
+    Ok(key)
+}
+
+/// A recovery key or a passphrase. A mistyped key is told here, before anything is made with it.
+fn recovery_key(reader: &Reader<'_>, setting: &'static Setting) -> Result<Option<RecoveryKey>, ConfigError> {
+    let Some(given) = reader.given(setting)? else { return Ok(None) };
+    RecoveryKey::parse(&given.text).map(Some).map_err(|_| {
+        given.invalid(
+            setting,
+            "must be a recovery key without a slip (48 letters and digits from Es), or a passphrase",
+        )
+    })
+}
+
 fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
     let relay = match reader.list(&settings::ROOMS_RELAY, Some(','))? {
         None => None,
@@ -312,6 +344,18 @@ fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
             .map(|given| given.into_iter().map(inviter).collect::<Result<_, _>>())
             .transpose()?,
     })
+}
+
+/// How long the webhooks are spared the news of a key that has not come: most that are late come sooner.
+const NOTIFY_AFTER: Duration = Duration::from_mins(5);
+
+fn undecryptable(reader: &Reader<'_>) -> Result<Undecryptable, ConfigError> {
+    let must = format!("{}, or off", duration::MUST);
+    let notify_after = reader.parsed(&settings::UNDECRYPTABLE_NOTIFY_AFTER, &must, |text| match text {
+        "off" => Some(None),
+        text => duration::parse(text).map(Some),
+    })?;
+    Ok(Undecryptable { notify_after: notify_after.unwrap_or(Some(NOTIFY_AFTER)) })
 }
 
 fn bridges(reader: &Reader<'_>) -> Result<Vec<Bridge>, ConfigError> {
@@ -363,6 +407,26 @@ fn networks(reader: &Reader<'_>) -> Result<BTreeMap<String, String>, ConfigError
         networks.insert(protocol.clone(), name.text);
     }
     Ok(networks)
+}
+
+fn messages(
+    reader: &Reader<'_>,
+    webhooks: &[Webhook],
+    warnings: &mut Vec<String>,
+) -> Result<Messages, ConfigError> {
+    let must = format!("{}; a hundred years at most", duration::MUST);
+    let retention = reader.parsed(&settings::MESSAGES_RETENTION, &must, |text| {
+        duration::parse(text).filter(|retention| *retention <= LONGEST_RETENTION)
+    })?;
+    let retention = retention.unwrap_or(DEFAULT_RETENTION);
+    if retention.is_zero() && webhooks.is_empty() {
+        warnings.push(
+            "messages.retention (COUCOU_MESSAGES_RETENTION) is 0 and no webhook is configured \
+             (COUCOU_WEBHOOK_URL): messages are deleted before anybody can read them"
+                .to_owned(),
+        );
+    }
+    Ok(Messages { retention })
 }
 
 fn log(reader: &Reader<'_>) -> Result<Log, ConfigError> {

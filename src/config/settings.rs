@@ -164,6 +164,19 @@ settings! {
         default: "true", example: "true",
         "Whether coucou accepts invites of known bridge bots for the owner.",
     }
+    OWNER_RECOVERY_KEY {
+        "owner_recovery_key", env: "COUCOU_OWNER_RECOVERY_KEY", secret: true,
+        default: "none", example: "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
+        "The owner's recovery key, or the passphrase of the owner's secret storage: with it coucou's device on \
+         the owner's account is signed, and keys that the owner's backup holds of relayed rooms are read.",
+    }
+    RECOVERY_KEY {
+        "recovery.key", env: "COUCOU_RECOVERY_KEY", secret: true,
+        default: "made at the first start, kept in the store",
+        example: "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
+        "The bot's recovery key, or a passphrase: it brings back the bot's identity and room keys after the \
+         database was lost. `coucou recovery-key` prints the one in use.",
+    }
     ROOMS_RELAY {
         "rooms.relay", env: "COUCOU_ROOMS_RELAY",
         default: "bridged with an owner, else all", example: "bridged",
@@ -174,6 +187,12 @@ settings! {
         default: "the bot's own server", example: "example.org",
         "Whose invites the bot accepts: a list (by environment: with commas) of server names and user ids, in \
          which * stands for anything.",
+    }
+    UNDECRYPTABLE_NOTIFY_AFTER {
+        "undecryptable.notify_after", env: "COUCOU_UNDECRYPTABLE_NOTIFY_AFTER",
+        default: "5m", example: "5m",
+        "How long after it came the webhooks are told, once, of a message that cannot be decrypted: a number \
+         with a unit (s, m, h, d or w), or off.",
     }
     BRIDGE_BOT {
         "bridges[].bot",
@@ -189,6 +208,12 @@ settings! {
         "networks",
         default: "none beside the built-in names", example: "instagramgo: instagram",
         "Names of networks by the protocol id that a bridge states.",
+    }
+    MESSAGES_RETENTION {
+        "messages.retention", env: "COUCOU_MESSAGES_RETENTION",
+        default: "30d", example: "30d",
+        "How long the content of messages is kept, and encrypted events whose key is missing: a number with a \
+         unit (s, m, h, d, w). What is still to be delivered is kept until it is. 0 keeps nothing after delivery.",
     }
     LOG_FORMAT {
         "log.format", env: "COUCOU_LOG_FORMAT",

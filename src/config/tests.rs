@@ -54,6 +54,7 @@ fn the_least_settings_load_with_the_documented_defaults() {
     assert!(matches!(&config.store.location, Location::Sqlite { path } if path.ends_with("coucou.db")));
     assert!(config.webhooks.is_empty() && config.api.tokens.is_empty() && config.owner.is_none());
     assert_eq!(config.rooms, Rooms { relay: Relay::All, invite_from: None });
+    assert_eq!(config.messages.retention, std::time::Duration::from_hours(30 * 24));
     assert_eq!(config.log.filter, "info,matrix_sdk_crypto=warn,sqlx=warn");
     assert_eq!(config.log.format, LogFormat::Text);
     assert_eq!(config.warnings, [""; 0]);
@@ -421,6 +422,13 @@ const MALFORMED: &[(&str, &str, &str)] = &[
          example COUCOU_ROOMS_INVITE_FROM=example.org",
     ),
     (
+        "COUCOU_MESSAGES_RETENTION",
+        "a month",
+        "messages.retention must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0; a \
+         hundred years at most, but COUCOU_MESSAGES_RETENTION has \"a month\": set it in coucou.yaml or as \
+         COUCOU_MESSAGES_RETENTION, for example COUCOU_MESSAGES_RETENTION=30d",
+    ),
+    (
         "COUCOU_LOG_FORMAT",
         "xml",
         "log.format must be text or json, but COUCOU_LOG_FORMAT has \"xml\": set it in coucou.yaml or as \
@@ -551,8 +559,26 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
 }
 
 #[test]
+fn a_mistyped_recovery_key_is_no_passphrase() {
+    let key = "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa";
+    let with = |name, value| load("", &[&LEAST[..], &[(name, value)]].concat());
+    let config = with("COUCOU_RECOVERY_KEY", key).unwrap();
+    assert_eq!(config.recovery_key.unwrap().text(), key.replace(' ', ""));
+    assert!(with("COUCOU_RECOVERY_KEY", "a passphrase").unwrap().recovery_key.unwrap().is_passphrase());
+    for (name, path) in
+        [("COUCOU_RECOVERY_KEY", "recovery.key"), ("COUCOU_OWNER_RECOVERY_KEY", "owner_recovery_key")]
+    {
+        let error = with(name, &key.replace("HPQa", "HPQb")).unwrap_err().to_string();
+        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQ"), "{error}");
+    }
+    let config = with("COUCOU_OWNER_RECOVERY_KEY", key).unwrap();
+    assert!(config.warnings.iter().any(|line| line.starts_with("owner_recovery_key")), "{:?}", config.warnings);
+}
+
+#[test]
 fn nothing_secret_is_in_the_debug_output() {
     let variables = [
+        ("COUCOU_RECOVERY_KEY", "hush-10 is a passphrase"),
         ("COUCOU_APPSERVICE_AS_TOKEN", "hush-1"),
         ("COUCOU_APPSERVICE_HS_TOKEN", "hush-2"),
         ("COUCOU_STORE_URL", "postgres://user:hush-3@localhost/coucou?sslmode=require"),
@@ -618,4 +644,19 @@ fn the_example_environment_loads_and_has_every_variable() {
         assert!(all.iter().any(|(name, _)| name == env), "{env} is not in .env.example");
         assert!(setting.aliases.iter().all(|alias| ENV.contains(alias)), "an alias of {env} is not there");
     }
+}
+
+#[test]
+fn content_is_kept_for_as_long_as_is_set() {
+    use std::time::Duration;
+    let load = |file: &str, more: &[(&str, &str)]| load(file, more).unwrap();
+    assert_eq!(load("messages: {retention: 12h}", &[]).messages.retention, Duration::from_hours(12));
+    assert_eq!(load("messages: {retention: 0}", &[]).messages.retention, Duration::ZERO);
+    let nothing = ("COUCOU_MESSAGES_RETENTION", "0");
+    let config = load("", &[nothing]);
+    let [warning] = config.warnings.as_slice() else { panic!("one warning") };
+    assert!(warning.contains("COUCOU_WEBHOOK_URL") && warning.contains("COUCOU_MESSAGES_RETENTION"));
+    let webhook = ("COUCOU_WEBHOOK_URL", "http://127.0.0.1:1");
+    assert_eq!(load("", &[nothing, webhook]).warnings, [""; 0]);
+    assert!(message("messages: {retention: 200000w}", &[]).contains("a hundred years at most"));
 }

@@ -15,7 +15,8 @@ use matrix_sdk_common::deserialized_responses::{
 };
 use matrix_sdk_crypto::{
     CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
-    TrustRequirement, olm::SenderData, vodozemac::megolm::DecryptionError,
+    TrustRequirement, olm::SenderData, types::events::room::encrypted::EncryptedEvent,
+    vodozemac::megolm::DecryptionError,
 };
 use ruma::{
     OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt, api::client::sync::sync_events::DeviceLists,
@@ -90,6 +91,14 @@ impl CryptoError {
     }
 }
 
+impl CryptoError {
+    /// Whether there is nothing to wait for: the machine must be dropped, or a person must act.
+    #[must_use]
+    pub fn ends_the_term(&self) -> bool {
+        self.is_of_the_store() || matches!(self, Self::Refused(_))
+    }
+}
+
 /// What a push or a page of the key lane tells one device.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -147,6 +156,8 @@ pub enum Decrypted {
     UnknownIndex,
     /// The sender told that it withholds the key; the code of `m.room_key.withheld`.
     Withheld(String),
+    /// There is no key for this room, but its session is known: it belongs to another room.
+    OtherRoom,
     /// The algorithm is not one that this version can decrypt.
     UnsupportedAlgorithm,
     /// The ciphertext is damaged or was not made with this session.
@@ -201,15 +212,13 @@ impl Engine {
     }
 
     /// Takes in what the homeserver told the device: messages first, then device lists and key counts.
-    /// Answers the room keys that are new or better now, and those of which the sender tells that it withholds
-    /// them.
+    /// Answers the room keys that are new or better now.
     ///
     /// # Errors
     /// When the store fails: nothing of the changes is then certain, and they must come again.
     pub async fn receive(&self, changes: Changes) -> Result<Vec<RoomKey>, CryptoError> {
         // Before the machine: it advances what the copies are made of, and wipes keys that it does not take.
         let forwards = self.take_forwards(&changes.to_device).await?;
-        let withheld = withheld_keys(&changes.to_device);
         let to_device = changes.to_device.into_iter().map(Raw::<AnyToDeviceEvent>::from_json).collect();
         let mut lists = DeviceLists::new();
         lists.changed = changes.changed;
@@ -231,19 +240,36 @@ impl Engine {
             .collect();
         self.count_forwards(&forwards, &processed, &keys).await?;
         keys.extend(forwards.taken);
-        keys.extend(withheld);
         keys.sort();
         keys.dedup();
         Ok(keys)
     }
 
-    /// Decrypts an `m.room.encrypted` event.
+    /// Decrypts an `m.room.encrypted` event, which names this session.
     ///
     /// # Errors
     /// When the store fails. Everything that is wrong with the event is an outcome.
-    pub async fn decrypt(&self, room_id: &RoomId, event: Box<RawValue>) -> Result<Decrypted, CryptoError> {
-        let decrypted = self.machine.decrypt_room_event(&Raw::from_json(event), room_id, &settings()).await;
-        Ok(match decrypted {
+    pub async fn decrypt(
+        &self,
+        key: &RoomKey,
+        event: &Raw<EncryptedEvent>,
+    ) -> Result<Decrypted, CryptoError> {
+        match self.try_decrypt(&key.room_id, event).await? {
+            // Another process may have stored a better key than the one in the cache.
+            Decrypted::UnknownIndex => {
+                self.store.reload_session(&key.room_id, &key.session_id);
+                self.try_decrypt(&key.room_id, event).await
+            }
+            decrypted => Ok(decrypted),
+        }
+    }
+
+    async fn try_decrypt(
+        &self,
+        room_id: &RoomId,
+        event: &Raw<EncryptedEvent>,
+    ) -> Result<Decrypted, CryptoError> {
+        Ok(match self.machine.decrypt_room_event(event, room_id, &settings()).await {
             Ok(decrypted) => Decrypted::Clear(Box::new(self.clear(room_id, decrypted).await?)),
             Err(MegolmError::Store(error)) => return Err(error.into()),
             Err(MegolmError::MissingRoomKey(None)) => Decrypted::AwaitingKey,
@@ -329,27 +355,9 @@ impl Engine {
     }
 }
 
-/// The sessions that `m.room_key.withheld` messages speak of
-/// ([spec](https://spec.matrix.org/latest/client-server-api/#mroom_keywithheld)).
-fn withheld_keys(to_device: &[Box<RawValue>]) -> Vec<RoomKey> {
-    #[derive(serde::Deserialize)]
-    struct Message {
-        #[serde(rename = "type")]
-        event_type: String,
-        content: Content,
-    }
-    #[derive(serde::Deserialize)]
-    struct Content {
-        room_id: OwnedRoomId,
-        session_id: String,
-    }
-    let messages = to_device.iter().filter_map(|raw| serde_json::from_str::<Message>(raw.get()).ok());
-    messages
-        .filter(|message| {
-            matches!(&*message.event_type, "m.room_key.withheld" | "org.matrix.room_key.withheld")
-        })
-        .map(|message| RoomKey { room_id: message.content.room_id, session_id: message.content.session_id })
-        .collect()
+/// An error of our own store, as the SDK would report it.
+pub(super) fn of_store(error: super::store::AccountStoreError) -> CryptoError {
+    CryptoStoreError::from(error).into()
 }
 
 /// The code of an `m.room_key.withheld`, which is any text that its sender likes.

@@ -21,7 +21,7 @@ use crate::{
     store::{
         Lease, Store, holders,
         key_imports::{self, Counts},
-        leases, pending, rooms,
+        leases, rooms,
     },
 };
 
@@ -108,8 +108,7 @@ impl Engine {
     }
 }
 
-/// Takes in the next part of an import, if one waits; answers the keys that are new or better now. For the
-/// holder of the lease alone.
+/// Takes in the next part of an import, and answers whether one waited. For the holder of the lease alone.
 ///
 /// A key goes to the accounts that hold its session, so that what they know of its maker stays; one that
 /// nobody holds goes to the account that the part names.
@@ -121,10 +120,9 @@ pub async fn take_part(
     engines: &[Engine],
     lease: &Lease,
     clock: &SharedClock,
-) -> Result<Option<Vec<RoomKey>>, CryptoError> {
-    let Some(part) = key_imports::next(store.db(), store.seal()?).await? else { return Ok(None) };
+) -> Result<bool, CryptoError> {
+    let Some(part) = key_imports::next(store.db(), store.seal()?).await? else { return Ok(false) };
     let mut counts = Counts::default();
-    let mut changed = Vec::new();
     let keys = part.keys.as_deref().map(serde_json::from_slice::<Vec<ExportedRoomKey>>);
     if let Some(Ok(keys)) = keys {
         let keys = wanted(store, keys, &mut counts).await?;
@@ -138,25 +136,19 @@ pub async fn take_part(
             counts.better += imported.better.len() as u64;
             counts.known += imported.known.len() as u64;
             counts.bad += imported.bad_count;
-            changed.extend(imported.new.into_iter().chain(imported.better));
         }
     } else {
         // Written by a newer version, or damaged: it would be no better the next time.
         tracing::error!(import.part = part.part_id, "a part of an import does not open and is passed over");
     }
-    changed.sort();
-    changed.dedup();
     let now = clock.now();
     let mut tx = store.begin().await?;
     leases::check(&mut tx, lease).await?;
-    let sessions: Vec<_> =
-        changed.iter().map(|key| (key.room_id.as_str(), key.session_id.as_str())).collect();
-    pending::look_again(&mut tx, &sessions).await?;
     key_imports::take(&mut tx, part.part_id, &counts, now).await?;
     key_imports::prune(&mut tx, now.minus(KEEP)).await?;
     tx.commit().await?;
     tracing::info!(new = counts.new, better = counts.better, known = counts.known, "imported room keys");
-    Ok(Some(changed))
+    Ok(true)
 }
 
 /// Leaves out the keys of rooms that are known not to be relayed.

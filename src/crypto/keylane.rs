@@ -4,6 +4,21 @@
 //! forget. A page and the token after it are stored in one transaction, so a process that dies anywhere
 //! asks for the same page again, and what came by push too is recognised and harmless. Asking for the next
 //! page is what acknowledges the last one, so the homeserver's table does not grow.
+//!
+//! # Why no key is missed for long
+//!
+//! The lane needs no sign that a push failed, because it never rests: whoever holds the crypto lease has a
+//! poll open at the homeserver, which answers the moment a message for the device comes. That poll is opened
+//!
+//! - at every start of coucou and every hand-over of the lease, as each term begins with a drain;
+//! - after the store was away, which ends the term, as soon as it is back (the lease is claimed every 2 s);
+//! - after the homeserver was away, at most [`LONGEST_BACKOFF`] later, and a second later after a mere
+//!   restart, as waiting begins at one second;
+//! - after a network swallowed the poll's answer, when the poll times out: a minute after it was opened.
+//!
+//! And it always asks from the last token that is stored, so what happened to pushes meanwhile does not
+//! matter. A token that the homeserver does not know any more (a store or a homeserver restored from a
+//! backup) is given up: without one the homeserver tells all that its inbox holds.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -14,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::engine::CryptoError;
 use crate::{
     clock::SharedClock,
-    homeserver::{Homeserver, Identity},
+    homeserver::{Homeserver, HomeserverError, Identity},
     model::Account,
     store::{Lease, Store, accounts, inbox, leases},
 };
@@ -30,8 +45,40 @@ const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 pub enum Page {
     /// Messages or device lists came; there may be more.
     News,
+    /// The homeserver did not know the position; the next page begins anew.
+    Restarted,
     /// There was nothing but key counts.
     Idle,
+}
+
+/// How often, in pages, progress is logged while a backlog is fetched.
+const REPORT: u64 = 5;
+
+/// What was fetched in one go.
+#[derive(Debug, Default)]
+struct Backlog {
+    pages: u64,
+    messages: usize,
+}
+
+impl Backlog {
+    /// Counts a page, and tells how far it is.
+    fn count(&mut self, account: &Account, messages: usize, page: Page) {
+        if page == Page::News {
+            self.pages += 1;
+            self.messages += messages;
+            if self.pages.is_multiple_of(REPORT) {
+                tracing::info!(account.user_id = %account.user_id, pages = self.pages,
+                    to_device = self.messages, "fetching the key lane's backlog");
+            }
+            return;
+        }
+        if self.pages >= REPORT {
+            tracing::info!(account.user_id = %account.user_id, pages = self.pages,
+                to_device = self.messages, "fetched the key lane's backlog");
+        }
+        *self = Self::default();
+    }
 }
 
 /// The key lane of one account.
@@ -44,12 +91,17 @@ pub struct KeyLane {
     clock: SharedClock,
     /// Wakes the inbox worker.
     news: Arc<Notify>,
+    /// Told when the homeserver is back.
+    outage: Arc<Notify>,
+    /// To-device messages since there was last nothing to fetch.
+    backlog: Backlog,
     /// Key counts as they were last stored: the same again are not stored again.
     last_counts: Option<String>,
 }
 
 impl KeyLane {
-    /// The lane of an account, from where it stood.
+    /// The lane of an account, from where it stood. It wakes `news` when something came, and `outage` when
+    /// the homeserver is back after it was away.
     #[must_use]
     pub fn new(
         store: Store,
@@ -58,8 +110,10 @@ impl KeyLane {
         account: Account,
         clock: SharedClock,
         news: Arc<Notify>,
+        outage: Arc<Notify>,
     ) -> Self {
-        Self { store, homeserver, lease, account, clock, news, last_counts: None }
+        let backlog = Backlog::default();
+        Self { store, homeserver, lease, account, clock, news, outage, backlog, last_counts: None }
     }
 
     /// Asks for one page and stores it with the token that follows it.
@@ -72,13 +126,19 @@ impl KeyLane {
             device_id: Some(self.account.device_id.clone()),
         };
         let since = self.account.sync_token.as_deref();
-        let page = self.homeserver.sync(&identity, since, timeout).await?;
+        let page = match self.homeserver.sync(&identity, since, timeout).await {
+            Err(error @ HomeserverError::Status { status: 400, .. }) if since.is_some() => {
+                return self.begin_anew(&error).await;
+            }
+            answered => answered?,
+        };
         let counts = format!("{:?} {:?}", page.one_time_key_counts, page.unused_fallback_key_types);
         let has_counts = page.one_time_key_counts.is_some() || page.unused_fallback_key_types.is_some();
         let new_counts = has_counts && self.last_counts.as_ref() != Some(&counts);
         let messages = page.to_device.len();
         let news = messages > 0 || !page.is_empty();
         if !news && !new_counts && since == Some(page.next_batch.as_str()) {
+            self.backlog.count(&self.account, 0, Page::Idle);
             return Ok(Page::Idle);
         }
         let body = if news || new_counts {
@@ -104,7 +164,21 @@ impl KeyLane {
         if messages > 0 {
             tracing::debug!(account.user_id = %self.account.user_id, to_device = messages, "key lane page");
         }
-        Ok(if news { Page::News } else { Page::Idle })
+        let came = if news { Page::News } else { Page::Idle };
+        self.backlog.count(&self.account, messages, came);
+        Ok(came)
+    }
+
+    /// Gives up a position that the homeserver does not know. What it holds comes again, which is harmless.
+    async fn begin_anew(&mut self, error: &HomeserverError) -> Result<Page, CryptoError> {
+        tracing::warn!(account.user_id = %self.account.user_id, error = error as &dyn Error,
+            "the homeserver does not know the key lane's position; beginning anew");
+        let mut tx = self.store.begin().await?;
+        leases::check(&mut tx, &self.lease).await?;
+        accounts::forget_sync_token(&mut tx, self.account.id).await?;
+        tx.commit().await?;
+        self.account.sync_token = None;
+        Ok(Page::Restarted)
     }
 
     /// Drains what is there now: at the start, before events are worked through, so that keys which came
@@ -113,13 +187,7 @@ impl KeyLane {
     /// # Errors
     /// When the homeserver or the store fails.
     pub async fn drain(&mut self) -> Result<(), CryptoError> {
-        let mut pages: u64 = 0;
-        while self.step(Duration::ZERO).await? == Page::News {
-            pages += 1;
-            if pages.is_multiple_of(10) {
-                tracing::info!(account.user_id = %self.account.user_id, pages, "draining the key lane");
-            }
-        }
+        while self.step(Duration::ZERO).await? != Page::Idle {}
         Ok(())
     }
 
@@ -135,7 +203,12 @@ impl KeyLane {
                 step = self.step(POLL) => step,
             };
             match step {
-                Ok(_) => failures = 0,
+                Ok(_) => {
+                    if failures > 0 {
+                        self.outage.notify_one();
+                    }
+                    failures = 0;
+                }
                 Err(error) if error.is_of_the_store() => return Err(error),
                 Err(error) => {
                     failures += 1;
@@ -143,7 +216,9 @@ impl KeyLane {
                     if failures > 1 {
                         tracing::warn!(account.user_id = %self.account.user_id, error = &error as &dyn Error, failures, "key lane failed");
                     }
-                    let wait = backoff(failures);
+                    let asked =
+                        if let CryptoError::Homeserver(error) = &error { error.retry_after() } else { None };
+                    let wait = backoff(failures).max(asked.unwrap_or_default());
                     tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
                 }
             }

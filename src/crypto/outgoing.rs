@@ -137,8 +137,7 @@ impl Engine {
     /// # Errors
     /// When the homeserver or the store fails; the next call goes on where this one stopped.
     pub async fn publish_identity(&self) -> Result<(), CryptoError> {
-        let store = self.machine.store();
-        if store.get_custom_value(IDENTITY_PUBLISHED).await?.is_some() {
+        if self.has_published_identity().await? {
             return Ok(());
         }
         let requests = self.machine.bootstrap_cross_signing(false).await?;
@@ -148,9 +147,31 @@ impl Engine {
         let request = signing_keys(requests.upload_signing_keys_req)?;
         self.homeserver.send(&self.identity, request).await?;
         self.homeserver.send(&self.identity, requests.upload_signatures_req).await?;
-        store.set_custom_value(IDENTITY_PUBLISHED, vec![1]).await?;
+        self.identity_is_published().await?;
         tracing::info!(account.user_id = %self.identity.user_id, "published a cross-signing identity");
         Ok(())
+    }
+
+    /// Signs the device with the identity that the machine has, without uploading the identity.
+    pub(super) async fn sign_with_identity(&self) -> Result<(), CryptoError> {
+        let requests = self.machine.bootstrap_cross_signing(false).await?;
+        self.homeserver.send(&self.identity, requests.upload_signatures_req).await?;
+        Ok(())
+    }
+
+    /// Whether the account's identity is on the homeserver, as this store knows it.
+    pub(super) async fn has_published_identity(&self) -> Result<bool, CryptoError> {
+        Ok(self.machine.store().get_custom_value(IDENTITY_PUBLISHED).await?.is_some())
+    }
+
+    pub(super) async fn identity_is_published(&self) -> Result<(), CryptoError> {
+        Ok(self.machine.store().set_custom_value(IDENTITY_PUBLISHED, vec![1]).await?)
+    }
+
+    /// Asks the homeserver for the account's own devices and identity.
+    pub(super) async fn query_own_keys(&self) -> Result<(), CryptoError> {
+        let (id, request) = self.machine.query_keys_for_users([&*self.identity.user_id]);
+        self.query_keys(&id, &request).await
     }
 }
 

@@ -198,6 +198,24 @@ impl AccountStore {
         found.iter().map(codec::inbound_session).collect()
     }
 
+    /// Some sessions of relayed rooms that the key backup does not have.
+    pub(super) async fn relayed_sessions_to_back_up(&self, limit: usize) -> Result<Vec<InboundGroupSession>> {
+        let (db, scope) = self.read()?;
+        inbound::relayed_to_back_up(db, &scope, limit).await?.iter().map(codec::inbound_session).collect()
+    }
+
+    /// How many there are of them.
+    pub(super) async fn relayed_sessions_not_backed_up(&self) -> Result<u64> {
+        let (db, scope) = self.read()?;
+        Ok(inbound::relayed_not_backed_up(db, &scope).await?)
+    }
+
+    /// Forgets what the cache has of a session, so that it is read anew: another process may have stored a
+    /// better key.
+    pub fn reload_session(&self, room_id: &RoomId, session_id: &str) {
+        self.cache.remove_session(room_id, session_id);
+    }
+
     /// The devices of a user, from the cache if they are there.
     async fn devices(&self, user_id: &UserId) -> Result<Arc<Devices>> {
         self.open()?;

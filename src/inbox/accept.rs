@@ -48,13 +48,22 @@ pub struct Inbox {
     store: Store,
     clock: SharedClock,
     wake: Arc<Notify>,
+    /// Told when a transaction was not taken for a reason of ours.
+    refused: Arc<Notify>,
 }
 
 impl Inbox {
     /// An inbox in `store` that notifies `wake` of each new row, so that the worker looks at once.
     #[must_use]
     pub fn new(store: Store, clock: SharedClock, wake: Arc<Notify>) -> Self {
-        Self { store, clock, wake }
+        Self { store, clock, wake, refused: Arc::default() }
+    }
+
+    /// Tells `refused` of transactions that were not taken for a reason of ours: the homeserver waits longer
+    /// with each of its retries, and a ping ends the wait.
+    #[must_use]
+    pub fn telling(self, refused: Arc<Notify>) -> Self {
+        Self { refused, ..self }
     }
 
     /// Makes a transaction durable and answers whether it is new.
@@ -75,8 +84,11 @@ impl Inbox {
             Ok::<_, AcceptError>(inbox::seal_body(store.seal()?, &body)?)
         });
         let body = body.await.map_err(|_| AcceptError::Stopping)??;
-        let accepted =
-            timeout(PATIENCE, self.insert(txn_id, body)).await.map_err(|_| AcceptError::TimedOut)??;
+        let inserted = timeout(PATIENCE, self.insert(txn_id, body)).await;
+        if !matches!(inserted, Ok(Ok(_))) {
+            self.refused.notify_one();
+        }
+        let accepted = inserted.map_err(|_| AcceptError::TimedOut)??;
         if accepted == Accepted::New {
             self.wake.notify_one();
         }

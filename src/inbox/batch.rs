@@ -34,7 +34,8 @@ impl RoomSnapshot {
     pub fn take_earlier(&mut self) -> Vec<WireEvent> {
         let earlier = std::mem::take(&mut self.earlier).into_iter();
         let events = earlier.filter_map(|raw| WireEvent::parse(raw, self.received_at).ok());
-        events.filter(|event| event.room_id == self.room_id && event.state_key.is_none()).collect()
+        let events = events.filter(|event| event.room_id == self.room_id && event.state_key.is_none());
+        events.map(|event| WireEvent { before_join: true, ..event }).collect()
     }
 }
 
@@ -56,6 +57,8 @@ pub struct Batch {
     envelopes: Vec<(Option<AccountId>, Envelope)>,
     /// Room events in order, each once.
     pub events: Vec<WireEvent>,
+    /// Those of them that come from a room's timeline.
+    missed: HashSet<OwnedEventId>,
     /// States of rooms.
     pub snapshots: Vec<RoomSnapshot>,
 }
@@ -86,6 +89,11 @@ impl Batch {
             batch.ids.push(row.inbox_id);
             match row.source {
                 Source::Push => batch.read_push(&body, row.received_at, &mut seen),
+                Source::Missed => {
+                    let before = batch.events.len();
+                    batch.read_push(&body, row.received_at, &mut seen);
+                    batch.missed.extend(batch.events[before..].iter().map(|event| event.event_id.clone()));
+                }
                 Source::Lane(account_id) => {
                     let account = readers.accounts.iter().find(|account| account.id == account_id);
                     // A lane of an account that is no longer used has nobody to read it.
@@ -126,6 +134,20 @@ impl Batch {
             }
         }
         self.envelopes.push((None, envelope));
+    }
+
+    /// Events of timelines that others, which followed them, have overtaken: those are relayed already.
+    pub fn overtaken(&self, is_relayed: impl Fn(&WireEvent) -> bool) -> HashSet<OwnedEventId> {
+        let mut gone_ahead = HashSet::new();
+        let mut overtaken = HashSet::new();
+        for event in self.events.iter().rev().filter(|event| self.missed.contains(&event.event_id)) {
+            if is_relayed(event) {
+                gone_ahead.insert(&event.room_id);
+            } else if gone_ahead.contains(&event.room_id) {
+                overtaken.insert(event.event_id.clone());
+            }
+        }
+        overtaken
     }
 
     /// The rooms that are spoken of.

@@ -8,14 +8,16 @@ use super::worker::Worker;
 use crate::{
     clock::Timestamp,
     crypto::CryptoError,
-    model::{Message, Relay},
+    model::{Message, Relay, ledger::Reason},
     store::{
+        StoreError, Tx,
         inbox::{self, InboxId},
-        leases,
+        key_news, leases,
         messages::{self, MegolmIndex},
         outbox::{self, Queued},
         pending::{self, NewPending},
-        rooms::{self, MembershipChange},
+        redacted, redactions,
+        rooms::{self, MembershipChange, Successor},
     },
 };
 
@@ -32,8 +34,16 @@ pub(super) struct Outcome {
     pub used: Vec<(MegolmIndex, String)>,
     /// Events that wait from now on.
     pub waiting: Vec<NewPending>,
-    /// Events that leave their room's order: event id and reason.
-    pub to_ledger: Vec<(String, String)>,
+    /// Events that were tried in vain: event id and reason. They leave their room's order.
+    pub to_ledger: Vec<(String, Reason)>,
+    /// Events on the ledger whose session turned out to be another room's.
+    pub misplaced: Vec<String>,
+    /// Events on the ledger that the messages tell the webhooks of.
+    pub told: Vec<String>,
+    /// Events that were taken back before they were relayed.
+    pub taken_back: Vec<redacted::Target>,
+    /// News of room keys that were acted upon.
+    pub news: Vec<i64>,
     /// Events that wait no more.
     pub released: Vec<String>,
     /// What became of our accounts' memberships.
@@ -44,6 +54,10 @@ pub(super) struct Outcome {
     pub settled: HashSet<OwnedRoomId>,
     /// Rooms that turned out not to be.
     pub purged: HashSet<OwnedRoomId>,
+    /// Rooms that replace others.
+    pub successors: Vec<Successor>,
+    /// Events that were taken back, with their rooms.
+    pub redacted: Vec<redactions::Target>,
     /// Users whose devices are to be followed.
     pub track: BTreeSet<OwnedUserId>,
 }
@@ -61,6 +75,7 @@ impl Worker {
         let unread: Vec<_> = outcome.unread.iter().map(|id| &**id).collect();
         rooms::set_due(&mut tx, &unread, now).await?;
         rooms::put_memberships(&mut tx, &outcome.memberships, now).await?;
+        rooms::follow(&mut tx, &outcome.successors, now).await?;
         if let Some(bot) = self.bot_to_invite() {
             let settled: Vec<_> = outcome.settled.iter().map(|id| &**id).collect();
             rooms::want(&mut tx, &settled, bot, now).await?;
@@ -71,13 +86,12 @@ impl Worker {
         }
         for room_id in &outcome.purged {
             pending::delete_room(&mut tx, room_id).await?;
+            redacted::delete_room(&mut tx, room_id).await?;
         }
-        pending::to_ledger(&mut tx, &outcome.to_ledger).await?;
-        let released: Vec<_> = outcome.released.iter().map(String::as_str).collect();
-        pending::delete(&mut tx, &released).await?;
-        pending::insert(&mut tx, seal, &outcome.waiting).await?;
-        messages::use_indexes(&mut tx, &outcome.used).await?;
+        self.write_waiting(&mut tx, &outcome, now).await?;
+        messages::use_indexes(&mut tx, &outcome.used, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
+        outcome.apply_redactions(&mut tx, seal, now).await?;
         inbox::set_aside(&mut tx, &outcome.set_aside, now).await?;
         inbox::mark_processed(&mut tx, &outcome.rows, now).await?;
         let queued: Vec<_> = outcome
@@ -94,6 +108,19 @@ impl Worker {
         self.after_commit(&outcome).await
     }
 
+    /// What waits, no longer waits, and must never be relayed.
+    async fn write_waiting(&self, tx: &mut Tx, outcome: &Outcome, now: Timestamp) -> Result<(), StoreError> {
+        pending::to_ledger(tx, &outcome.to_ledger, now).await?;
+        pending::set_reason(tx, &outcome.misplaced, &Reason::Replay).await?;
+        pending::set_told(tx, &outcome.told, now).await?;
+        let released: Vec<_> = outcome.released.iter().map(String::as_str).collect();
+        pending::delete(tx, &released).await?;
+        pending::insert(tx, self.parts.store.seal()?, &outcome.waiting, now).await?;
+        // After all that waits is there: of what was taken back, nothing stays.
+        redacted::put(tx, &outcome.taken_back, now).await?;
+        key_news::forget(tx, &outcome.news).await
+    }
+
     async fn after_commit(&self, outcome: &Outcome) -> Result<(), CryptoError> {
         let wakes = &self.parts.wakes;
         if !outcome.messages.is_empty() {
@@ -108,7 +135,12 @@ impl Worker {
         if !(outcome.waiting.is_empty() && outcome.to_ledger.is_empty() && outcome.released.is_empty()) {
             wakes.ledger.notify_one();
         }
-        if !(outcome.unread.is_empty() && outcome.memberships.is_empty() && outcome.settled.is_empty()) {
+        if !outcome.waiting.is_empty() {
+            // A backup may have the key.
+            wakes.backup.notify_one();
+        }
+        let errands = !(outcome.unread.is_empty() && outcome.memberships.is_empty());
+        if errands || !(outcome.settled.is_empty() && outcome.successors.is_empty()) {
             wakes.rooms.notify_one();
         }
         // Following is not part of the transaction: what is lost by a crash here is made up for when the

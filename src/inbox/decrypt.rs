@@ -9,8 +9,9 @@ use std::{
     thread::available_parallelism,
 };
 
+use matrix_sdk_crypto::types::events::room::encrypted::EncryptedEvent;
 use quick_cache::sync::Cache;
-use ruma::OwnedEventId;
+use ruma::{OwnedEventId, serde::Raw};
 use serde_json::value::RawValue;
 use tokio::{runtime::Handle, task::spawn_blocking};
 
@@ -78,23 +79,44 @@ impl Decrypter {
         let holders = self.find_holders(&sealed).await?;
         let mut outcomes = HashMap::with_capacity(sealed.len());
         let mut work = Vec::with_capacity(sealed.len());
-        let mut missing = HashMap::<RoomKey, Option<String>>::new();
+        let mut keyless = Vec::new();
         for sealed in sealed {
-            if let Some(engine) = holders.get(&sealed.key).and_then(|id| self.engine(*id)) {
-                work.push((engine.clone(), sealed));
+            match holders.get(&sealed.key).and_then(|id| self.engine(*id)) {
+                Some(engine) => work.push((engine.clone(), sealed)),
+                None => keyless.push((sealed.event_id, sealed.key)),
+            }
+        }
+        self.explain(keyless, &mut outcomes).await?;
+        outcomes.extend(spread(work, &self.engines).await?);
+        Ok(outcomes)
+    }
+
+    /// Why there is no key.
+    async fn explain(
+        &self,
+        keyless: Vec<(OwnedEventId, RoomKey)>,
+        outcomes: &mut HashMap<OwnedEventId, Decrypted>,
+    ) -> Result<(), CryptoError> {
+        let sessions: HashSet<_> =
+            keyless.iter().map(|(_, key)| (key.room_id.as_str(), key.session_id.as_str())).collect();
+        let sessions: Vec<_> = sessions.into_iter().collect();
+        let elsewhere = holders::elsewhere(self.store.db(), &sessions).await?;
+        let mut known = HashMap::<RoomKey, Option<String>>::new();
+        for (event_id, key) in keyless {
+            if elsewhere.contains(&(key.room_id.to_string(), key.session_id.clone())) {
+                outcomes.insert(event_id, Decrypted::OtherRoom);
                 continue;
             }
-            let withheld = if let Some(known) = missing.get(&sealed.key) {
+            let withheld = if let Some(known) = known.get(&key) {
                 known.clone()
             } else {
-                let withheld = self.withheld(&sealed.key).await?;
-                missing.insert(sealed.key.clone(), withheld.clone());
+                let withheld = self.withheld(&key).await?;
+                known.insert(key, withheld.clone());
                 withheld
             };
-            outcomes.insert(sealed.event_id, withheld.map_or(Decrypted::AwaitingKey, Decrypted::Withheld));
+            outcomes.insert(event_id, withheld.map_or(Decrypted::AwaitingKey, Decrypted::Withheld));
         }
-        outcomes.extend(spread(work).await?);
-        Ok(outcomes)
+        Ok(())
     }
 
     fn engine(&self, id: AccountId) -> Option<&Engine> {
@@ -145,9 +167,9 @@ type Outcomes = Vec<(OwnedEventId, Decrypted)>;
 
 /// Decrypts on as many threads as there are cores. Events of one session stay together, as each advances the
 /// session's ratchet for the next.
-async fn spread(mut work: Vec<(Engine, Sealed)>) -> Result<Outcomes, CryptoError> {
+async fn spread(mut work: Vec<(Engine, Sealed)>, engines: &[Engine]) -> Result<Outcomes, CryptoError> {
     if work.len() < WORTH_SPREADING {
-        return run(work).await;
+        return run(work, engines).await;
     }
     work.sort_by(|a, b| a.1.key.cmp(&b.1.key));
     let cores = available_parallelism().map_or(1, NonZero::get);
@@ -155,8 +177,8 @@ async fn spread(mut work: Vec<(Engine, Sealed)>) -> Result<Outcomes, CryptoError
     let mut tasks = Vec::with_capacity(cores);
     while !work.is_empty() {
         let part = work.split_off(work.len().saturating_sub(share));
-        let handle = Handle::current();
-        tasks.push(spawn_blocking(move || handle.block_on(run(part))));
+        let (handle, engines) = (Handle::current(), engines.to_vec());
+        tasks.push(spawn_blocking(move || handle.block_on(run(part, &engines))));
     }
     let mut outcomes = Vec::new();
     for task in tasks {
@@ -165,10 +187,20 @@ async fn spread(mut work: Vec<(Engine, Sealed)>) -> Result<Outcomes, CryptoError
     Ok(outcomes)
 }
 
-async fn run(work: Vec<(Engine, Sealed)>) -> Result<Outcomes, CryptoError> {
+async fn run(work: Vec<(Engine, Sealed)>, engines: &[Engine]) -> Result<Outcomes, CryptoError> {
     let mut outcomes = Vec::with_capacity(work.len());
     for (engine, sealed) in work {
-        let decrypted = engine.decrypt(&sealed.key.room_id, sealed.raw).await?;
+        let (event, key) = (Raw::<EncryptedEvent>::from_json(sealed.raw), sealed.key);
+        let mut decrypted = engine.decrypt(&key, &event).await?;
+        if matches!(decrypted, Decrypted::UnknownIndex) {
+            // Another account may have joined earlier, and have a key that reaches further back.
+            for other in engines.iter().filter(|other| other.account().id != engine.account().id) {
+                if let clear @ Decrypted::Clear(_) = other.decrypt(&key, &event).await? {
+                    decrypted = clear;
+                    break;
+                }
+            }
+        }
         outcomes.push((sealed.event_id, decrypted));
     }
     Ok(outcomes)

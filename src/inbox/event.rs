@@ -30,6 +30,12 @@ pub struct WireEvent {
     pub raw: Box<RawValue>,
     /// When it reached coucou.
     pub received_at: Timestamp,
+    /// Whether the homeserver says that it was taken back; then there is nothing left in it.
+    pub redacted: bool,
+    /// Whether it was sent before the account that read it had joined the room.
+    pub before_join: bool,
+    /// Whether the webhooks were told that it cannot be decrypted.
+    pub told: bool,
 }
 
 /// Where in which Megolm session an event was encrypted.
@@ -42,7 +48,7 @@ pub struct SessionPlace {
 }
 
 #[derive(Deserialize)]
-struct Head {
+struct Head<'a> {
     event_id: OwnedEventId,
     room_id: OwnedRoomId,
     sender: OwnedUserId,
@@ -52,6 +58,8 @@ struct Head {
     #[serde(default)]
     origin_server_ts: f64,
     redacts: Option<Value>,
+    #[serde(borrow)]
+    unsigned: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -87,7 +95,7 @@ impl WireEvent {
     /// When it is not an event of a room: an id is missing or malformed. The text says which, without
     /// anything of the content.
     pub fn parse(raw: Box<RawValue>, received_at: Timestamp) -> Result<Self, String> {
-        let head: Head = serde_json::from_str(raw.get()).map_err(|error| {
+        let head: Head<'_> = serde_json::from_str(raw.get()).map_err(|error| {
             // serde_json quotes at most the value of the wrong type, which for an id can be anything.
             format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column())
         })?;
@@ -100,6 +108,7 @@ impl WireEvent {
             return Err(format!("{name} is longer than {LONGEST_ID} bytes or holds a NUL"));
         }
         let session = (head.event_type == ENCRYPTED).then(|| place(&raw, &head.room_id)).flatten();
+        let redacted = head.unsigned.is_some_and(is_redacted);
         let redacts = head.redacts.and_then(|redacts| OwnedEventId::try_from(redacts.as_str()?).ok());
         #[expect(clippy::cast_possible_truncation, reason = "saturates, and no real time is near the ends")]
         let origin_server_ts = Timestamp(head.origin_server_ts as i64);
@@ -114,6 +123,9 @@ impl WireEvent {
             session,
             raw,
             received_at,
+            redacted,
+            before_join: false,
+            told: false,
         })
     }
 
@@ -128,6 +140,15 @@ impl WireEvent {
     pub fn content(&self) -> Map<String, Value> {
         content(&self.raw)
     }
+}
+
+/// What a homeserver adds to an event that was taken back
+/// ([spec](https://spec.matrix.org/latest/client-server-api/#redactions)).
+fn is_redacted(unsigned: &RawValue) -> bool {
+    const MARK: &str = "redacted_because";
+    // Hardly any event has it, so hardly any is read for it.
+    unsigned.get().contains(MARK)
+        && serde_json::from_str::<Value>(unsigned.get()).is_ok_and(|unsigned| unsigned[MARK].is_object())
 }
 
 /// The content of an event; empty when it is none.
@@ -175,6 +196,22 @@ mod tests {
             bad.as_object_mut().unwrap().remove(key);
             let error = parse(&bad).unwrap_err();
             assert!(!error.contains('x'), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_event_that_was_taken_back_says_so() {
+        let mut event = json!({"event_id": "$a", "room_id": "!r", "sender": "@a:b", "type": ENCRYPTED,
+            "origin_server_ts": 17, "content": {}});
+        assert!(!parse(&event).unwrap().redacted);
+        for (unsigned, expected) in [
+            (json!({"age": 4}), false),
+            (json!("redacted_because"), false),
+            (json!({"x": {"redacted_because": {}}}), false),
+            (json!({"redacted_because": {"type": "m.room.redaction"}}), true),
+        ] {
+            event["unsigned"] = unsigned;
+            assert_eq!(parse(&event).unwrap().redacted, expected, "{event}");
         }
     }
 

@@ -13,6 +13,7 @@ use super::event::WireEvent;
 use crate::{
     clock::Timestamp,
     crypto::{Clear, Decrypted},
+    model::ledger::Reason,
 };
 
 /// How long an event may hold up its room.
@@ -24,29 +25,9 @@ pub(super) enum Fate {
     /// Relay it: never encrypted (`None`), or decrypted.
     Relay(Option<Box<Clear>>),
     /// It keeps its place in the room's order, for this reason.
-    Queue(&'static str),
+    Queue(Reason),
     /// It waits for its key alone, for this reason.
-    Ledger(String),
-}
-
-/// Reasons on the ledger and in the queue.
-pub(super) mod reason {
-    /// The key has not come.
-    pub(in crate::inbox) const NO_KEY: &str = "no_key";
-    /// Behind an event whose key has not come.
-    pub(in crate::inbox) const ORDER: &str = "order";
-    /// The room's state has not been read.
-    pub(in crate::inbox) const ROOM_STATE: &str = "room_state";
-    /// The key does not reach back to the message.
-    pub(in crate::inbox) const UNKNOWN_INDEX: &str = "unknown_index";
-    /// The ciphertext is damaged.
-    pub(in crate::inbox) const BAD_CIPHERTEXT: &str = "bad_ciphertext";
-    /// The algorithm is not known.
-    pub(in crate::inbox) const UNSUPPORTED_ALGORITHM: &str = "unsupported_algorithm";
-    /// The message index was used by another event.
-    pub(in crate::inbox) const REPLAY: &str = "replay";
-    /// Encrypted by somebody who is neither the sender nor the room's bridge.
-    pub(in crate::inbox) const UNTRUSTED_SENDER: &str = "untrusted_sender";
+    Ledger(Reason),
 }
 
 /// One room's walk through its events, oldest first.
@@ -72,19 +53,19 @@ impl Walk {
         decrypted: &mut HashMap<OwnedEventId, Decrypted>,
     ) -> Fate {
         if self.blocked {
-            return Fate::Queue(reason::ORDER);
+            return Fate::Queue(Reason::Order);
         }
         if !event.is_encrypted() {
             return Fate::Relay(None);
         }
         let fate = fate(decrypted.remove(&event.event_id));
-        if matches!(fate, Fate::Queue(_)) {
-            if self.now >= deadline(event.received_at, self.since) {
-                return Fate::Ledger(reason::NO_KEY.to_owned());
-            }
-            self.blocked = true;
+        let Fate::Queue(why) = fate else { return fate };
+        let why = if event.before_join { Reason::BeforeJoin } else { why };
+        if self.now >= deadline(event.received_at, self.since) {
+            return Fate::Ledger(why);
         }
-        fate
+        self.blocked = true;
+        Fate::Queue(why)
     }
 }
 
@@ -99,12 +80,13 @@ pub(super) fn deadline(received_at: Timestamp, since: Timestamp) -> Timestamp {
 pub(super) fn fate(decrypted: Option<Decrypted>) -> Fate {
     match decrypted {
         Some(Decrypted::Clear(clear)) => Fate::Relay(Some(clear)),
-        Some(Decrypted::AwaitingKey) => Fate::Queue(reason::NO_KEY),
-        Some(Decrypted::UnknownIndex) => Fate::Ledger(reason::UNKNOWN_INDEX.to_owned()),
-        Some(Decrypted::Withheld(code)) => Fate::Ledger(format!("withheld:{code}")),
-        Some(Decrypted::UnsupportedAlgorithm) => Fate::Ledger(reason::UNSUPPORTED_ALGORITHM.to_owned()),
+        Some(Decrypted::AwaitingKey) => Fate::Queue(Reason::NoKey),
+        Some(Decrypted::UnknownIndex) => Fate::Ledger(Reason::UnknownIndex),
+        Some(Decrypted::Withheld(code)) => Fate::Ledger(Reason::Withheld(code)),
+        Some(Decrypted::OtherRoom) => Fate::Ledger(Reason::Replay),
+        Some(Decrypted::UnsupportedAlgorithm) => Fate::Ledger(Reason::UnsupportedAlgorithm),
         // An encrypted event without a session that can be named was never given to a machine.
-        Some(Decrypted::BadCiphertext) | None => Fate::Ledger(reason::BAD_CIPHERTEXT.to_owned()),
+        Some(Decrypted::BadCiphertext) | None => Fate::Ledger(Reason::BadCiphertext),
     }
 }
 
@@ -131,14 +113,17 @@ mod tests {
         assert!(matches!(walk.next(&event("$0", "m.room.message", 1), &mut decrypted), Fate::Relay(None)));
         assert!(matches!(
             walk.next(&event("$a", "m.room.encrypted", 1), &mut decrypted),
-            Fate::Queue("no_key")
+            Fate::Queue(Reason::NoKey)
         ));
-        assert!(matches!(walk.next(&event("$b", "m.reaction", 2), &mut decrypted), Fate::Queue("order")));
+        assert!(matches!(
+            walk.next(&event("$b", "m.reaction", 2), &mut decrypted),
+            Fate::Queue(Reason::Order)
+        ));
 
         let mut decrypted = awaiting(&["$a"]);
         let mut walk = Walk::new(Timestamp(10_001), Timestamp(0));
         let fate = walk.next(&event("$a", "m.room.encrypted", 1), &mut decrypted);
-        assert!(matches!(fate, Fate::Ledger(reason) if reason == "no_key"));
+        assert!(matches!(fate, Fate::Ledger(Reason::NoKey)));
         assert!(matches!(walk.next(&event("$b", "m.reaction", 2), &mut decrypted), Fate::Relay(None)));
     }
 
@@ -156,13 +141,27 @@ mod tests {
             (id("$a"), Decrypted::BadCiphertext),
             (id("$b"), Decrypted::Withheld("m.unverified".to_owned())),
             (id("$c"), Decrypted::UnknownIndex),
+            (id("$d"), Decrypted::OtherRoom),
         ]);
         let mut walk = Walk::new(Timestamp(1), Timestamp(0));
-        for (at, expected) in
-            [("$a", "bad_ciphertext"), ("$b", "withheld:m.unverified"), ("$c", "unknown_index")]
-        {
+        for (at, expected) in [
+            ("$a", "bad_ciphertext"),
+            ("$b", "withheld:m.unverified"),
+            ("$c", "unknown_index"),
+            ("$d", "replay"),
+        ] {
             let fate = walk.next(&event(at, "m.room.encrypted", 1), &mut decrypted);
-            assert!(matches!(fate, Fate::Ledger(reason) if reason == expected));
+            assert!(matches!(fate, Fate::Ledger(reason) if reason.to_string() == expected));
         }
+    }
+
+    #[test]
+    fn what_was_said_before_we_joined_waits_as_that() {
+        let mut earlier = event("$a", "m.room.encrypted", 1);
+        earlier.before_join = true;
+        let mut walk = Walk::new(Timestamp(2), Timestamp(0));
+        assert!(matches!(walk.next(&earlier, &mut awaiting(&["$a"])), Fate::Queue(Reason::BeforeJoin)));
+        let mut walk = Walk::new(Timestamp(20_000), Timestamp(0));
+        assert!(matches!(walk.next(&earlier, &mut awaiting(&["$a"])), Fate::Ledger(Reason::BeforeJoin)));
     }
 }

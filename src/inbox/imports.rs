@@ -1,11 +1,12 @@
-//! Keys of export files that another process handed over: taken in between two steps' rows.
+//! Keys of export files that another process handed over: taken in between two steps' rows. Storing them is
+//! what tells the ledger of them.
 
 use std::time::Duration;
 
 use super::worker::Worker;
 use crate::{
     clock::Timestamp,
-    crypto::{CryptoError, RoomKey, import},
+    crypto::{CryptoError, import},
 };
 
 /// How often parts of imports are looked for.
@@ -18,14 +19,14 @@ pub(super) struct Imports {
 }
 
 impl Worker {
-    /// Takes in a part of an import, if one waits; answers the keys that are new or better now.
-    pub(super) async fn take_import(&mut self, now: Timestamp) -> Result<Option<Vec<RoomKey>>, CryptoError> {
+    /// Takes in a part of an import, and answers whether one waited.
+    pub(super) async fn take_import(&mut self, now: Timestamp) -> Result<bool, CryptoError> {
         if self.imports.looked_at.is_some_and(|at| now.since(at) < LOOK) {
-            return Ok(None);
+            return Ok(false);
         }
         let (parts, engines) = (&self.parts, self.decrypter.engines());
         let taken = import::take_part(&parts.store, engines, &parts.lease, &parts.clock).await?;
-        if taken.is_none() {
+        if !taken {
             self.imports.looked_at = Some(now);
         }
         Ok(taken)

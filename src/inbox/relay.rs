@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use ruma::{OwnedEventId, OwnedRoomId, RoomId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 use serde_json::value::RawValue;
 
 use super::{
@@ -10,18 +10,21 @@ use super::{
     commit::Outcome,
     decrypt::Sealed,
     event::{self, WireEvent},
-    flow::{self, Fate, Walk, reason},
+    flow::{self, Fate, Walk},
+    ledger::{new_pending, redaction_target, refuse, wire},
+    redact::Reactions,
     worker::Worker,
 };
 use crate::{
     clock::Timestamp,
     crypto::{Clear, CryptoError, Decrypted, RoomKey, trust},
     messages::{self, PayloadClass, room::Change},
-    model::{ClearEvent, Encryption, Membership, MessageId, Relay, Trust},
+    model::{ClearEvent, Encryption, Membership, MessageId, Relay, Trust, ledger::Reason},
     store::{
         StoreError,
         messages::MegolmIndex,
-        pending::{self, NewPending, Pending, Waits},
+        pending::{self, Waits},
+        redacted::{self, Target},
         rooms::MembershipChange,
     },
 };
@@ -31,18 +34,49 @@ const MOST_QUEUED: i64 = 500;
 
 /// What a step works on besides the batch.
 #[derive(Debug, Default)]
-struct Known {
-    decrypted: HashMap<OwnedEventId, Decrypted>,
+pub(super) struct Known {
+    pub(super) decrypted: HashMap<OwnedEventId, Decrypted>,
     /// Messages that are stored already.
     messages: HashSet<String>,
     /// Which event used which place of a Megolm session.
     indexes: HashMap<MegolmIndex, String>,
+    /// Events of the batch that later ones have overtaken.
+    overtaken: HashSet<OwnedEventId>,
+    reactions: Reactions,
+    /// Events of the batch that are on the ledger already.
+    on_ledger: HashSet<String>,
+    /// Events that were taken back before they came.
+    redacted: HashSet<Target>,
+    /// Events that are taken back by this step's redactions.
+    redacting: HashSet<Target>,
 }
 
 impl Known {
     /// Whether an event is a message already: it came before, by whichever way.
-    fn has(&self, event: &WireEvent) -> bool {
+    pub(super) fn has(&self, event: &WireEvent) -> bool {
         self.messages.contains(messages::message_id(PayloadClass::Event, &event.event_id).as_str())
+    }
+
+    /// Whether an event that waited was taken back meanwhile.
+    pub(super) fn is_taken_back(&self, event: &WireEvent) -> bool {
+        let target = (event.room_id.to_string(), event.event_id.to_string());
+        event.redacted || self.redacted.contains(&target) || self.redacting.contains(&target)
+    }
+
+    /// Whether an event of the batch needs no looking at: it came before, or was taken back before it came.
+    /// One that is taken back later in the batch is relayed, if it can be at once, and then its redaction.
+    fn is_settled(&self, event: &WireEvent) -> bool {
+        let target = || (event.room_id.to_string(), event.event_id.to_string());
+        self.has(event)
+            || event.redacted
+            || self.on_ledger.contains(event.event_id.as_str())
+            || self.redacted.contains(&target())
+    }
+
+    /// Whether the target of a redaction is a message, so that it was not taken back before it was relayed.
+    fn has_target(&self, (_, event_id): &Target) -> bool {
+        EventId::parse(event_id)
+            .is_ok_and(|id| self.messages.contains(messages::message_id(PayloadClass::Event, &id).as_str()))
     }
 }
 
@@ -59,9 +93,10 @@ impl Worker {
     ) -> Result<(), CryptoError> {
         let mut queues = self.load_queues(due).await?;
         self.put_first(&mut batch, &mut queues);
-        let late = self.load_ledger(keys).await?;
-        let waiting = queues.values().flat_map(|queue| &queue.events).chain(&late);
-        let mut known = self.look_up(waiting.chain(&batch.events).collect()).await?;
+        let late = self.load_ledger(keys, outcome).await?;
+        let waiting: Vec<_> = queues.values().flat_map(|queue| &queue.events).chain(&late).collect();
+        let mut known = self.look_up(waiting, &batch.events).await?;
+        known.overtaken = batch.overtaken(|event| known.has(event));
         for event in late {
             self.release_late(&event, &mut known, outcome)?;
         }
@@ -72,6 +107,8 @@ impl Worker {
         for event in batch.events {
             self.take_event(event, now, &mut walks, &mut known, outcome)?;
         }
+        let redacting = std::mem::take(&mut known.redacting).into_iter();
+        outcome.taken_back.extend(redacting.filter(|target| !known.has_target(target)));
         Ok(())
     }
 
@@ -107,22 +144,29 @@ impl Worker {
         }
     }
 
-    async fn load_ledger(&self, keys: &[RoomKey]) -> Result<Vec<WireEvent>, CryptoError> {
-        let relayed = keys.iter().filter(|key| self.relays(&key.room_id) == Relay::Yes);
-        let sessions: Vec<_> = relayed.map(|key| (key.room_id.to_string(), key.session_id.clone())).collect();
-        let store = &self.parts.store;
-        let found = pending::ledger(store.db(), store.seal()?, &sessions).await?;
-        Ok(found.into_iter().filter_map(wire).collect())
-    }
-
     /// All that the store and the machines know of these events, in a handful of statements.
-    async fn look_up(&self, events: Vec<&WireEvent>) -> Result<Known, CryptoError> {
+    async fn look_up(&self, waiting: Vec<&WireEvent>, batch: &[WireEvent]) -> Result<Known, CryptoError> {
+        let db = self.parts.store.db();
+        let all: Vec<&WireEvent> = waiting.into_iter().chain(batch).collect();
+        let reactions = Reactions::find(db, &all).await?;
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
-        for event in events {
-            if event.state_key.is_some() || self.relays(&event.room_id) != Relay::Yes {
+        let (mut events, mut redacting) = (Vec::new(), HashSet::new());
+        for event in all {
+            ids.extend(self.membership_id(event));
+            let relay = self.relays(&event.room_id);
+            if event.state_key.is_some() || relay == Relay::No {
+                continue;
+            }
+            if let Some(target) = redaction_target(event) {
+                let target_id = EventId::parse(&target.1).ok();
+                ids.extend(target_id.map(|id| messages::message_id(PayloadClass::Event, &id)));
+                redacting.insert(target);
+            }
+            if relay == Relay::Unknown {
                 continue;
             }
             ids.push(messages::message_id(PayloadClass::Event, &event.event_id));
+            events.push((event.room_id.as_str(), event.event_id.as_str()));
             let Some(place) = &event.session else { continue };
             places.extend(megolm_index(event));
             sealed.push(Sealed {
@@ -131,39 +175,20 @@ impl Worker {
                 raw: event.raw.clone(),
             });
         }
-        let db = self.parts.store.db();
         let ids: Vec<_> = ids.iter().map(MessageId::as_str).collect();
         let messages = crate::store::messages::known(db, &ids).await?;
         let indexes = crate::store::messages::used_indexes(db, &places).await?;
+        let redacted = redacted::find(db, &events).await?;
+        let encrypted = batch.iter().filter(|event| event.is_encrypted());
+        let encrypted: Vec<_> = encrypted.map(|event| event.event_id.as_str()).collect();
+        let on_ledger = pending::on_ledger(db, &encrypted).await?;
         sealed.retain(|sealed| {
             let id = messages::message_id(PayloadClass::Event, &sealed.event_id);
             !messages.contains(id.as_str())
         });
         let decrypted = self.decrypter.decrypt(sealed).await?;
-        Ok(Known { decrypted, messages, indexes })
-    }
-
-    /// An event of the ledger whose key came: relayed now, behind newer ones, or left where it is.
-    fn release_late(
-        &mut self,
-        event: &WireEvent,
-        known: &mut Known,
-        outcome: &mut Outcome,
-    ) -> Result<(), CryptoError> {
-        if known.has(event) {
-            outcome.released.push(event.event_id.to_string());
-            return Ok(());
-        }
-        match flow::fate(known.decrypted.remove(&event.event_id)) {
-            Fate::Relay(clear) => {
-                if self.emit(event, clear, true, known, outcome)? {
-                    outcome.released.push(event.event_id.to_string());
-                }
-            }
-            Fate::Ledger(why) => outcome.to_ledger.push((event.event_id.to_string(), why)),
-            Fate::Queue(_) => {}
-        }
-        Ok(())
+        let overtaken = HashSet::new();
+        Ok(Known { decrypted, messages, indexes, overtaken, reactions, on_ledger, redacted, redacting })
     }
 
     /// Moves a room's queue as far as it goes.
@@ -177,7 +202,7 @@ impl Worker {
     ) -> Result<(), CryptoError> {
         let mut walk = Walk::new(now, self.since);
         for (at, event) in queue.events.iter().enumerate() {
-            if known.has(event) {
+            if known.has(event) || known.is_taken_back(event) {
                 outcome.released.push(event.event_id.to_string());
                 continue;
             }
@@ -188,16 +213,16 @@ impl Worker {
                     }
                 }
                 Fate::Ledger(why) => {
-                    tracing::warn!(event.id = %event.event_id, room.id = %room_id, why, "undecryptable");
+                    tracing::warn!(event.id = %event.event_id, room.id = %room_id, %why, "undecryptable");
                     if at < queue.new_count {
-                        outcome.waiting.push(new_pending(event.clone(), Waits::Ledger, &why));
+                        outcome.waiting.push(new_pending(event, Waits::Ledger, why));
                     } else {
                         outcome.to_ledger.push((event.event_id.to_string(), why));
                     }
                 }
                 Fate::Queue(why) => {
                     if at < queue.new_count {
-                        queue.store_from(at, why, outcome);
+                        queue.store_from(at, &why, outcome);
                     }
                     let deadline = flow::deadline(event.received_at, self.since);
                     self.queues.insert(room_id.to_owned(), Some(deadline));
@@ -223,8 +248,7 @@ impl Worker {
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
         if event.state_key.is_some() {
-            self.take_state(&event, outcome);
-            return Ok(());
+            return self.take_state(&event, known, outcome);
         }
         match self.relays(&event.room_id) {
             Relay::No => return Ok(()),
@@ -233,38 +257,50 @@ impl Worker {
                     outcome.unread.insert(event.room_id.clone());
                 }
                 self.queues.insert(event.room_id.clone(), None);
-                outcome.waiting.push(new_pending(event, Waits::Queued, reason::ROOM_STATE));
+                outcome.waiting.push(new_pending(&event, Waits::Queued, Reason::RoomState));
                 return Ok(());
             }
             Relay::Yes => {}
         }
-        if known.has(&event) {
+        if known.is_settled(&event) {
             return Ok(());
         }
-        if self.queues.contains_key(&event.room_id) {
-            outcome.waiting.push(new_pending(event, Waits::Queued, reason::ORDER));
+        let target = redaction_target(&event);
+        if let Some(deadline) = self.queues.get_mut(&event.room_id) {
+            if target.is_some() && deadline.is_some() {
+                // What holds up the room may be what was taken back.
+                *deadline = Some(now);
+            }
+            outcome.waiting.push(new_pending(&event, Waits::Queued, Reason::Order));
             return Ok(());
         }
+        known.redacted.extend(target);
         let walk = walks.entry(event.room_id.clone()).or_insert_with(|| Walk::new(now, self.since));
         match walk.next(&event, &mut known.decrypted) {
             Fate::Relay(clear) => {
-                self.emit(&event, clear, false, known, outcome)?;
+                let late = known.overtaken.contains(&event.event_id);
+                self.emit(&event, clear, late, known, outcome)?;
             }
             Fate::Queue(why) => {
                 let deadline = flow::deadline(event.received_at, self.since);
                 self.queues.insert(event.room_id.clone(), Some(deadline));
-                outcome.waiting.push(new_pending(event, Waits::Queued, why));
+                outcome.waiting.push(new_pending(&event, Waits::Queued, why));
             }
             Fate::Ledger(why) => {
-                tracing::warn!(event.id = %event.event_id, room.id = %event.room_id, why, "undecryptable");
-                outcome.waiting.push(new_pending(event, Waits::Ledger, &why));
+                tracing::warn!(event.id = %event.event_id, room.id = %event.room_id, %why, "undecryptable");
+                outcome.waiting.push(new_pending(&event, Waits::Ledger, why));
             }
         }
         Ok(())
     }
 
     /// A state event: our memberships, and what is known of a relayed room.
-    fn take_state(&mut self, event: &WireEvent, outcome: &mut Outcome) {
+    fn take_state(
+        &mut self,
+        event: &WireEvent,
+        known: &mut Known,
+        outcome: &mut Outcome,
+    ) -> Result<(), CryptoError> {
         let state_key = event.state_key.as_deref().unwrap_or_default();
         let account = state_key.try_into().ok().and_then(|user: &ruma::UserId| self.account(user));
         if let Some(account) = account.filter(|_| event.event_type == "m.room.member") {
@@ -284,12 +320,22 @@ impl Worker {
             }
         }
         match self.relays(&event.room_id) {
-            Relay::Yes => match self.rooms.apply(&event.room_id, &event.raw) {
-                Change::Bridge | Change::Member(_) => {
-                    outcome.track.extend(self.rooms.users_to_track(&event.room_id));
+            // The account came or went so, was told of, and may be elsewhere by now.
+            Relay::Yes
+                if self.membership_id(event).is_some_and(|id| known.messages.contains(id.as_str())) => {}
+            Relay::Yes => {
+                let before = self.presence(event);
+                match self.rooms.apply(&event.room_id, &event.raw) {
+                    Change::Bridge | Change::Member(_) => {
+                        outcome.track.extend(self.rooms.users_to_track(&event.room_id));
+                    }
+                    Change::Room => self.follow(event, outcome),
+                    Change::None => {}
                 }
-                Change::Room | Change::None => {}
-            },
+                if let Some(id) = self.note_presence(event, before, outcome)? {
+                    known.messages.insert(id);
+                }
+            }
             // The state of a room that is not relayed is not kept, so all of it is read anew.
             Relay::No if matches!(event.event_type.as_str(), "m.bridge" | "uk.half-shot.bridge") => {
                 self.rooms.forget(&event.room_id);
@@ -297,11 +343,12 @@ impl Worker {
             }
             Relay::No | Relay::Unknown => {}
         }
+        Ok(())
     }
 
     /// Makes a message of an event, unless there is one; answers whether the event is done with. A replay or
     /// a forgery is not: it goes to the ledger.
-    fn emit(
+    pub(super) fn emit(
         &mut self,
         event: &WireEvent,
         clear: Option<Box<Clear>>,
@@ -313,20 +360,21 @@ impl Worker {
         let mut encryption = Encryption::default();
         let (mut event_type, mut content) = (event.event_type.clone(), None);
         if let Some(clear) = clear {
+            let bot = room.context.bridge_bot.as_deref();
+            let verdict = trust::judge(clear.trust, clear.session_owner.as_deref(), &event.sender, bot);
+            if !verdict.is_genuine() {
+                refuse(event, Reason::UntrustedSender, outcome);
+                return Ok(false);
+            }
+            // Only a genuine event takes a place: a forger's copy that comes first must not keep it.
             if let Some(index) = megolm_index(event) {
                 let user = event.event_id.to_string();
                 let first = known.indexes.entry(index.clone()).or_insert_with(|| user.clone());
                 if *first != user {
-                    refuse(event, reason::REPLAY, outcome);
+                    refuse(event, Reason::Replay, outcome);
                     return Ok(false);
                 }
                 outcome.used.push((index, user));
-            }
-            let bot = room.context.bridge_bot.as_deref();
-            let verdict = trust::judge(clear.trust, clear.session_owner.as_deref(), &event.sender, bot);
-            if !verdict.is_genuine() {
-                refuse(event, reason::UNTRUSTED_SENDER, outcome);
-                return Ok(false);
             }
             encryption = encrypted(event, &clear, verdict.trust);
             encryption.bridged_by = verdict.bridged_by;
@@ -350,6 +398,9 @@ impl Worker {
             profile,
             event.received_at,
         );
+        outcome.note_redaction(event);
+        let draft = known.reactions.name(draft);
+        let draft = if event.told { draft.after_undecryptable() } else { draft };
         let sequence = self.rooms.next_sequence(&event.room_id);
         let message = draft.into_message(sequence).map_err(|_| StoreError::Corrupt("messages"))?;
         known.messages.insert(message.message_id.as_str().to_owned());
@@ -375,18 +426,18 @@ impl Default for Queue {
 
 impl Queue {
     /// Stores the events from that place on, the new ones first: those behind them are stored again.
-    fn store_from(&self, at: usize, why: &str, outcome: &mut Outcome) {
+    fn store_from(&self, at: usize, why: &Reason, outcome: &mut Outcome) {
         for (place, event) in self.events.iter().enumerate().skip(at) {
-            let why = if place == at { why } else { reason::ORDER };
+            let why = match why {
+                // What was said before we joined stays known as that.
+                _ if event.before_join => Reason::BeforeJoin,
+                why if place == at => why.clone(),
+                _ => Reason::Order,
+            };
             outcome.released.push(event.event_id.to_string());
-            outcome.waiting.push(new_pending(event.clone(), Waits::Queued, why));
+            outcome.waiting.push(new_pending(event, Waits::Queued, why));
         }
     }
-}
-
-fn wire(pending: Pending) -> Option<WireEvent> {
-    let raw = String::from_utf8(pending.event).ok().and_then(|text| RawValue::from_string(text).ok())?;
-    WireEvent::parse(raw, pending.received_at).ok()
 }
 
 fn megolm_index(event: &WireEvent) -> Option<MegolmIndex> {
@@ -411,35 +462,4 @@ fn clear_type(event: &RawValue) -> Option<String> {
         event_type: String,
     }
     serde_json::from_str::<Head>(event.get()).ok().map(|head| head.event_type)
-}
-
-/// Puts an event that must not be relayed on the ledger, wherever it was before.
-fn refuse(event: &WireEvent, why: &str, outcome: &mut Outcome) {
-    tracing::warn!(event.id = %event.event_id, room.id = %event.room_id, why, "refused");
-    outcome.to_ledger.push((event.event_id.to_string(), why.to_owned()));
-    outcome.waiting.push(NewPending {
-        event_id: event.event_id.to_string(),
-        room_id: event.room_id.to_string(),
-        session_id: event.session.as_ref().map(|place| place.key.session_id.clone()),
-        sender: event.sender.to_string(),
-        waits: Waits::Ledger,
-        reason: why.to_owned(),
-        event: event.raw.get().as_bytes().to_vec(),
-        origin_server_ts: event.origin_server_ts,
-        received_at: event.received_at,
-    });
-}
-
-fn new_pending(event: WireEvent, waits: Waits, why: &str) -> NewPending {
-    NewPending {
-        event_id: event.event_id.to_string(),
-        room_id: event.room_id.to_string(),
-        session_id: event.session.map(|place| place.key.session_id),
-        sender: event.sender.to_string(),
-        waits,
-        reason: why.to_owned(),
-        event: event.raw.get().as_bytes().to_vec(),
-        origin_server_ts: event.origin_server_ts,
-        received_at: event.received_at,
-    }
 }

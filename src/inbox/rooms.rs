@@ -12,7 +12,7 @@ use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    messages::room::{Change, RoomState},
+    messages::room::{Change, Membership::Join, RoomState},
     model::{Relay, RelayPolicy, RoomContext},
     store::{
         Db, Seal, StoreError,
@@ -134,6 +134,23 @@ impl Rooms {
         true
     }
 
+    /// Waits for a relayed room's state to be read anew: an account came back, and did not see what changed
+    /// meanwhile. What was known stays for [`Self::settle`] to build on.
+    pub fn suspend(&mut self, room_id: &RoomId) {
+        if let Some(room) = self.known.get_mut(room_id) {
+            room.relay = Relay::Unknown;
+            self.changed.insert(room_id.to_owned());
+        }
+    }
+
+    /// Whether one of these users has joined a room, as far as its state tells.
+    #[must_use]
+    pub fn has_joined<'a>(&self, room_id: &RoomId, users: impl IntoIterator<Item = &'a UserId>) -> bool {
+        let Some(room) = self.known.get(room_id) else { return false };
+        let joined = |user| room.state.members.get(user).is_some_and(|member| member.membership == Join);
+        users.into_iter().any(joined)
+    }
+
     /// Takes in the whole state of a room, `None` when no account of ours may read it; answers whether the
     /// room is relayed. State of rooms that are not is not kept.
     pub fn settle(&mut self, room_id: &RoomId, state: Option<&[Value]>) -> Relay {
@@ -144,6 +161,12 @@ impl Rooms {
             Some(state) => {
                 let state = base.rebuild(state);
                 (self.policy.decide(room_id, &state), state)
+            }
+            // Left again before it was read: what was relayed stays so, for what still waits for a key.
+            None if base != RoomState::default() => {
+                let mut state = base;
+                state.members.retain(|user, _| !self.policy.our_users.contains(user));
+                (Relay::Yes, state)
             }
             None => (Relay::No, RoomState::default()),
         };
@@ -206,7 +229,9 @@ impl Rooms {
             let Some(room) = self.known.get(&room_id) else { continue };
             let state = match room.relay {
                 Relay::Yes => Some(&room.state),
-                Relay::No | Relay::Unknown => None,
+                // A room that is suspended keeps what was known of it.
+                Relay::Unknown => Some(&room.state).filter(|state| **state != RoomState::default()),
+                Relay::No => None,
             };
             let state =
                 state.map(serde_json::to_vec).transpose().map_err(|_| StoreError::Corrupt("rooms"))?;

@@ -21,6 +21,7 @@ use crate::{
 };
 
 const ROOM: &str = "!room";
+const NOTIFY_AFTER: Duration = Duration::from_mins(5);
 
 async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> Worker {
     let mut tx = store.begin().await.unwrap();
@@ -38,6 +39,7 @@ async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> 
         invite_bot: false,
         webhooks: vec![webhook],
         cautious: false,
+        notify_after: Some(NOTIFY_AFTER),
         wakes: Wakes::default(),
     };
     Worker::load(parts).await.unwrap()

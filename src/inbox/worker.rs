@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedRoomId, UserId};
+use ruma::{OwnedRoomId, RoomId, UserId};
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -70,6 +70,10 @@ pub struct Wakes {
     pub ledger: Arc<Notify>,
     /// The dispatchers.
     pub outbox: Arc<Notify>,
+    /// Who makes up for an outage: one is over.
+    pub outage: Arc<Notify>,
+    /// The key backup: room keys came in.
+    pub backup: Arc<Notify>,
 }
 
 /// What a worker is made of.
@@ -92,6 +96,8 @@ pub struct WorkerParts {
     /// Whether to take rows one by one at first, because the last worker failed over one, and to set aside
     /// the one that fails again and again.
     pub cautious: bool,
+    /// How long after it came a webhook is told of an event that cannot be decrypted; `None`: never.
+    pub notify_after: Option<Duration>,
     /// Whom to wake.
     pub wakes: Wakes,
 }
@@ -109,11 +115,13 @@ pub struct Worker {
     /// To-device messages of late, which come by push and by the key lane.
     seen: Seen,
     /// Keys that are there while events still wait for them, from a term that ended between the two.
-    unreleased: Vec<RoomKey>,
+    pub(super) unreleased: Vec<RoomKey>,
     /// Rows still to be taken one by one.
     careful_rows: u32,
     /// Keys that another process hands over.
     pub(super) imports: Imports,
+    /// When to look again for events that the webhooks are to be told of.
+    pub(super) look_at: Timestamp,
 }
 
 impl Worker {
@@ -145,8 +153,19 @@ impl Worker {
             .collect();
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let seen = Seen::default();
-        let imports = Imports::default();
-        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows, imports })
+        let (look_at, imports) = (since, Imports::default());
+        Ok(Self {
+            parts,
+            decrypter,
+            rooms,
+            queues,
+            since,
+            seen,
+            unreleased,
+            careful_rows,
+            look_at,
+            imports,
+        })
     }
 
     /// Runs until told to stop.
@@ -184,26 +203,32 @@ impl Worker {
             .filter(|(_, deadline)| deadline.is_some_and(|deadline| deadline <= now))
             .map(|(room_id, _)| room_id.clone())
             .collect();
+        let had_rows = !rows.is_empty();
         let imported = self.take_import(now).await?;
-        if rows.is_empty() && due.is_empty() && self.unreleased.is_empty() && imported.is_none() {
+        let mut batch = Batch::read(rows, &self.readers());
+        let mut keys = self.take_in(&batch).await?;
+        keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
+        let (more, news) = self.read_news().await?;
+        keys.extend(more);
+        let untold = self.read_untold(now).await?;
+        if !(had_rows || imported) && due.is_empty() && keys.is_empty() && news.is_empty() && untold.is_empty() {
             return Ok(Progress::Idle);
         }
-        let mut batch = Batch::read(rows, &self.readers());
-        let mut keys = imported.unwrap_or_default();
-        keys.extend(self.take_in(&batch).await?);
-        due.extend(
-            keys.iter().filter(|key| self.queues.contains_key(&key.room_id)).map(|key| key.room_id.clone()),
-        );
-        keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
+        keys.sort();
+        keys.dedup();
+        due.extend(self.queued_rooms_of(&keys));
         let (rows, set_aside) = (batch.ids.clone(), batch.set_aside.clone());
-        let mut outcome = Outcome { rows, set_aside, ..Outcome::default() };
+        let mut outcome = Outcome { rows, set_aside, news, ..Outcome::default() };
+        let told_of: Vec<_> = untold.iter().filter_map(|event| RoomId::parse(&event.room_id).ok()).collect();
         let mut touched: HashSet<_> = batch.rooms().collect();
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
+        touched.extend(told_of.iter().map(|id| &**id));
         self.rooms.load(db, seal, touched).await?;
         self.drop_unwanted_keys(&keys).await?;
         let released = self.settle_rooms(&mut batch, &mut outcome).await?;
         due.extend(released);
         self.relay(batch, &keys, due, now, &mut outcome).await?;
+        self.tell(untold, &mut outcome).await?;
         self.commit(outcome, now).await?;
         Ok(Progress::Worked)
     }
@@ -243,9 +268,16 @@ impl Worker {
                 continue;
             }
             keys.extend(engine.receive(changes).await?);
+            self.parts.wakes.backup.notify_one();
             self.parts.wakes.outgoing.notify_one();
         }
         Ok(keys)
+    }
+
+    /// The rooms of these keys in which something waits for its turn.
+    fn queued_rooms_of(&self, keys: &[RoomKey]) -> Vec<OwnedRoomId> {
+        let queued = keys.iter().filter(|key| self.queues.contains_key(&key.room_id));
+        queued.map(|key| key.room_id.clone()).collect()
     }
 
     /// Keys of rooms that are known not to be relayed are not kept.
@@ -269,7 +301,8 @@ impl Worker {
     ) -> Result<Vec<OwnedRoomId>, CryptoError> {
         let mut released = Vec::new();
         for snapshot in &mut batch.snapshots {
-            if self.rooms.relay(&snapshot.room_id) == Relay::Yes {
+            let is_new = self.rooms.relay(&snapshot.room_id) != Relay::Yes;
+            if !is_new {
                 // Read before, and with it what was said earlier.
                 snapshot.earlier.clear();
             }
@@ -280,6 +313,10 @@ impl Worker {
                 outcome.settled.insert(room_id.clone());
                 outcome.track.extend(self.rooms.users_to_track(room_id));
                 released.push(room_id.clone());
+                if is_new {
+                    let snapshot = &*snapshot;
+                    self.enter(snapshot, outcome).await?;
+                }
                 continue;
             }
             outcome.purged.insert(room_id.clone());

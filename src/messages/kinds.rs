@@ -3,12 +3,18 @@
 //! A content without what its type needs (the text of a text, the address of an image) is of kind `unknown`;
 //! what is optional and has the wrong shape is left out. The raw content goes with the payload either way.
 
+mod bridged;
+mod call;
 mod media;
+mod poll;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+pub use bridged::{Bridged, LinkPreview};
+pub use call::Call;
 pub use media::{Media, Thumbnail};
+pub use poll::{Answer, Poll};
 
 use crate::messages::relations;
 
@@ -36,10 +42,20 @@ pub enum Kind {
     Sticker,
     /// A place.
     Location,
+    /// A question with answers to choose from.
+    Poll,
+    /// What somebody chose.
+    PollResponse,
+    /// The end of a poll.
+    PollEnd,
+    /// Something about a call.
+    Call,
     /// A reaction to a message.
     Reaction,
     /// A message or reaction taken back.
     Redaction,
+    /// What was taken back before it was delivered, whatever it was.
+    Redacted,
     /// Of a type that has no kind, or malformed: look at `data.matrix`.
     Unknown,
 }
@@ -63,6 +79,15 @@ pub struct Content {
     /// The place of `location`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub location: Option<Location>,
+    /// What a `poll` asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll: Option<Poll>,
+    /// The ids of the answers that a `poll_response` chooses; none takes an earlier choice back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selections: Option<Vec<String>>,
+    /// What a `call` is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call: Option<Call>,
     /// The reaction of `reaction`: an emoji as a rule, but any text or an `mxc://` address is possible.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -72,6 +97,12 @@ pub struct Content {
     /// Who is meant in particular.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mentions: Option<Mentions>,
+    /// Previews of the links in the text, as the sender wrote them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub link_previews: Vec<LinkPreview>,
+    /// What the bridge says of it beyond Matrix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<Bridged>,
 }
 
 /// `data.content.location`: a place.
@@ -104,9 +135,14 @@ impl Content {
             html: None,
             media: None,
             location: None,
+            poll: None,
+            selections: None,
+            call: None,
             key: None,
             reason: None,
             mentions: None,
+            link_previews: Vec::new(),
+            bridge: None,
         }
     }
 }
@@ -117,10 +153,12 @@ pub fn read(event_type: &str, content: &Map<String, Value>, reply: bool) -> Cont
     let known = match event_type {
         "m.room.message" => read_message(content, reply),
         "m.sticker" => media::read(Kind::Sticker, content, reply),
-        _ => None,
+        other => poll::read(other, content).or_else(|| call::read(other, content)),
     };
     let mut read = known.unwrap_or_else(|| unknown(content));
     read.mentions = mentions(content);
+    read.link_previews = bridged::link_previews(content);
+    read.bridge = bridged::read(content);
     read
 }
 
@@ -141,6 +179,9 @@ pub fn unknown(content: &Map<String, Value>) -> Content {
 }
 
 fn read_message(content: &Map<String, Value>, reply: bool) -> Option<Content> {
+    if let Some(call) = call::read_notice(content) {
+        return Some(call);
+    }
     match text(content, "msgtype")? {
         "m.text" => read_text(Kind::Text, content, reply),
         "m.notice" | "m.server_notice" => read_text(Kind::Notice, content, reply),

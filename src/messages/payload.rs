@@ -4,8 +4,8 @@
 //! `docs/webhook.md`; the snapshots of the tests hold it still.
 //!
 //! Keys of the payload, of `data`, and of `data.room`, `data.sender`, `data.encryption` and `data.matrix` are
-//! always there, null when unknown, but for the three that belong to one type (`redacts`, `membership`,
-//! `undecryptable`). Keys of `data.content`, `data.relates_to` and below are left out when they do not apply.
+//! always there, null when unknown, but for the four that belong to one case (`redacts`, `membership`,
+//! `undecryptable`, `undecryptable_id`). Keys of `data.content`, `data.relates_to` and below are left out when they do not apply.
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde::Serialize;
@@ -13,7 +13,11 @@ use serde_json::{Map, Value};
 
 use crate::{
     clock::Timestamp,
-    messages::{kinds::Content, relations::RelatesTo},
+    messages::{
+        ids::{PayloadClass, message_id},
+        kinds::{Content, Kind},
+        relations::RelatesTo,
+    },
     model::{Direction, Encryption, Message, MessageId, MessageType, RoomKind},
 };
 
@@ -41,6 +45,7 @@ pub struct Draft {
     pub(super) redacts: Option<OwnedEventId>,
     pub(super) membership: Option<Membership>,
     pub(super) undecryptable: Option<Undecryptable>,
+    pub(super) undecryptable_id: Option<MessageId>,
     pub(super) encryption: Encryption,
     pub(super) matrix: Matrix,
 }
@@ -116,6 +121,24 @@ impl Draft {
         self
     }
 
+    /// The same, for a `room.joined` of a room that replaces another. Of any other type it stays what it is.
+    #[must_use]
+    pub fn of_successor(mut self, predecessor: Option<String>) -> Self {
+        if self.message_type == MessageType::RoomJoined
+            && let Some(membership) = &mut self.membership
+        {
+            membership.replaces_room = predecessor;
+        }
+        self
+    }
+
+    /// The same, saying that a `message.undecryptable` told of the event before, and under which id.
+    #[must_use]
+    pub fn after_undecryptable(mut self) -> Self {
+        self.undecryptable_id = Some(message_id(PayloadClass::Undecryptable, &self.event_id));
+        self
+    }
+
     /// The body of the webhook call, JSON, for the message's number in its room.
     ///
     /// # Errors
@@ -141,6 +164,7 @@ impl Draft {
             direction: self.direction,
             sender: self.sender,
             origin_server_ts: self.origin_server_ts,
+            replaces: self.relates_to.and_then(|to| to.replaces),
             payload,
         })
     }
@@ -166,6 +190,7 @@ impl Draft {
                 redacts: self.redacts.as_deref(),
                 membership: self.membership.as_ref(),
                 undecryptable: self.undecryptable.as_ref(),
+                undecryptable_id: self.undecryptable_id.as_ref(),
                 encryption: &self.encryption,
                 matrix: &self.matrix,
             },
@@ -227,6 +252,9 @@ pub struct Data<'a> {
     /// Only `message.undecryptable`: why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undecryptable: Option<&'a Undecryptable>,
+    /// Only after a `message.undecryptable` about the same event: the id of that message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undecryptable_id: Option<&'a MessageId>,
     /// How it was encrypted and how far its sender can be believed.
     pub encryption: &'a Encryption,
     /// The event as its sender wrote it.
@@ -275,6 +303,9 @@ pub struct Membership {
     pub membership: String,
     /// The reason given, if any; null otherwise.
     pub reason: Option<String>,
+    /// Only `room.joined`: the room that this one replaces, when it was upgraded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaces_room: Option<String>,
 }
 
 /// `data.undecryptable` of `message.undecryptable`.
@@ -296,6 +327,21 @@ pub struct Matrix {
     /// (`file.key`), so that the consumer can fetch and decrypt the file: keep payloads as safe as the
     /// conversation itself. Of `message.undecryptable`, the wire content without the ciphertext.
     pub content: Map<String, Value>,
+}
+
+/// A payload without what was said, for a message that was taken back: `data.content` has the kind `redacted`
+/// alone, `data.matrix.content` is empty. `None` when it is no payload.
+#[must_use]
+pub fn redacted(payload: &[u8]) -> Option<Vec<u8>> {
+    let mut payload: Value = serde_json::from_slice(payload).ok()?;
+    let data = payload.get_mut("data")?.as_object_mut()?;
+    if data.get("content").is_some_and(Value::is_object) {
+        data.insert("content".to_owned(), serde_json::to_value(Content::of(Kind::Redacted)).ok()?);
+    }
+    if let Some(matrix) = data.get_mut("matrix").and_then(Value::as_object_mut) {
+        matrix.insert("content".to_owned(), Value::Object(Map::new()));
+    }
+    serde_json::to_vec(&payload).ok()
 }
 
 /// The body of a `webhook.test` call, which belongs to no event.

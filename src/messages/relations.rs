@@ -21,6 +21,9 @@ pub struct RelatesTo {
     /// The first event of the thread it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thread: Option<OwnedEventId>,
+    /// The event it belongs to in another way: the poll that a response or an end is of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub references: Option<OwnedEventId>,
     /// Whether the text may begin with a reply's fallback.
     #[serde(skip)]
     pub(super) is_reply: bool,
@@ -37,6 +40,7 @@ impl RelatesTo {
         match raw.get("rel_type").and_then(Value::as_str) {
             Some("m.replace") => to.replaces = target(),
             Some("m.annotation") => to.reacts_to = target(),
+            Some("m.reference") => to.references = target(),
             Some("m.thread" | "io.element.thread") => to.thread = target(),
             _ => {}
         }

@@ -53,6 +53,8 @@ pub struct RoomState {
     pub tombstoned: bool,
     /// The room that replaced it, where the tombstone names one.
     pub replacement: Option<String>,
+    /// The room that this one replaced (`predecessor` of `m.room.create`).
+    pub predecessor: Option<String>,
     /// The bridge that is believed.
     pub bridge: Option<Bridge>,
     /// The latest other bridge bot that claims the room; the believed one stays.
@@ -109,7 +111,10 @@ impl RoomState {
                 let creator = text("sender").or_else(|| content.get("creator").and_then(Value::as_str));
                 let creator = creator.and_then(|id| UserId::parse(id).ok());
                 let room_type = replace(&mut self.room_type, filled(content, "type"));
-                any(replace(&mut self.creator, creator), room_type)
+                let predecessor = content.get("predecessor").and_then(|room| filled(room, "room_id"));
+                let predecessor = predecessor.filter(|id| RoomId::parse(id).is_ok());
+                let predecessor = replace(&mut self.predecessor, predecessor);
+                any(any(replace(&mut self.creator, creator), room_type), predecessor)
             }
             ("m.room.tombstone", "") => {
                 let replacement = filled(content, "replacement_room").filter(|id| RoomId::parse(id).is_ok());

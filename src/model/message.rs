@@ -185,6 +185,8 @@ pub struct Message {
     pub sender: OwnedUserId,
     /// When the event says it was sent.
     pub origin_server_ts: Timestamp,
+    /// Of an edit: the event that it replaces.
+    pub replaces: Option<OwnedEventId>,
     /// The body of the webhook call, JSON.
     pub payload: Vec<u8>,
 }

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Outcome, SendError, Sink, WebhookRequest};
+use super::{Config, Outcome, SendError, Sink, WebhookRequest, claims::Hold};
 use crate::{
     clock::SharedClock,
     store::outbox::{Attempted, Claimed, Loaded},
@@ -20,6 +20,7 @@ use crate::{
 pub(super) struct Run {
     pub(super) claimed: Claimed,
     pub(super) deliveries: Vec<Loaded>,
+    pub(super) hold: Hold,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) clock: SharedClock,
     pub(super) stop: CancellationToken,
@@ -51,15 +52,15 @@ pub(super) struct Failure {
 }
 
 impl Run {
-    /// Sends the deliveries one after the other, until one fails, coucou stops, or time is up: the run must
-    /// have ended, and been recorded, before the lease does.
+    /// Sends the deliveries one after the other, until one fails, coucou stops, time is up (what was sent is to
+    /// be recorded now and then), or the queue may be another dispatcher's.
     pub(super) async fn go(self) -> Report {
         let started = Instant::now();
         let mut report = Report::untouched(self.claimed, self.permit);
         report.found_empty = self.deliveries.is_empty();
         report.attempts.reserve(self.deliveries.len());
         for delivery in self.deliveries {
-            if self.stop.is_cancelled() || started.elapsed() >= self.config.run_limit {
+            if self.stop.is_cancelled() || self.hold.is_lost() || started.elapsed() >= self.config.run_limit {
                 break;
             }
             let attempt = Attempt {
@@ -69,7 +70,11 @@ impl Run {
                 clock: &self.clock,
                 limit: self.config.attempt_limit,
             };
-            let (attempted, failure) = attempt.make().await;
+            let (attempted, failure) = tokio::select! {
+                made = attempt.make() => made,
+                // Whoever has the queue now makes this delivery again.
+                () = self.hold.lost() => break,
+            };
             report.attempts.extend(attempted);
             report.failure = failure;
             if report.failure.is_some() {

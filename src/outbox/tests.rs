@@ -266,7 +266,9 @@ async fn two_dispatchers_lose_nothing_and_keep_the_order() {
         for _ in 0..2 {
             let store = testing::open(&test.location, "test pickle key");
             store.prepare(START).await.unwrap();
-            let config = Config { per_run: 3, max_in_flight: 4, ..config() };
+            // The clock runs a hundred times too fast here.
+            let lease = Duration::from_mins(10);
+            let config = Config { per_run: 3, max_in_flight: 4, lease, ..config() };
             let dispatcher = dispatcher(&store, &clock, &[(main, &sink)], config);
             lifecycle.spawn(dispatcher.run(stop.clone()));
         }
@@ -311,12 +313,63 @@ async fn what_a_killed_dispatcher_had_in_flight_is_sent_again_after_its_lease() 
         let mut next = dispatcher(store, &clock, &[(main, &sink)], config());
         settle(&mut next).await;
         assert_eq!(sink.ids(), numbered("a", [1, 2]));
-        clock.advance(Duration::from_mins(1));
+        clock.advance(Duration::from_secs(12));
         settle(&mut next).await;
         assert_eq!(sink.ids(), numbered("a", [1, 2, 1, 2]), "not recorded, so sent again");
         let calls = sink.calls.lock().unwrap();
         assert_eq!((&calls[0], &calls[1]), (&calls[2], &calls[3]));
     }
+}
+
+#[tokio::test]
+async fn an_attempt_that_outlasts_the_lease_keeps_its_room() {
+    for test in testing::both().await {
+        let (store, clock) = (&test.store, ManualClock::at(START));
+        let main = webhook(store, "main").await;
+        let sink = Recorder::new(|_, _| Answer::Hang);
+        put(store, &[main], &[("!a:x", 1), ("!b:x", 1)], START).await;
+        let mut busy = dispatcher(store, &clock, &[(main, &sink)], config());
+        let mut other = dispatcher(store, &clock, &[(main, &sink)], config());
+        busy.step().await.unwrap();
+        sink.begun(2).await;
+        for _ in 0..10 {
+            clock.advance(Duration::from_secs(4));
+            busy.step().await.unwrap();
+            assert_eq!(other.step().await.unwrap(), Progress::Idle);
+        }
+        assert_eq!(sink.ids().len(), 2, "one attempt at a time in a room");
+        // Without its renewals the rooms move on.
+        clock.advance(Duration::from_secs(12));
+        other.step().await.unwrap();
+        sink.begun(2).await;
+        // And the first dispatcher, once it is back, breaks off what another has now.
+        busy.step().await.unwrap();
+        for _ in 0..10 {
+            busy.step().await.unwrap();
+        }
+        let rows = "SELECT lease_token FROM room_queues ORDER BY room_id";
+        let tokens: Vec<(i64,)> = store.db().fetch_all(rows, vec![]).await.unwrap();
+        assert_eq!(tokens, [(2,), (2,)], "what came late is not recorded, and nothing claimed twice");
+        assert_eq!(sink.ids().len(), 4);
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_cannot_be_renewed_ends_its_attempt() {
+    let test = testing::sqlite().await;
+    let (store, clock) = (&test.store, ManualClock::at(START));
+    let main = webhook(store, "main").await;
+    let sink = Recorder::new(|_, number| if number == 1 { Answer::Hang } else { Answer::Take });
+    put(store, &[main], &[("!a:x", 1)], START).await;
+    let config = Config { lease: Duration::from_millis(40), ..config() };
+    let mut dispatcher = dispatcher(store, &clock, &[(main, &sink)], config);
+    // The clock stands still, so nothing is renewed, while the machine's time goes on.
+    let sent = timeout(Duration::from_secs(10), async {
+        while sink.ids().len() < 2 {
+            dispatcher.step().await.unwrap();
+        }
+    });
+    sent.await.expect("the attempt that hangs is broken off");
 }
 
 #[tokio::test]

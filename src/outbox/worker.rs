@@ -8,13 +8,15 @@ use std::{collections::BTreeMap, error::Error, fmt, mem, sync::Arc, time::Durati
 use rand::rngs::StdRng;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    task::{JoinError, JoinSet},
-    time::{sleep, timeout},
+    task::{self, JoinError, JoinSet},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Sink, retry,
+    Sink,
+    claims::Claims,
+    retry,
     run::{Report, Run},
 };
 use crate::{
@@ -23,6 +25,7 @@ use crate::{
     store::{
         Store, StoreError,
         outbox::{self, Claimed, Finished, Loaded},
+        retention,
     },
 };
 
@@ -42,7 +45,8 @@ pub struct Config {
     pub max_in_flight: usize,
     /// Deliveries of a room that are sent under one claim.
     pub per_run: usize,
-    /// How long a claim lasts. Must exceed `run_limit` and `attempt_limit` together, with time to record.
+    /// How long a claim lasts; it is renewed while its queue is worked on. So long wait the rooms of a dispatcher
+    /// that was killed.
     pub lease: Duration,
     /// After this time a run begins no further delivery.
     pub run_limit: Duration,
@@ -52,6 +56,8 @@ pub struct Config {
     pub batch_window: Duration,
     /// How often to look without being woken: other instances store messages, too.
     pub poll: Duration,
+    /// Whether the content of a message stays once nobody is to be told of it any more.
+    pub keep_delivered: bool,
 }
 
 impl Default for Config {
@@ -59,11 +65,12 @@ impl Default for Config {
         Self {
             max_in_flight: 64,
             per_run: 32,
-            lease: Duration::from_mins(1),
-            run_limit: Duration::from_secs(25),
+            lease: Duration::from_secs(12),
+            run_limit: Duration::from_secs(10),
             attempt_limit: Duration::from_secs(20),
             batch_window: Duration::from_millis(5),
             poll: Duration::from_secs(1),
+            keep_delivered: true,
         }
     }
 }
@@ -95,6 +102,7 @@ pub struct Dispatcher {
     config: Config,
     stop: CancellationToken,
     runs: JoinSet<Report>,
+    claims: Claims,
     /// What is to be recorded; kept until the database has it.
     finished: Vec<(Finished, OwnedSemaphorePermit)>,
     next_due: Option<Timestamp>,
@@ -131,6 +139,7 @@ impl Dispatcher {
             config,
             stop: CancellationToken::new(),
             runs: JoinSet::new(),
+            claims: Claims::new(config.lease),
             finished: Vec::new(),
             next_due: None,
         }
@@ -175,6 +184,7 @@ impl Dispatcher {
     /// When the database fails. What could not be recorded is kept, and nothing is claimed before it is.
     pub async fn step(&mut self) -> Result<Progress, StoreError> {
         self.record().await?;
+        self.claims.renew(&self.store, self.clock.now()).await?;
         self.start().await?;
         if self.runs.is_empty() {
             return Ok(Progress::Idle);
@@ -205,18 +215,19 @@ impl Dispatcher {
             return Ok(());
         }
         let mut claimed = Vec::new();
+        let claimed_at = Instant::now();
         let mut tx = self.store.begin().await?;
         for (id, _) in due.iter().filter(|(_, due_at)| *due_at <= now) {
             let most = free.get(id).copied().unwrap_or_default();
             claimed.extend(outbox::claim_due(&mut tx, *id, now, self.config.lease, most).await?);
         }
         tx.commit().await?;
-        self.load_and_spawn(claimed).await
+        self.load_and_spawn(claimed, claimed_at).await
     }
 
     /// Loads and starts claimed queues, some at a time, so that the first calls do not wait for the last
     /// queue to be loaded.
-    async fn load_and_spawn(&mut self, claimed: Vec<Claimed>) -> Result<(), StoreError> {
+    async fn load_and_spawn(&mut self, claimed: Vec<Claimed>, claimed_at: Instant) -> Result<(), StoreError> {
         let mut outcome = Ok(());
         for queues in claimed.chunks(LOAD_TOGETHER) {
             let loaded = if outcome.is_ok() { self.load(queues).await } else { Ok(None) };
@@ -229,21 +240,24 @@ impl Dispatcher {
                 let Some(destination) = self.destinations.get(&queue.webhook_id) else { continue };
                 let Ok(permit) = Arc::clone(&destination.slots).try_acquire_owned() else { continue };
                 let claimed = queue.clone();
+                let hold = self.claims.add(queue, claimed_at);
                 let Some(deliveries) = loaded.as_mut().and_then(|loaded| loaded.get_mut(at)) else {
                     // Give it back rather than let it lie until the lease ends.
-                    self.keep(Ok(Report::untouched(claimed, permit)));
+                    self.keep(Report::untouched(claimed, permit));
                     continue;
                 };
                 let run = Run {
                     claimed,
                     deliveries: mem::take(deliveries),
+                    hold,
                     sink: Arc::clone(&destination.sink),
                     clock: Arc::clone(&self.clock),
                     stop: self.stop.clone(),
                     config: self.config,
                     permit,
                 };
-                self.runs.spawn(run.go());
+                let task = self.runs.spawn(run.go()).id();
+                self.claims.given_to(queue.webhook_id, &queue.room_id, task);
             }
         }
         outcome
@@ -259,36 +273,40 @@ impl Dispatcher {
         let room = self.destinations.values().any(|destination| destination.slots.available_permits() > 0);
         let pause = if room { self.idle().max(self.config.batch_window) } else { self.config.poll };
         let first = tokio::select! {
-            first = self.runs.join_next() => first,
+            first = self.runs.join_next_with_id() => first,
             () = self.wake.notified(), if room => return,
             () = sleep(pause) => return,
         };
         let Some(first) = first else { return };
-        self.keep(first);
+        self.ended(first);
         let window = sleep(self.config.batch_window);
         tokio::pin!(window);
         loop {
             let next = tokio::select! {
-                next = self.runs.join_next() => next,
+                next = self.runs.join_next_with_id() => next,
                 () = &mut window => None,
             };
             let Some(next) = next else { return };
-            self.keep(next);
+            self.ended(next);
         }
     }
 
-    /// Turns what came of a run into what is to be recorded.
-    fn keep(&mut self, ended: Result<Report, JoinError>) {
-        let report = match ended {
-            Ok(report) => report,
+    /// Takes what came of a run.
+    fn ended(&mut self, ended: Result<(task::Id, Report), JoinError>) {
+        match ended {
+            Ok((_, report)) => self.keep(report),
             Err(error) => {
+                self.claims.abandon(error.id());
                 tracing::error!(
                     error = &error as &dyn Error,
                     "a run of the outbox broke off; its lease will end"
                 );
-                return;
             }
-        };
+        }
+    }
+
+    /// Turns what came of a run into what is to be recorded.
+    fn keep(&mut self, report: Report) {
         let progressed = report.attempts.iter().any(|attempt| attempt.delivered);
         let before = if progressed { 0 } else { report.claimed.failures };
         let now = self.clock.now();
@@ -314,7 +332,13 @@ impl Dispatcher {
         let finished: Vec<Finished> = self.finished.iter().map(|(finished, _)| finished.clone()).collect();
         let mut tx = self.store.begin().await?;
         let lost = outbox::finish(&mut tx, &finished).await?;
+        if !self.config.keep_delivered {
+            let done = finished.iter().flat_map(|outcome| &outcome.attempts);
+            let done = done.filter(|attempt| attempt.delivered).map(|attempt| attempt.delivery_id);
+            retention::purge_delivered(&mut tx, done, self.clock.now()).await?;
+        }
         tx.commit().await?;
+        self.claims.settle(self.finished.iter().map(|(finished, _)| &finished.claimed));
         self.finished.clear();
         if lost > 0 {
             tracing::warn!(lost, "outcomes came after their lease; their deliveries are made once more");
@@ -324,8 +348,17 @@ impl Dispatcher {
 
     /// Lets what is in flight end, each run after its present attempt, and records it.
     async fn drain(&mut self) {
-        while let Some(ended) = self.runs.join_next().await {
-            self.keep(ended);
+        loop {
+            let ended = tokio::select! {
+                ended = self.runs.join_next_with_id() => ended,
+                () = sleep(self.claims.interval() / 2) => {
+                    // A run whose claim cannot be renewed breaks off by itself.
+                    let _ = timeout(MAX_PAUSE, self.claims.renew(&self.store, self.clock.now())).await;
+                    continue;
+                }
+            };
+            let Some(ended) = ended else { break };
+            self.ended(ended);
         }
         for tried in 0..LAST_TRIES {
             // Bounded, because a database that hangs must not keep the process from ending.

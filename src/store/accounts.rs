@@ -92,3 +92,37 @@ pub async fn set_sync_token(tx: &mut Tx, id: AccountId, token: &str) -> Result<(
     tx.execute("UPDATE accounts SET sync_token = $2 WHERE account_id = $1", values![id.0, token]).await?;
     Ok(())
 }
+
+/// Forgets the position of the key lane, because the homeserver does not know it any more.
+///
+/// # Errors
+/// When the database fails.
+pub async fn forget_sync_token(tx: &mut Tx, id: AccountId) -> Result<(), StoreError> {
+    tx.execute("UPDATE accounts SET sync_token = NULL WHERE account_id = $1", values![id.0]).await?;
+    Ok(())
+}
+
+/// Up to where the timelines of the account's rooms were compared with what was pushed; before the first
+/// comparison, where the key lane stands. `None` before either has begun.
+///
+/// # Errors
+/// When the database fails.
+pub async fn events_token(db: &Db, id: AccountId) -> Result<Option<String>, StoreError> {
+    let row: Option<(Option<String>,)> = db
+        .fetch_optional(
+            "SELECT COALESCE(events_token, sync_token) FROM accounts WHERE account_id = $1",
+            values![id.0],
+        )
+        .await?;
+    Ok(row.and_then(|(token,)| token))
+}
+
+/// Keeps how far timelines were compared, in the transaction that stores what was missing; `None` begins anew
+/// where the key lane stands.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_events_token(tx: &mut Tx, id: AccountId, token: Option<&str>) -> Result<(), StoreError> {
+    tx.execute("UPDATE accounts SET events_token = $2 WHERE account_id = $1", values![id.0, token]).await?;
+    Ok(())
+}

@@ -11,7 +11,7 @@ use super::{
     pending::{self, NewPending, Waits},
 };
 use crate::{
-    model::Role,
+    model::{Role, ledger::Reason},
     testing::{self, START},
 };
 
@@ -90,7 +90,7 @@ async fn events_whose_key_is_there_are_found_on_the_ledger() {
             session_id: Some(session.to_owned()),
             sender: "@a:example.org".to_owned(),
             waits,
-            reason: reason.to_owned(),
+            reason: Reason::parse(reason),
             event: b"{}".to_vec(),
             origin_server_ts: START,
             received_at: START,
@@ -105,7 +105,7 @@ async fn events_whose_key_is_there_are_found_on_the_ledger() {
         let mut tx = store.begin().await.unwrap();
         let user = user_id!("@coucou:example.org");
         let id = accounts::insert(&mut tx, user, &"COUCOU1".into(), Role::Bot, START).await.unwrap();
-        pending::insert(&mut tx, store.seal().unwrap(), &events).await.unwrap();
+        pending::insert(&mut tx, store.seal().unwrap(), &events, START).await.unwrap();
         for session in ["come", "replayed", "queued", "unrelated"] {
             let sql = "INSERT INTO megolm_inbound_sessions (account_id, room_id, session_id, sender_key, \
                        sender_data_type, backed_up, pickle, created_at) VALUES ($1, '!room', $2, 'k', 1, 0, $3, 0)";

@@ -7,7 +7,7 @@
 pub mod inbound;
 pub mod olm;
 #[cfg(test)]
-mod plans;
+pub(super) mod plans;
 pub mod requests;
 pub mod rooms;
 pub mod users;
@@ -89,6 +89,12 @@ impl<const N: usize> Key<N> {
     #[must_use]
     pub fn of(parts: [&str; N]) -> Self {
         Self(parts.map(|part| column(part).into_owned()))
+    }
+
+    /// The parts, as they stand in the columns.
+    #[must_use]
+    pub fn parts(&self) -> &[String; N] {
+        &self.0
     }
 
     /// The key of a row that was read.

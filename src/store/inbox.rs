@@ -33,6 +33,9 @@ pub enum Source {
     Lane(AccountId),
     /// The state of a room, read by one of the accounts.
     State,
+    /// The timeline of a room: events that were not pushed, oldest first, each followed by what came after it
+    /// whether that was pushed or not. In the form of a transaction's body.
+    Missed,
 }
 
 /// A row that waits to be worked through.
@@ -142,6 +145,20 @@ pub async fn accept_state(tx: &mut Tx, body: SealedBody, now: Timestamp) -> Resu
     Ok(())
 }
 
+/// Stores a part of a room's timeline that was not pushed. The caller keeps how far timelines were compared in
+/// the same transaction.
+///
+/// # Errors
+/// When the database fails; that position must then stay.
+pub async fn accept_missed(tx: &mut Tx, body: SealedBody, now: Timestamp) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO inbox (source, content_hash, body, received_at) VALUES ('missed', $1, $2, $3)",
+        values![body.content_hash, body.sealed, now],
+    )
+    .await?;
+    Ok(())
+}
+
 /// A waiting row: number, source, account of the lane, hash, sealed body, time.
 type WaitingRow = (i64, String, Option<i64>, Vec<u8>, Option<Vec<u8>>, i64);
 
@@ -177,6 +194,7 @@ pub async fn waiting(
                     ("push", None) => Source::Push,
                     ("lane", Some(id)) => Source::Lane(AccountId(id)),
                     ("state", None) => Source::State,
+                    ("missed", None) => Source::Missed,
                     _ => return Err(StoreError::Corrupt("inbox")),
                 },
                 body: seal.open("inbox", &row(&content_hash), &sealed).ok(),

@@ -23,6 +23,23 @@ pub async fn known(db: &Db, message_ids: &[&str]) -> Result<HashSet<String>, Sto
     Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 
+/// Which of these events are messages, or wait to become one.
+///
+/// # Errors
+/// When the database fails.
+pub async fn known_events(db: &Db, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let mut known = HashSet::new();
+    for statement in [
+        "SELECT event_id FROM messages WHERE event_id IN (VALUES {rows})",
+        "SELECT event_id FROM pending_events WHERE event_id IN (VALUES {rows})",
+    ] {
+        let rows: Vec<(String,)> =
+            db.fetch_many(statement, vec![], event_ids.iter().map(|id| values![*id]).collect()).await?;
+        known.extend(rows.into_iter().map(|(id,)| id));
+    }
+    Ok(known)
+}
+
 /// Stores messages that are not known yet.
 ///
 /// # Errors
@@ -47,11 +64,12 @@ pub async fn insert(
             message.origin_server_ts,
             now,
             seal.seal(TABLE, message.message_id.as_str(), &message.payload)?,
+            message.replaces.as_ref().map(|event_id| event_id.as_str()),
         ]);
     }
     tx.execute_many(
         "INSERT INTO messages (message_id, event_id, room_id, sequence, type, network, direction, sender, \
-         origin_server_ts, created_at, payload) VALUES {rows}",
+         origin_server_ts, created_at, payload, replaces) VALUES {rows}",
         vec![],
         rows,
     )
@@ -59,14 +77,14 @@ pub async fn insert(
     Ok(())
 }
 
-/// The payloads of the newest messages, newest first.
+/// The payloads of the newest messages that have one still, newest first.
 ///
 /// # Errors
 /// When the database fails or a payload does not open.
 pub async fn newest(db: &Db, seal: &Seal, most: i64) -> Result<Vec<Vec<u8>>, StoreError> {
     let rows: Vec<(String, Vec<u8>)> = db
         .fetch_all(
-            "SELECT message_id, payload FROM messages ORDER BY created_at DESC, sequence DESC LIMIT $1",
+            "SELECT message_id, payload FROM messages WHERE purged_at IS NULL ORDER BY created_at DESC, sequence DESC LIMIT $1",
             values![most],
         )
         .await?;
@@ -76,7 +94,16 @@ pub async fn newest(db: &Db, seal: &Seal, most: i64) -> Result<Vec<Vec<u8>>, Sto
 /// A place in a Megolm session: room, session and message index.
 pub type MegolmIndex = (String, String, i64);
 
-/// Which events have used these places already.
+pub(super) const USED: &str = "SELECT v.column1, v.column2, v.column3, COALESCE(m.event_id, '') \
+     FROM (VALUES {rows}) AS v \
+     LEFT JOIN megolm_indexes AS m ON m.room_id = v.column1 AND m.session_id = v.column2 \
+         AND m.message_index = v.column3 \
+     LEFT JOIN megolm_floors AS f ON f.room_id = v.column1 AND f.session_id = v.column2 \
+         AND f.message_index >= v.column3 \
+     WHERE m.event_id IS NOT NULL OR f.room_id IS NOT NULL";
+
+/// Which events have used these places already. A place that was used so long ago that the event is
+/// forgotten has the empty text: no event at all may use it.
 ///
 /// # Errors
 /// When the database fails.
@@ -86,9 +113,7 @@ pub async fn used_indexes(
 ) -> Result<HashMap<MegolmIndex, String>, StoreError> {
     let rows: Vec<(String, String, i64, String)> = db
         .fetch_many(
-            "SELECT m.room_id, m.session_id, m.message_index, m.event_id FROM (VALUES {rows}) AS v \
-             JOIN megolm_indexes m ON m.room_id = v.column1 AND m.session_id = v.column2 \
-             AND m.message_index = v.column3",
+            USED,
             vec![],
             indexes
                 .iter()
@@ -103,15 +128,19 @@ pub async fn used_indexes(
 ///
 /// # Errors
 /// When the database fails.
-pub async fn use_indexes(tx: &mut Tx, used: &[(MegolmIndex, String)]) -> Result<(), StoreError> {
+pub async fn use_indexes(
+    tx: &mut Tx,
+    used: &[(MegolmIndex, String)],
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let rows = used
         .iter()
         .map(|((room, session, index), event)| {
-            values![room.as_str(), session.as_str(), *index, event.as_str()]
+            values![room.as_str(), session.as_str(), *index, event.as_str(), now]
         })
         .collect();
     tx.execute_many(
-        "INSERT INTO megolm_indexes (room_id, session_id, message_index, event_id) VALUES {rows} \
+        "INSERT INTO megolm_indexes (room_id, session_id, message_index, event_id, used_at) VALUES {rows} \
          ON CONFLICT DO NOTHING",
         vec![],
         rows,

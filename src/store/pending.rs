@@ -1,12 +1,20 @@
 //! Events that could not be relayed yet, as they came.
 //!
 //! *Queued* events wait in their room's order: the first for its key or for the room's state, the others
-//! behind it. Those on the *ledger* gave up their place in the order and wait for their key alone.
+//! behind it. Those on the *ledger* gave up their place in the order and wait for their key alone; there each
+//! attempt is counted, and it is remembered that the webhooks were told. Leafing through the ledger is in
+//! [`page`].
+
+mod page;
+
+use std::collections::HashSet;
 
 use ruma::{OwnedRoomId, RoomId};
 
+pub use page::{Entry, Filter, NextTry, Order, counts, page};
+
 use super::{Db, Seal, StoreError, Tx, db::values};
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, model::ledger::Reason};
 
 const TABLE: &str = "pending_events";
 
@@ -41,8 +49,8 @@ pub struct NewPending {
     pub sender: String,
     /// Where it waits.
     pub waits: Waits,
-    /// Why: `no_key`, `room_state`, `order`, `withheld:<code>`, ….
-    pub reason: String,
+    /// Why.
+    pub reason: Reason,
     /// The event as it came.
     pub event: Vec<u8>,
     /// When it was sent.
@@ -56,34 +64,48 @@ pub struct NewPending {
 pub struct Pending {
     /// The event.
     pub event_id: String,
+    /// Its room.
+    pub room_id: String,
     /// The event as it came.
     pub event: Vec<u8>,
     /// When it came.
     pub received_at: Timestamp,
+    /// Why it waits, as of the last attempt.
+    pub reason: Reason,
+    /// Whether the webhooks were told that it cannot be decrypted.
+    pub told: bool,
 }
 
-/// Keeps events; one that waits already keeps its place.
+/// Keeps events; one that waits already keeps its place. On the ledger an event comes after a first attempt.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn insert(tx: &mut Tx, seal: &Seal, events: &[NewPending]) -> Result<(), StoreError> {
+pub async fn insert(
+    tx: &mut Tx,
+    seal: &Seal,
+    events: &[NewPending],
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let mut rows = Vec::with_capacity(events.len());
     for event in events {
+        let tried = event.waits == Waits::Ledger;
         rows.push(values![
             event.event_id.as_str(),
             event.room_id.as_str(),
             event.session_id.as_deref(),
             event.sender.as_str(),
             event.waits.as_str(),
-            event.reason.as_str(),
+            event.reason.to_string(),
             seal.seal(TABLE, &event.event_id, &event.event)?,
             event.origin_server_ts,
             event.received_at,
+            i64::from(tried),
+            tried.then_some(now.0),
         ]);
     }
     tx.execute_many(
         "INSERT INTO pending_events (event_id, room_id, session_id, sender, state, reason, event, \
-         origin_server_ts, received_at) VALUES {rows} ON CONFLICT (event_id) DO NOTHING",
+         origin_server_ts, received_at, tries, tried_at) VALUES {rows} ON CONFLICT (event_id) DO NOTHING",
         vec![],
         rows,
     )
@@ -91,16 +113,45 @@ pub async fn insert(tx: &mut Tx, seal: &Seal, events: &[NewPending]) -> Result<(
     Ok(())
 }
 
-/// Takes events out of their room's order: from now on they wait for their key alone.
+/// Notes that an attempt to decrypt failed, and why. An event that was in its room's order leaves it: from now
+/// on it waits for its key alone.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn to_ledger(tx: &mut Tx, events: &[(String, String)]) -> Result<(), StoreError> {
+pub async fn to_ledger(tx: &mut Tx, events: &[(String, Reason)], now: Timestamp) -> Result<(), StoreError> {
     tx.execute_many(
-        "UPDATE pending_events SET state = 'ledger', reason = v.column2 FROM (VALUES {rows}) AS v \
-         WHERE event_id = v.column1",
-        vec![],
-        events.iter().map(|(event_id, reason)| values![event_id.as_str(), reason.as_str()]).collect(),
+        "UPDATE pending_events SET state = 'ledger', reason = v.column2, tries = tries + 1, tried_at = $1 \
+         FROM (VALUES {rows}) AS v WHERE event_id = v.column1",
+        values![now],
+        events.iter().map(|(event_id, reason)| values![event_id.as_str(), reason.to_string()]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Gives events on the ledger another reason, without an attempt.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_reason(tx: &mut Tx, events: &[String], reason: &Reason) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE pending_events SET reason = $1 WHERE state = 'ledger' AND event_id IN (VALUES {rows})",
+        values![reason.to_string()],
+        events.iter().map(|id| values![id.as_str()]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Remembers that the webhooks were told of these events.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_told(tx: &mut Tx, events: &[String], now: Timestamp) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE pending_events SET notified_at = $1 WHERE notified_at IS NULL AND event_id IN (VALUES {rows})",
+        values![now],
+        events.iter().map(|id| values![id.as_str()]).collect(),
     )
     .await?;
     Ok(())
@@ -128,26 +179,43 @@ pub async fn delete_room(tx: &mut Tx, room_id: &RoomId) -> Result<u64, StoreErro
     tx.execute("DELETE FROM pending_events WHERE room_id = $1", values![room_id.as_str()]).await
 }
 
-type PendingRow = (String, Vec<u8>, i64);
+/// A waiting event: event id, room, sealed event, when it came, why it waits, when the webhooks were told.
+type PendingRow = (String, String, Vec<u8>, i64, String, Option<i64>);
 
-fn pending(seal: &Seal, (event_id, event, received_at): PendingRow) -> Result<Pending, StoreError> {
+fn pending(
+    seal: &Seal,
+    (event_id, room_id, event, received_at, reason, notified_at): PendingRow,
+) -> Result<Pending, StoreError> {
     let event = seal.open(TABLE, &event_id, &event)?;
-    Ok(Pending { event_id, event, received_at: Timestamp(received_at) })
+    let (received_at, told) = (Timestamp(received_at), notified_at.is_some());
+    Ok(Pending { event_id, room_id, event, received_at, reason: Reason::parse(&reason), told })
 }
+
+const QUEUE: &str = "SELECT event_id, room_id, event, received_at, reason, notified_at FROM pending_events \
+                     WHERE room_id = $1 AND state = 'queued' ORDER BY position LIMIT $2";
 
 /// The first events of a room's queue, in order.
 ///
 /// # Errors
 /// When the database fails or a row does not open.
 pub async fn queue(db: &Db, seal: &Seal, room_id: &RoomId, most: i64) -> Result<Vec<Pending>, StoreError> {
-    let rows: Vec<PendingRow> = db
-        .fetch_all(
-            "SELECT event_id, event, received_at FROM pending_events \
-             WHERE room_id = $1 AND state = 'queued' ORDER BY position LIMIT $2",
-            values![room_id.as_str(), most],
+    let rows: Vec<PendingRow> = db.fetch_all(QUEUE, values![room_id.as_str(), most]).await?;
+    rows.into_iter().map(|row| pending(seal, row)).collect()
+}
+
+/// Which of these events are on the ledger.
+///
+/// # Errors
+/// When the database fails.
+pub async fn on_ledger(db: &Db, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let rows: Vec<(String,)> = db
+        .fetch_many(
+            "SELECT event_id FROM pending_events WHERE state = 'ledger' AND event_id IN (VALUES {rows})",
+            vec![],
+            event_ids.iter().map(|id| values![*id]).collect(),
         )
         .await?;
-    rows.into_iter().map(|row| pending(seal, row)).collect()
+    Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 
 /// Rooms that have a queue, and when its first event came.
@@ -169,27 +237,53 @@ pub async fn queued_rooms(db: &Db) -> Result<Vec<(OwnedRoomId, Timestamp)>, Stor
         .collect()
 }
 
-/// The events on the ledger that wait for one of these sessions (room and session id), in order.
+const LEDGER: &str = "SELECT p.event_id, p.room_id, p.event, p.received_at, p.reason, p.notified_at, p.position FROM (VALUES {rows}) AS v \
+     JOIN pending_events p ON p.room_id = v.column1 AND p.session_id = v.column2 WHERE p.state = 'ledger'";
+
+/// The events on the ledger that wait for one of these sessions (room and session id, each once), in order.
 ///
 /// # Errors
 /// When the database fails or a row does not open.
 pub async fn ledger(db: &Db, seal: &Seal, sessions: &[(String, String)]) -> Result<Vec<Pending>, StoreError> {
-    let rows: Vec<(String, Vec<u8>, i64, i64)> = db
-        .fetch_many(
-            "SELECT p.event_id, p.event, p.received_at, p.position FROM (VALUES {rows}) AS v \
-             JOIN pending_events p ON p.room_id = v.column1 AND p.session_id = v.column2 \
-             WHERE p.state = 'ledger'",
-            vec![],
-            sessions.iter().map(|(room, session)| values![room.as_str(), session.as_str()]).collect(),
-        )
-        .await?;
-    let mut rows = rows;
-    rows.sort_by_key(|row| row.3);
-    rows.into_iter().map(|(id, event, at, _)| pending(seal, (id, event, at))).collect()
+    type Positioned = (String, String, Vec<u8>, i64, String, Option<i64>, i64);
+    let sessions = sessions.iter().map(|(room, session)| values![room.as_str(), session.as_str()]).collect();
+    let mut rows: Vec<Positioned> = db.fetch_many(LEDGER, vec![], sessions).await?;
+    rows.sort_by_key(|row| row.6);
+    rows.into_iter()
+        .map(|(id, room, event, at, reason, told, _)| pending(seal, (id, room, event, at, reason, told)))
+        .collect()
 }
 
-/// Sessions (room and session id) that events on the ledger wait for though their key is there: a process took
-/// the key in and died before it could release them.
+const KEYLESS_ELSEWHERE: &str = "SELECT p.event_id FROM (VALUES {rows}) AS v JOIN pending_events p ON p.session_id = v.column2 \
+     WHERE p.state = 'ledger' AND p.reason = 'no_key' AND p.room_id <> v.column1";
+
+/// Events on the ledger without a key that name one of these sessions (room and session id), but in another
+/// room than the session's.
+///
+/// # Errors
+/// When the database fails.
+pub async fn keyless_elsewhere(db: &Db, sessions: &[(String, String)]) -> Result<Vec<String>, StoreError> {
+    let sessions = sessions.iter().map(|(room, session)| values![room.as_str(), session.as_str()]).collect();
+    let rows: Vec<(String,)> = db.fetch_many(KEYLESS_ELSEWHERE, vec![], sessions).await?;
+    Ok(rows.into_iter().map(|(id,)| id).collect())
+}
+
+const UNTOLD: &str = "SELECT event_id, room_id, event, received_at, reason, notified_at FROM pending_events \
+                      WHERE state = 'ledger' AND notified_at IS NULL AND reason <> 'replay' \
+                      AND reason <> 'untrusted_sender' AND received_at <= $1 ORDER BY received_at LIMIT $2";
+
+/// Events on the ledger of which the webhooks were not told, though they came at `before` or earlier, those
+/// that came first. Replays and forgeries are not among them.
+///
+/// # Errors
+/// When the database fails or a row does not open.
+pub async fn untold(db: &Db, seal: &Seal, before: Timestamp, most: i64) -> Result<Vec<Pending>, StoreError> {
+    let rows: Vec<PendingRow> = db.fetch_all(UNTOLD, values![before, most]).await?;
+    rows.into_iter().map(|row| pending(seal, row)).collect()
+}
+
+/// Sessions (room and session id) that events on the ledger wait for though their key is there, as a version
+/// that left no [news](super::key_news) may have stored it.
 ///
 /// # Errors
 /// When the database fails.
@@ -201,22 +295,6 @@ pub async fn releasable(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
         vec![],
     )
     .await
-}
-
-/// Has events of these sessions (room and session id) tried again at the next start, if not before: a key that
-/// begins earlier has come.
-///
-/// # Errors
-/// When the database fails.
-pub async fn look_again(tx: &mut Tx, sessions: &[(&str, &str)]) -> Result<(), StoreError> {
-    tx.execute_many(
-        "UPDATE pending_events SET reason = 'no_key' WHERE state = 'ledger' \
-         AND reason IN ('unknown_index', 'before_join') AND (room_id, session_id) IN (VALUES {rows})",
-        vec![],
-        sessions.iter().map(|(room_id, session_id)| values![*room_id, *session_id]).collect(),
-    )
-    .await?;
-    Ok(())
 }
 
 /// A session that events wait for, in figures.
@@ -262,10 +340,5 @@ pub async fn stuck(db: &Db, most: i64) -> Result<Vec<Stuck>, StoreError> {
         .collect())
 }
 
-/// How many events wait, by reason.
-///
-/// # Errors
-/// When the database fails.
-pub async fn counts(db: &Db) -> Result<Vec<(String, i64)>, StoreError> {
-    db.fetch_all("SELECT reason, COUNT(*) FROM pending_events GROUP BY reason ORDER BY reason", vec![]).await
-}
+#[cfg(test)]
+mod tests;

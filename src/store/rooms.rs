@@ -211,6 +211,21 @@ pub async fn delete_unwanted_keys(tx: &mut Tx) -> Result<u64, StoreError> {
     .await
 }
 
+/// Which of these rooms are known not to be relayed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn unrelayed(db: &Db, room_ids: &[&RoomId]) -> Result<HashSet<String>, StoreError> {
+    let rows: Vec<(String,)> = db
+        .fetch_many(
+            "SELECT room_id FROM rooms WHERE relay = 'no' AND room_id IN (VALUES {rows})",
+            vec![],
+            room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
+        )
+        .await?;
+    Ok(rows.into_iter().map(|(room_id,)| room_id).collect())
+}
+
 /// Asks for the state of all rooms that are not relayed.
 ///
 /// # Errors
@@ -365,6 +380,37 @@ pub async fn shared_with_bot(
     row.map(|(room_id,)| OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)).transpose()
 }
 
+/// A room that replaces another which an account is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Successor {
+    /// The new room.
+    pub room_id: OwnedRoomId,
+    /// The account.
+    pub account_id: AccountId,
+    /// Who replaced the old room by it.
+    pub replaced_by: OwnedUserId,
+}
+
+/// Treats the successor of a room as if whoever replaced the room had invited to it, unless the account has
+/// something to do with the new room already.
+///
+/// # Errors
+/// When the database fails.
+pub async fn follow(tx: &mut Tx, successors: &[Successor], now: Timestamp) -> Result<(), StoreError> {
+    let invite = Membership::Invite.as_str();
+    let row = |to: &Successor| {
+        values![to.room_id.as_str(), to.account_id.0, invite, to.replaced_by.as_str(), now, 0_i64]
+    };
+    tx.execute_many(
+        "INSERT INTO room_accounts (room_id, account_id, membership, inviter, due_at, tries) VALUES {rows} \
+         ON CONFLICT (room_id, account_id) DO NOTHING",
+        vec![],
+        successors.iter().map(row).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
 /// The rooms that an account has joined.
 ///
 /// # Errors
@@ -432,6 +478,24 @@ pub async fn reschedule_invite(
     tx.execute(
         "UPDATE room_accounts SET due_at = $3, tries = tries + 1 WHERE room_id = $1 AND account_id = $2",
         values![room_id.as_str(), account_id.0, next],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Puts an invite off without counting a try: nobody was asked.
+///
+/// # Errors
+/// When the database fails.
+pub async fn postpone_invite(
+    tx: &mut Tx,
+    room_id: &RoomId,
+    account_id: AccountId,
+    until: Timestamp,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE room_accounts SET due_at = $3 WHERE room_id = $1 AND account_id = $2",
+        values![room_id.as_str(), account_id.0, until],
     )
     .await?;
     Ok(())

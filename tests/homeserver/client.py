@@ -64,7 +64,10 @@ class User:
         await self.machine.load()
         if not self.machine.account.shared:
             await self.machine.share_keys()
-            await self.machine.generate_recovery_key()
+            kept = json.loads(login.read_text())
+            kept["recovery_key"] = await self.machine.generate_recovery_key()
+            login.write_text(json.dumps(kept))
+        self.recovery_key = json.loads(login.read_text())["recovery_key"]
         await self.sync()
 
     async def sync(self) -> None:
@@ -88,7 +91,7 @@ class User:
             await self.stop()
 
     async def setup(self) -> None:
-        emit(user_id=self.client.mxid, device_id=self.client.device_id)
+        emit(user_id=self.client.mxid, device_id=self.client.device_id, recovery_key=self.recovery_key)
 
     async def join(self) -> None:
         await self.client.join_room_by_id(self.args.room)
@@ -107,9 +110,10 @@ class User:
         members = await self.client.get_members(room_id)
         users = [m.state_key for m in members if m.content.membership.value in ("join", "invite")]
         # Devices and members may have come since the last run, so each run asks anew and makes a new session.
-        await self.machine._fetch_keys(users, include_untracked=True)
-        await self.store.remove_outbound_group_session(room_id)
-        await self.machine.share_group_session(room_id, users)
+        if not self.args.prepared:
+            await self.machine._fetch_keys(users, include_untracked=True)
+            await self.store.remove_outbound_group_session(room_id)
+            await self.machine.share_group_session(room_id, users)
         content = {"msgtype": "m.text", "body": self.args.text}
         wire = await self.machine.encrypt_megolm_event(room_id, MESSAGE, content)
         event_id = await self.client.send_message_event(room_id, ENCRYPTED, wire)
@@ -117,6 +121,29 @@ class User:
             room_id=room_id, event_id=event_id, session_id=wire.session_id, content=content,
             shared_with=self.machine.shared_with,
         )
+
+    async def prepare(self) -> None:
+        """Makes a new session whose key nobody is given."""
+        await self.client.get_state_event(self.args.room, EventType.ROOM_ENCRYPTION)
+        await self.store.remove_outbound_group_session(self.args.room)
+        await self.machine.share_group_session(self.args.room, [])
+        emit(room_id=self.args.room)
+
+    async def export(self) -> None:
+        """The keys of a room that this device has, as every client exports them."""
+        rows = await self.db.fetch(
+            "SELECT session_id FROM crypto_megolm_inbound_session WHERE room_id=$1", self.args.room
+        )
+        keys = []
+        for row in rows:
+            session = await self.store.get_group_session(self.args.room, row["session_id"])
+            keys.append({
+                "algorithm": "m.megolm.v1.aes-sha2", "room_id": self.args.room, "session_id": session.id,
+                "sender_key": session.sender_key, "sender_claimed_keys": {"ed25519": session.signing_key},
+                "session_key": session.export_session(session.first_known_index),
+                "forwarding_curve25519_key_chain": [],
+            })
+        emit(keys=keys)
 
     async def read(self) -> None:
         """What others said in a room, oldest first, as far as this device can read it."""
@@ -143,11 +170,15 @@ def main() -> None:
     actions.add_parser("setup", help="log in, upload keys and a cross-signing identity")
     room = actions.add_parser("private", help="create a private encrypted room")
     room.add_argument("--invite", action="append", default=[], metavar="MXID")
-    for name, does in [("join", "join a room"), ("say", "say something encrypted"), ("read", "read a room")]:
+    for name, does in [
+        ("join", "join a room"), ("say", "say something encrypted"), ("read", "read a room"), ("export", "print room keys"),
+        ("prepare", "make a session whose key nobody is given"),
+    ]:
         action = actions.add_parser(name, help=does)
         action.add_argument("room", metavar="ROOM")
         if name == "say":
             action.add_argument("text", metavar="TEXT")
+            action.add_argument("--prepared", action="store_true", help="in the session that was prepared")
     args = parser.parse_args()
     logging.getLogger("mau").setLevel(logging.ERROR)
     asyncio.run(User(args).run())

@@ -82,6 +82,12 @@ impl Coucou {
         self
     }
 
+    /// Unsets an environment variable for the next start.
+    pub(crate) fn unset(mut self, name: &str) -> Self {
+        self.environment.remove(name);
+        self
+    }
+
     /// Sets the homeserver.
     pub(crate) fn homeserver(self, url: &str) -> Self {
         self.set("COUCOU_HOMESERVER_URL", url)

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use sqlx::{Connection, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -17,7 +18,7 @@ mod client;
 mod sender;
 
 pub(crate) use client::Client;
-pub(crate) use sender::{Bridge, Line, Sent, Timed};
+pub(crate) use sender::{Bridge, Choir, Line, Sent, Timed};
 
 /// How long a Synapse may take to start on a busy machine.
 const START: Duration = Duration::from_mins(2);
@@ -62,6 +63,15 @@ impl Synapse {
     /// Its log.
     pub(crate) fn log(&self) -> PathBuf {
         self.folder.path().join("hs/synapse.log")
+    }
+
+    /// How many to-device messages it keeps for a user, as its database says.
+    pub(crate) async fn to_device_messages_for(&self, mxid: &str) -> i64 {
+        let file = self.folder.path().join("hs/homeserver.db");
+        let options = SqliteConnectOptions::new().filename(file).read_only(true);
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        let statement = sqlx::query("SELECT COUNT(*) FROM device_inbox WHERE user_id = $1").bind(mxid);
+        statement.fetch_one(&mut connection).await.unwrap().get(0)
     }
 
     /// Stops it; its data stays.

@@ -7,7 +7,9 @@
 //! after its commit, under the same lock as a counter; what a reader found in the database is kept only if no
 //! write ended since the reader began. So a reader that was overtaken keeps nothing. A write that fails, or
 //! is dropped half-way, empties the cache, and it stays empty until a write succeeds: whether that commit
-//! arrived is unknown until the next one had to wait for it.
+//! arrived is unknown until the next one had to wait for it. Room keys alone may be written by another process
+//! too, an import for instance, and only ever for better ones: a session that does not reach back far enough is
+//! read anew once.
 
 use std::{
     collections::HashMap,

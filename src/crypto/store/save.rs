@@ -18,6 +18,7 @@ use crate::{
             Key, Plain, Rows, Scope, inbound, olm, requests, rooms, users,
             values::{self, Name},
         },
+        key_news,
     },
 };
 
@@ -207,6 +208,7 @@ impl Batch {
 
     /// Writes the rows; answers what to tell the cache after the commit.
     pub(super) async fn write(self, tx: &mut Tx, scope: &Scope<'_>, now: Timestamp) -> Result<Touched> {
+        key_news::tell(tx, self.inbound.keys().chain(self.withheld.keys()).cloned().collect()).await?;
         values::set_values(tx, scope, self.values).await?;
         users::save_devices(tx, scope, self.devices).await?;
         users::delete_devices(tx, scope, self.deleted_devices).await?;

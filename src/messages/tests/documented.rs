@@ -28,8 +28,13 @@ fn every_type_and_kind_is_on_the_page() {
         Kind::File,
         Kind::Sticker,
         Kind::Location,
+        Kind::Poll,
+        Kind::PollResponse,
+        Kind::PollEnd,
+        Kind::Call,
         Kind::Reaction,
         Kind::Redaction,
+        Kind::Redacted,
         Kind::Unknown,
     ];
     let kinds = kinds.map(|kind| serde_json::to_value(kind).unwrap());
@@ -50,6 +55,13 @@ fn every_field_is_on_the_page() {
         include_str!("../../../tests/fixtures/events/redaction_old.json"),
         include_str!("../../../tests/fixtures/events/thread_reply.json"),
         include_str!("../../../tests/fixtures/events/edit.json"),
+        include_str!("../../../tests/fixtures/events/poll.json"),
+        include_str!("../../../tests/fixtures/events/poll_response.json"),
+        include_str!("../../../tests/fixtures/events/call_notice.json"),
+        include_str!("../../../tests/fixtures/events/story_reply.json"),
+        include_str!("../../../tests/fixtures/events/story_reaction.json"),
+        include_str!("../../../tests/fixtures/events/link_preview.json"),
+        include_str!("../../../tests/fixtures/events/mention.json"),
     ] {
         let mut payload = serde_json::to_value(read_fixture(fixture).payload(1)).unwrap();
         payload["data"]["matrix"]["content"].take();

@@ -3,7 +3,7 @@ use ruma::user_id;
 use super::*;
 use crate::{
     model::Role,
-    store::{accounts, pending::{self, NewPending, Waits}},
+    store::accounts,
     testing::{self, START},
 };
 
@@ -55,39 +55,5 @@ async fn a_part_that_does_not_open_does_not_hold_up_the_others() {
         tx.execute("UPDATE key_imports SET import_id = 'moved'", vec![]).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(next(store.db(), seal).await.unwrap().unwrap().keys, None);
-    }
-}
-
-#[tokio::test]
-async fn what_a_better_key_may_mend_is_tried_again() {
-    for test in testing::both().await {
-        let store = &test.store;
-        let event = |event_id: &str, session: &str, reason: &str| NewPending {
-            event_id: event_id.to_owned(),
-            room_id: "!room".to_owned(),
-            session_id: Some(session.to_owned()),
-            sender: "@a:example.org".to_owned(),
-            waits: Waits::Ledger,
-            reason: reason.to_owned(),
-            event: b"{}".to_vec(),
-            origin_server_ts: START,
-            received_at: START,
-        };
-        let events = [
-            event("$1", "come", "unknown_index"),
-            event("$2", "come", "replay"),
-            event("$3", "other", "unknown_index"),
-        ];
-        let mut tx = store.begin().await.unwrap();
-        pending::insert(&mut tx, store.seal().unwrap(), &events).await.unwrap();
-        pending::look_again(&mut tx, &[("!room", "come")]).await.unwrap();
-        tx.commit().await.unwrap();
-        let counts: Vec<_> = pending::counts(store.db()).await.unwrap();
-        let expected = [("no_key", 1), ("replay", 1), ("unknown_index", 1)];
-        assert_eq!(counts, expected.map(|(reason, count)| (reason.to_owned(), count)));
-        let stuck = pending::stuck(store.db(), 2).await.unwrap();
-        let told: Vec<_> =
-            stuck.iter().map(|stuck| (&*stuck.event_id, &*stuck.reason, stuck.event_count)).collect();
-        assert_eq!(told, [("$3", "unknown_index", 1), ("$2", "replay", 1)], "the newest first");
     }
 }

@@ -2,7 +2,7 @@ use ruma::{room_id, user_id};
 
 use super::*;
 use crate::{
-    model::{Relay, Role},
+    model::{Relay, Role, ledger::Reason},
     store::{
         Store, accounts,
         pending::{self, NewPending, Waits},
@@ -20,7 +20,7 @@ fn event(event_id: &str, session: &str, waits: Waits, reason: &str) -> NewPendin
         session_id: Some(session.to_owned()),
         sender: "@a:example.org".to_owned(),
         waits,
-        reason: reason.to_owned(),
+        reason: Reason::parse(reason),
         event: event_id.as_bytes().to_vec(),
         origin_server_ts: START,
         received_at: START,
@@ -42,7 +42,7 @@ async fn stuck(store: &Store, events: &[NewPending]) -> AccountId {
     let seal = store.seal().unwrap();
     let rooms = [(room_id!("!room:example.org").to_owned(), room)];
     rooms::put_many(&mut tx, seal, &rooms, START).await.unwrap();
-    pending::insert(&mut tx, seal, events).await.unwrap();
+    pending::insert(&mut tx, seal, events, START).await.unwrap();
     tx.commit().await.unwrap();
     account
 }
@@ -109,6 +109,12 @@ async fn what_a_key_can_mend_is_asked_for_once() {
         assert_eq!(outstanding(db).await.unwrap(), [(account, device.0, device.1, 1)]);
         let told = progress(db, &[(ROOM, "missing"), (ROOM, "late")]).await.unwrap();
         assert_eq!(told, [(ROOM.to_owned(), "missing".to_owned(), 1, later)]);
+
+        let stuck = pending::stuck(db, 2).await.unwrap();
+        let told: Vec<_> = stuck.iter().map(|stuck| (&*stuck.event_id, &*stuck.reason)).collect();
+        assert_eq!(told, [("$6", "replay"), ("$5", "before_join")], "the newest first");
+        let stuck = pending::stuck(db, 9).await.unwrap();
+        assert_eq!((stuck.len(), stuck[4].event_count), (5, 2), "by session");
 
         assert_eq!(settled(db, 10).await.unwrap(), []);
         let mut tx = store.begin().await.unwrap();

@@ -176,6 +176,29 @@ pub async fn to_back_up(db: &Db, scope: &Scope<'_>, limit: usize) -> Result<Vec<
     open_all(scope, db.fetch_all(TO_BACK_UP, values![scope.account.0, bounded(limit)]).await?)
 }
 
+pub(super) const RELAYED_TO_BACK_UP: &str = "SELECT s.room_id, s.session_id, s.pickle, s.backed_up FROM megolm_inbound_sessions s \
+     JOIN rooms r ON r.room_id = s.room_id \
+     WHERE s.account_id = $1 AND s.backed_up = 0 AND r.relay = 'yes' LIMIT $2";
+
+/// Some sessions of relayed rooms that the key backup does not have.
+///
+/// # Errors
+/// When the database fails or a pickle does not open.
+pub async fn relayed_to_back_up(db: &Db, scope: &Scope<'_>, limit: usize) -> Result<Vec<Found>, StoreError> {
+    open_all(scope, db.fetch_all(RELAYED_TO_BACK_UP, values![scope.account.0, bounded(limit)]).await?)
+}
+
+/// How many sessions of relayed rooms the key backup does not have.
+///
+/// # Errors
+/// When the database fails.
+pub async fn relayed_not_backed_up(db: &Db, scope: &Scope<'_>) -> Result<u64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM megolm_inbound_sessions s JOIN rooms r ON r.room_id = s.room_id \
+               WHERE s.account_id = $1 AND s.backed_up = 0 AND r.relay = 'yes'";
+    let row: Option<(i64,)> = db.fetch_optional(sql, values![scope.account.0]).await?;
+    row.map_or(Ok(0), |(count,)| u64::try_from(count).map_err(|_| StoreError::Corrupt(TABLE)))
+}
+
 fn bounded(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }

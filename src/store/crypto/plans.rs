@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// How the database would run a statement, sequential scans being the last resort.
-async fn plan(store: &Store, sql: &str, values: Values) -> String {
+pub(in crate::store) async fn plan(store: &Store, sql: &str, values: Values) -> String {
     let mut tx = store.begin().await.unwrap();
     if store.backend() == "postgres" {
         tx.execute("SET LOCAL enable_seqscan = off", vec![]).await.unwrap();
@@ -22,7 +22,13 @@ async fn plan(store: &Store, sql: &str, values: Values) -> String {
 }
 
 /// Fails unless `table` is reached through an index by (at least) `columns`.
-async fn assert_indexed(store: &Store, table: &str, columns: &[&str], sql: &str, values: Values) {
+pub(in crate::store) async fn assert_indexed(
+    store: &Store,
+    table: &str,
+    columns: &[&str],
+    sql: &str,
+    values: Values,
+) {
     let plan = plan(store, sql, values).await;
     let postgres = store.backend() == "postgres";
     let bad = if postgres { format!("Seq Scan on {table}") } else { format!("SCAN {table}") };
@@ -58,6 +64,8 @@ async fn room_keys_are_found_by_index() {
         assert_indexed(store, SESSIONS, &session[..2], inbound::PAGE, from.clone()).await;
         assert_indexed(store, SESSIONS, &session, inbound::PAGE_OF_ROOM, from).await;
         assert_indexed(store, SESSIONS, &["account_id"], inbound::TO_BACK_UP, values![1_i64, 9_i64]).await;
+        let values = values![1_i64, 9_i64];
+        assert_indexed(store, SESSIONS, &["account_id"], inbound::RELAYED_TO_BACK_UP, values).await;
         assert_indexed(store, SESSIONS, &session[..2], inbound::DELETE_OF_ROOM, values![1_i64, "!r"]).await;
         for many in [inbound::MARK, inbound::DELETE] {
             let sql = many.replace("{rows}", "($1, $2, $3), ($4, $5, $6)");

@@ -34,7 +34,11 @@ migrations! {
     "0004_messages"
     "0005_outbox"
     "0006_rooms"
+    "0007_ledger"
+    "0009_retention"
     "0010_key_requests"
+    "0011_backups"
+    "0013_events_token"
 }
 
 /// The leading number of a migration's file name.

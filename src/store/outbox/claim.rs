@@ -95,6 +95,36 @@ pub async fn claim_due(
     Ok(rows.into_iter().map(claimed).collect())
 }
 
+pub(super) const RENEW: Locking = locking!(
+    "WITH held AS MATERIALIZED ( \
+         SELECT q.webhook_id, q.room_id FROM room_queues AS q JOIN (VALUES {rows}) AS v \
+         ON q.webhook_id = v.column1 AND q.room_id = v.column2 AND q.lease_token = v.column3",
+    // The order in which `enqueue` and `finish` lock them; otherwise they could deadlock.
+    "ORDER BY q.webhook_id, q.room_id COLLATE \"C\" FOR UPDATE OF q",
+    ") UPDATE room_queues SET due_at = $1, lease_until = $1 FROM held \
+     WHERE room_queues.webhook_id = held.webhook_id AND room_queues.room_id = held.room_id \
+     RETURNING room_queues.webhook_id, room_queues.room_id"
+);
+
+/// Makes claims last until `now` plus `lease`, also such as have ended, as long as nobody else has claimed the
+/// queue. Answers the queues that are still held, in no order.
+///
+/// # Errors
+/// When the database fails; the claims then last as long as before.
+pub async fn renew(
+    tx: &mut Tx,
+    claims: &[&Claimed],
+    now: Timestamp,
+    lease: Duration,
+) -> Result<Vec<(WebhookId, String)>, StoreError> {
+    let mut claims = claims.to_vec();
+    claims.sort_by(|a, b| (a.webhook_id, &a.room_id).cmp(&(b.webhook_id, &b.room_id)));
+    let rows = claims.iter().map(|claim| values![claim.webhook_id.0, claim.room_id.as_str(), claim.token]);
+    let sql = tx.text(RENEW);
+    let held: Vec<(i64, String)> = tx.fetch_many(sql, values![now.plus(lease)], rows.collect()).await?;
+    Ok(held.into_iter().map(|(webhook, room)| (WebhookId(webhook), room)).collect())
+}
+
 pub(super) const LOAD: &str = "WITH claimed AS MATERIALIZED ( \
          SELECT v.column1 AS webhook_id, v.column2 AS room_id, COALESCE( \
              (SELECT last.sequence FROM deliveries AS last \

@@ -232,6 +232,32 @@ async fn an_expired_lease_is_claimed_again_and_its_outcome_changes_nothing() {
 }
 
 #[tokio::test]
+async fn claims_are_renewed_together_unless_somebody_else_has_the_queue() {
+    for test in testing::both().await {
+        let store = &test.store;
+        let main = webhook(store, "main").await;
+        put(store, &[main], &[("!a:x", 1), ("!B:x", 1)], START).await;
+        let first = claim(store, main, START, 10).await;
+        let later = START.plus(Duration::from_secs(50));
+        let renewed = async |claims: &[Claimed], now| {
+            let mut tx = store.begin().await.unwrap();
+            let claims: Vec<&Claimed> = claims.iter().collect();
+            let mut held = renew(&mut tx, &claims, now, LEASE).await.unwrap();
+            tx.commit().await.unwrap();
+            held.sort();
+            held.into_iter().map(|(_, room)| room).collect::<Vec<_>>()
+        };
+        assert_eq!(renewed(&first, later).await, ["!B:x", "!a:x"]);
+        assert_eq!(claim(store, main, START.plus(LEASE), 10).await, []);
+        let second = claim(store, main, later.plus(LEASE), 1).await;
+        assert_eq!(second.len(), 1);
+        let left = first.iter().map(|claim| claim.room_id.clone()).find(|room| *room != second[0].room_id);
+        assert_eq!(renewed(&first, later.plus(LEASE)).await, [left.unwrap()]);
+        assert_eq!(claim(store, main, later.plus(LEASE), 10).await, []);
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_count_is_counted_anew() {
     for test in testing::both().await {
         let store = &test.store;
@@ -360,6 +386,7 @@ async fn statements_use_the_indexes() {
                 .collect()
         };
         let claim_sql = tx.text(super::claim::CLAIM);
+        let renew_sql = tx.text(super::claim::RENEW);
         let lock_sql = tx.text(super::finish::LOCK);
         let attempt = |n: i64| values![n, "delivered", Some(200_i64), Some(START)];
         let plans = [
@@ -367,6 +394,7 @@ async fn statements_use_the_indexes() {
             tx.explain(claim_sql, values![main.0, START, START, 64_i64], vec![]).await,
             tx.explain(super::claim::LOAD, values![31_i64], rooms(&[])).await,
             tx.explain(lock_sql, vec![], rooms(&[1])).await,
+            tx.explain(renew_sql, values![START], rooms(&[1])).await,
             tx.explain(super::finish::ATTEMPTED, vec![], (0..64).map(attempt).collect()).await,
             tx.explain(super::finish::SETTLE, vec![], rooms(&[1, 1, 1])).await,
             tx.explain(super::finish::RECOUNT, vec![], rooms(&[1, 1])).await,

@@ -14,6 +14,8 @@ pub(crate) struct Client {
     password: String,
     /// Its device.
     pub(crate) device_id: String,
+    /// What opens its user's secret storage.
+    pub(crate) recovery_key: String,
 }
 
 /// Something that was said, encrypted.
@@ -39,9 +41,11 @@ impl Client {
             name: name.to_owned(),
             password: password.to_owned(),
             device_id: String::new(),
+            recovery_key: String::new(),
         };
-        let device_id = client.run(&["setup"]).await["device_id"].as_str().map(ToOwned::to_owned);
-        client.device_id = device_id.expect("a login names its device");
+        let answer = client.run(&["setup"]).await;
+        let field = |name: &str| answer[name].as_str().expect("a login tells this").to_owned();
+        (client.device_id, client.recovery_key) = (field("device_id"), field("recovery_key"));
         client
     }
 
@@ -59,6 +63,21 @@ impl Client {
     /// Says something in an encrypted room, in a new Megolm session.
     pub(crate) async fn say(&self, room_id: &str, text: &str) -> Said {
         serde_json::from_value(self.run(&["say", room_id, text]).await).unwrap()
+    }
+
+    /// Makes a new Megolm session, and gives its key to nobody.
+    pub(crate) async fn prepare(&self, room_id: &str) {
+        self.run(&["prepare", room_id]).await;
+    }
+
+    /// Says something in the session that was prepared.
+    pub(crate) async fn say_prepared(&self, room_id: &str, text: &str) -> Said {
+        serde_json::from_value(self.run(&["say", room_id, text, "--prepared"]).await).unwrap()
+    }
+
+    /// The keys of a room that it has, as clients export them.
+    pub(crate) async fn export(&self, room_id: &str) -> Vec<Value> {
+        serde_json::from_value(self.run(&["export", room_id]).await["keys"].take()).unwrap()
     }
 
     /// Whether it can read an encrypted event.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::{Arc, Mutex},
@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     sync::mpsc,
@@ -156,13 +156,25 @@ impl Send<'_> {
         self.start().finish().await
     }
 
+    /// Opens so many portals, and then does as it is told.
+    pub(crate) async fn conduct(self, rooms: usize) -> Choir {
+        let sending = self.arg("--rooms", &rooms.to_string()).launch(Stdio::piped());
+        let mut choir = Choir { sending };
+        choir.done().await;
+        choir
+    }
+
     /// Starts it; its lines are read as they come.
     pub(crate) fn start(self) -> Sending {
+        self.launch(Stdio::null())
+    }
+
+    fn launch(self, input: Stdio) -> Sending {
         let log = self.bridge.folder().join("sender.log");
         let errors = File::options().create(true).append(true).open(&log).unwrap();
         let arguments = ["send".to_owned()].into_iter().chain(self.args);
         let mut child = python("sender.py", arguments, self.bridge.folder())
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(errors)
             .spawn()
@@ -213,6 +225,8 @@ pub(crate) struct Line {
     pub(crate) shared_late: Option<String>,
     /// An event that somebody else sent; then `sender`, `event_type` and `content` are its.
     pub(crate) received: Option<String>,
+    /// A command that is done.
+    pub(crate) said: Option<String>,
     /// Why that could not be decrypted.
     pub(crate) error: Option<String>,
 }
@@ -309,6 +323,33 @@ impl Timed {
     /// Waits for its end and answers all it said; panics when it failed.
     pub(crate) async fn finish(self) -> Sent {
         self.end.await.unwrap()
+    }
+}
+
+/// A run of the sender that speaks in many portals at once, when it is told to.
+pub(crate) struct Choir {
+    sending: Sending,
+}
+
+impl Choir {
+    /// Begins to say so many messages in every portal, waiting about `interval` between two of a portal. While
+    /// the homeserver is away it waits, and goes on.
+    pub(crate) fn begin(&mut self, count: usize, interval: Duration) {
+        let command = json!({"say": count, "interval": interval.as_secs_f64()});
+        let input = self.sending.child.as_mut().and_then(|child| child.stdin.as_mut()).unwrap();
+        writeln!(input, "{command}").unwrap();
+    }
+
+    /// Waits until all is said that it was told to, and answers that.
+    pub(crate) async fn done(&mut self) -> Vec<Line> {
+        let mut lines = Vec::new();
+        while let Some(line) = self.sending.next().await {
+            if line.said.is_some() {
+                return lines;
+            }
+            lines.extend((!line.event_id.is_empty()).then_some(line));
+        }
+        panic!("the sender ended early:\n{}", last_lines(&self.sending.log, 20));
     }
 }
 
