@@ -1,6 +1,7 @@
 //! Settings from all sources, and what is said about wrong ones.
 
 mod store;
+mod webhooks;
 
 use std::{fs, path::Path};
 
@@ -103,7 +104,7 @@ fn every_alias_means_its_setting() {
     assert_eq!(config.store.pickle_key.expose_secret(), "a pickle key of good length");
     let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
     assert_eq!((webhook.name.as_str(), webhook.url.as_str()), ("default", "http://127.0.0.1:9000/hook"));
-    assert!(webhook.secret.is_some());
+    assert_eq!(webhook.secrets.len(), 1);
     assert_eq!(config.api.tokens[0].expose_secret(), "three");
     let owner = config.owner.as_ref().unwrap();
     assert_eq!(
@@ -150,7 +151,7 @@ log: {format: json, filter: debug}
     let webhooks: Vec<_> =
         config.webhooks.iter().map(|webhook| (webhook.name.as_str(), webhook.url.as_str())).collect();
     assert_eq!(webhooks, [("first", "https://one.example.org/?token=x"), ("default", "http://[::1]:9000/")]);
-    assert!(config.webhooks[1].secret.is_some(), "the environment replaces the URL alone");
+    assert_eq!(config.webhooks[1].secrets.len(), 1, "the environment replaces the URL alone");
     let tokens: Vec<_> = config.api.tokens.iter().map(ExposeSecret::expose_secret).collect();
     assert_eq!(tokens, ["0123", "1e3", "quoted"], "tokens are what was written");
     assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
@@ -537,7 +538,7 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
     let webhook = |secret: &str| {
         let url = ("WEBHOOK_URL", "http://127.0.0.1:9000/hook");
         let config = load("", &[url, ("WEBHOOK_SECRET", secret)]).unwrap();
-        let secret = config.webhooks[0].secret.as_ref().unwrap().expose_secret().to_owned();
+        let secret = config.webhooks[0].secrets[0].expose_secret().to_owned();
         (secret, config.warnings)
     };
     let (secret, warnings) = webhook("correct horse battery");
@@ -561,7 +562,6 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
 #[test]
 fn a_mistyped_recovery_key_is_no_passphrase() {
     let key = "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa";
-    let mistyped = key.replace("HPQa", "HPQb");
     let with = |name, value| load("", &[&LEAST[..], &[(name, value)]].concat());
     let config = with("COUCOU_RECOVERY_KEY", key).unwrap();
     assert_eq!(config.recovery_key.unwrap().text(), key.replace(' ', ""));
@@ -569,11 +569,16 @@ fn a_mistyped_recovery_key_is_no_passphrase() {
     for (name, path) in
         [("COUCOU_RECOVERY_KEY", "recovery.key"), ("COUCOU_OWNER_RECOVERY_KEY", "owner_recovery_key")]
     {
-        let error = with(name, &mistyped).unwrap_err().to_string();
+        let mistyped = key.replace("HPQa", "HPQb");
+        let error = load("", &[&LEAST[..], &[(name, &*mistyped)]].concat()).unwrap_err().to_string();
         assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQ"), "{error}");
     }
     let config = with("COUCOU_OWNER_RECOVERY_KEY", key).unwrap();
-    assert!(config.warnings.iter().any(|line| line.starts_with("owner_recovery_key")), "{:?}", config.warnings);
+    assert!(
+        config.warnings.iter().any(|line| line.starts_with("owner_recovery_key")),
+        "{:?}",
+        config.warnings
+    );
 }
 
 #[test]
