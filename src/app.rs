@@ -15,7 +15,7 @@ mod retention;
 mod term;
 
 pub use crate::crypto::recovery::Progress as RestoreProgress;
-pub use commands::{ListedWebhook, migrate, webhooks};
+pub use commands::{ListedWebhook, WebhookStatus, enable_webhook, migrate, webhook_status, webhooks};
 pub use restore::{History, RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{
@@ -42,8 +42,8 @@ use crate::{
     http::{self, Health, HsToken, HttpState, StoreState},
     inbox::{Inbox, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
-    model::{RelayPolicy, WebhookId},
-    outbox::{BadWebhook, Dispatcher, Sink, WebhookSink},
+    model::{RelayPolicy, Route, WebhookId},
+    outbox::{BadWebhook, Destination, Dispatcher, WebhookSink},
     store::{self, Store, StoreError},
 };
 
@@ -208,7 +208,7 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
     let (tasks, shared, fatal) = (lifecycle.clone(), shared.clone(), fatal.clone());
     let stop = lifecycle.stop_token();
     lifecycle.spawn(async move {
-        let webhooks = match ready_webhooks(&shared, &stop).await {
+        let (webhooks, routes) = match ready_webhooks(&shared, &stop).await {
             Ok(Some(webhooks)) => webhooks,
             Ok(None) => return,
             Err(error) => {
@@ -216,7 +216,6 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
                 return;
             }
         };
-        let ids: Vec<WebhookId> = webhooks.keys().copied().collect();
         let dispatcher = Dispatcher::new(
             shared.store.clone(),
             Arc::clone(&shared.clock),
@@ -229,17 +228,21 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
             },
         );
         tasks.spawn(dispatcher.run(stop.clone()));
-        tasks.spawn(retention::run(shared.clone(), ids.clone(), stop.clone()));
-        if let Err(error) = Box::pin(leader::lead(shared, ids, stop)).await {
+        let ids: Vec<WebhookId> = routes.iter().map(|route| route.webhook_id).collect();
+        tasks.spawn(retention::run(shared.clone(), ids, stop.clone()));
+        if let Err(error) = Box::pin(leader::lead(shared, routes, stop)).await {
             let _ = fatal.send(AppError::Crypto(error)).await;
         }
     });
 }
 
-type Sinks = BTreeMap<WebhookId, Arc<dyn Sink>>;
+type Destinations = BTreeMap<WebhookId, Destination>;
 
 /// The webhooks of the settings, with their numbers; `None` when told to stop before the store was ready.
-async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Option<Sinks>, AppError> {
+async fn ready_webhooks(
+    shared: &Shared,
+    stop: &CancellationToken,
+) -> Result<Option<(Destinations, Vec<Route>)>, AppError> {
     // Bad settings are told at once, not when the database is there.
     let client = crate::outbox::client().map_err(AppError::Webhook)?;
     while !stop.is_cancelled() {
@@ -254,27 +257,43 @@ async fn ready_webhooks(shared: &Shared, stop: &CancellationToken) -> Result<Opt
     Ok(None)
 }
 
-async fn connect_webhooks(shared: &Shared, client: &reqwest::Client) -> Result<Sinks, AppError> {
-    let mut sinks = Sinks::new();
+async fn connect_webhooks(
+    shared: &Shared,
+    client: &reqwest::Client,
+) -> Result<(Destinations, Vec<Route>), AppError> {
+    let (mut destinations, mut routes) = (Destinations::new(), Vec::new());
     for webhook in &shared.config.webhooks {
         let mut tx = shared.store.begin().await?;
         let id = store::webhooks::ensure(&mut tx, &webhook.name, shared.clock.now()).await?;
-        let secret = if let Some(secret) = &webhook.secret {
-            secret.clone()
-        } else {
+        if store::webhooks::at_address(&mut tx, id, webhook.url.as_str()).await? {
+            tracing::info!(webhook.name = %webhook.name, "has another URL, and is enabled again");
+        }
+        let mut secrets = webhook.secrets.clone();
+        if secrets.is_empty() {
             tracing::info!(webhook.name = %webhook.name,
                 "signed with the generated secret that `coucou webhooks --show-secrets` shows");
-            let seal = shared.store.seal()?;
-            store::webhooks::generated_secret(&mut tx, seal, id, &mut StdRng::from_os_rng()).await?
-        };
+            let (seal, mut rng) = (shared.store.seal()?, StdRng::from_os_rng());
+            secrets.push(store::webhooks::generated_secret(&mut tx, seal, id, &mut rng).await?);
+        }
         tx.commit().await?;
-        let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, &[secret])?;
-        sinks.insert(id, Arc::new(sink));
+        let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, &secrets)?
+            .headers(&webhook.headers)
+            .timeout(webhook.timeout)
+            .telling(webhook.detail, webhook.format);
+        let destination = Destination {
+            schedule: webhook.schedule.clone(),
+            concurrency: Some(webhook.concurrency),
+            timeout: Some(webhook.timeout),
+            max_queue: webhook.max_queue,
+            ..Destination::new(&webhook.name, Arc::new(sink))
+        };
+        destinations.insert(id, destination);
+        routes.push(Route { webhook_id: id, filter: webhook.filter.clone() });
     }
-    if sinks.is_empty() {
+    if destinations.is_empty() {
         tracing::warn!("no webhook is configured (webhooks, COUCOU_WEBHOOK_URL): messages are only stored");
     }
-    Ok(sinks)
+    Ok((destinations, routes))
 }
 
 impl Shared {

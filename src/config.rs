@@ -19,9 +19,11 @@ mod source;
 mod store;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
+use http::{HeaderName, HeaderValue};
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId};
 use secrecy::SecretString;
 use url::Url;
@@ -33,7 +35,7 @@ pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
 use crate::{
-    model::{Pattern, RecoveryKey},
+    model::{Detail, Filter, Format, Pattern, RecoveryKey, Schedule},
     store::Location,
 };
 
@@ -144,8 +146,25 @@ pub struct Webhook {
     pub name: String,
     /// Where deliveries are posted.
     pub url: Url,
-    /// Standard Webhooks secret (`whsec_…`); one is made and kept in the store when absent.
-    pub secret: Option<SecretString>,
+    /// Standard Webhooks secrets (`whsec_…`), each of which signs, the first one first; when there is none, one is
+    /// made and kept in the store.
+    pub secrets: Vec<SecretString>,
+    /// Which messages it is told of.
+    pub filter: Filter,
+    /// What is sent along with each delivery.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Rooms that are sent at once.
+    pub concurrency: usize,
+    /// The waits between attempts.
+    pub schedule: Schedule,
+    /// How much of a message it is told.
+    pub detail: Detail,
+    /// What a body looks like.
+    pub format: Format,
+    /// Deliveries that are kept pending while it is disabled.
+    pub max_queue: u64,
 }
 
 /// `undecryptable`: events that cannot be decrypted.

@@ -9,6 +9,7 @@ mod pattern;
 mod recovery;
 mod room;
 mod sync;
+mod webhook;
 
 pub use account::{Account, AccountId, Role};
 pub use delivery::{DeliveryId, WebhookId};
@@ -18,3 +19,4 @@ pub use pattern::Pattern;
 pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
+pub use webhook::{Detail, Filter, Format, Route, Schedule};

@@ -65,8 +65,7 @@ fn assert_late(message: &Attempt, event_id: &str, trust: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_key_is_asked_of_the_bridge_and_a_withheld_one_named() {
     let coucou = Coucou::new().await;
-    let (losing, withholding) =
-        (Bridge::new("instagram", &[]).await, Bridge::new("facebook", &[]).await);
+    let (losing, withholding) = (Bridge::new("instagram", &[]).await, Bridge::new("facebook", &[]).await);
     let synapse = synapse(&coucou, &[&losing, &withholding]).await;
     let (receiver, database) = (Receiver::start().await, Database::create().await);
     let mut coucou = coucou.homeserver(&synapse.url()).store(&database.url()).webhook(&receiver);
@@ -109,7 +108,8 @@ async fn keys_of_a_file_release_what_waits_for_them() {
     let coucou = Coucou::new().await;
     let bridge = Bridge::new("instagram", &[]).await;
     let synapse = synapse(&coucou, &[&bridge]).await;
-    let (receiver, lost, found) = (Receiver::start().await, Database::create().await, Database::create().await);
+    let (receiver, lost, found) =
+        (Receiver::start().await, Database::create().await, Database::create().await);
     let mut coucou = coucou.homeserver(&synapse.url()).store(&lost.url()).webhook(&receiver);
     coucou.start().await;
     let url = synapse.url();

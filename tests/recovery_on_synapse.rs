@@ -46,9 +46,8 @@ impl Bot {
     /// The version of the backup and how many keys it holds.
     async fn backup(&self) -> Option<(String, u64)> {
         let (status, answer) = self.get("v3/room_keys/version").await;
-        (status == 200).then(|| {
-            (answer["version"].as_str().unwrap().to_owned(), answer["count"].as_u64().unwrap())
-        })
+        (status == 200)
+            .then(|| (answer["version"].as_str().unwrap().to_owned(), answer["count"].as_u64().unwrap()))
     }
 
     /// Waits until the backup holds so many keys, and answers its version.
@@ -228,10 +227,11 @@ async fn serve_brings_itself_back_and_fills_a_backup_that_was_deleted() {
     assert_eq!(second.number("SELECT COUNT(*) FROM megolm_inbound_sessions WHERE backed_up = 1").await, 4);
     // This session's key was sent to the lost device alone, and never reached the backup.
     let four = send().room(&portal).count(1).run().await;
-    after.wait_until("what came after", ARRIVAL, |taken| {
-        taken.iter().any(|message| message.event_id() == four.messages().next().unwrap().event_id)
-    })
-    .await;
+    after
+        .wait_until("what came after", ARRIVAL, |taken| {
+            taken.iter().any(|message| message.event_id() == four.messages().next().unwrap().event_id)
+        })
+        .await;
     drop(three);
 }
 
@@ -249,7 +249,8 @@ impl OwnersBackup {
         let data = |name: &str| format!("v3/user/{OWNER}/account_data/{name}");
         let default = owner.request("GET", &data("m.secret_storage.default_key"), None).await;
         let kind = format!("m.secret_storage.key.{}", default["key"].as_str().unwrap());
-        let description = to_raw_value(&owner.request("GET", &data(&kind.replace('/', "%2F")), None).await).unwrap();
+        let description =
+            to_raw_value(&owner.request("GET", &data(&kind.replace('/', "%2F")), None).await).unwrap();
         let description = SecretStorageKeyEventContent::from_parts(&kind, &description).unwrap();
         let storage = SecretStorageKey::from_account_data(recovery_key, description).unwrap();
         let secret = storage.encrypt(key.to_base64().into_bytes(), &SecretName::RecoveryKey);

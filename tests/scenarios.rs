@@ -16,6 +16,7 @@ mod support;
 mod architecture;
 mod bad_input;
 mod database_down_on_synapse;
+mod deliveries_on_fake;
 mod faults_on_synapse;
 mod instances_on_synapse;
 mod key_lane_on_synapse;

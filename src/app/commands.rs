@@ -7,7 +7,7 @@ use url::Url;
 use crate::{
     clock::{Clock, SystemClock, Timestamp},
     config::Config,
-    store::{Store, StoreError, webhooks as table},
+    store::{Store, StoreError, outbox, webhooks as table},
 };
 
 /// Brings the schema up to date and opens the data key, so that a wrong pickle key shows now and not at the
@@ -36,8 +36,8 @@ pub struct ListedWebhook {
     pub url: Url,
     /// Whether coucou made its secret; else it is in the settings.
     pub is_generated: bool,
-    /// The secret, when asked for.
-    pub secret: Option<SecretString>,
+    /// The secrets, when asked for; the first one signs first.
+    pub secrets: Vec<SecretString>,
 }
 
 /// The configured webhooks. With `show_secrets` the store is opened for those that coucou makes, and one that
@@ -46,7 +46,7 @@ pub struct ListedWebhook {
 /// # Errors
 /// When the store is needed and cannot be used.
 pub async fn webhooks(config: &Config, show_secrets: bool) -> Result<Vec<ListedWebhook>, StoreError> {
-    let needs_store = show_secrets && config.webhooks.iter().any(|webhook| webhook.secret.is_none());
+    let needs_store = show_secrets && config.webhooks.iter().any(|webhook| webhook.secrets.is_empty());
     let store = if needs_store {
         Some(Store::open(&config.store.location, config.store.pickle_key.clone())?)
     } else {
@@ -70,17 +70,17 @@ async fn list(
     }
     let mut listed = Vec::new();
     for webhook in &config.webhooks {
-        let secret = match (&webhook.secret, store) {
-            (Some(secret), _) if show_secrets => Some(secret.clone()),
-            (None, Some(store)) => Some(generated(store, &webhook.name, now).await?),
-            _ => None,
+        let is_generated = webhook.secrets.is_empty();
+        let secrets = match store {
+            Some(store) if is_generated => vec![generated(store, &webhook.name, now).await?],
+            _ if show_secrets => webhook.secrets.clone(),
+            _ => Vec::new(),
         };
-        let is_generated = webhook.secret.is_none();
         listed.push(ListedWebhook {
             name: webhook.name.clone(),
             url: webhook.url.clone(),
             is_generated,
-            secret,
+            secrets,
         });
     }
     Ok(listed)
@@ -95,4 +95,71 @@ async fn generated(store: &Store, name: &str, now: Timestamp) -> Result<SecretSt
     let secret = table::generated_secret(&mut tx, store.seal()?, id, &mut rng).await?;
     tx.commit().await?;
     Ok(secret)
+}
+
+/// How a webhook's deliveries stand.
+#[derive(Debug)]
+pub struct WebhookStatus {
+    /// Its name in the settings.
+    pub name: String,
+    /// Deliveries that are pending.
+    pub pending_count: u64,
+    /// When the oldest of them was stored.
+    pub oldest_at: Option<Timestamp>,
+    /// Deliveries that are given up.
+    pub dead_count: u64,
+    /// Since when it gets nothing, and why.
+    pub disabled: Option<(Timestamp, String)>,
+}
+
+/// How the deliveries of every webhook stand that is in the settings, or ever was.
+///
+/// # Errors
+/// When the store cannot be used.
+pub async fn webhook_status(config: &Config) -> Result<Vec<WebhookStatus>, StoreError> {
+    let store = Store::open(&config.store.location, config.store.pickle_key.clone())?;
+    let read = async {
+        store.prepare(SystemClock.now()).await?;
+        let db = store.db();
+        let (backlogs, dead) = (outbox::backlogs(db).await?, outbox::dead(db).await?);
+        let disabled = table::disabled(db).await?;
+        let status = |(id, name)| {
+            let backlog = backlogs.iter().find(|backlog| backlog.webhook_id == id);
+            let disabled = disabled.iter().find(|disabled| disabled.webhook_id == id);
+            WebhookStatus {
+                name,
+                pending_count: backlog.map_or(0, |backlog| backlog.pending_count),
+                oldest_at: backlog.and_then(|backlog| backlog.oldest_at),
+                dead_count: dead.iter().find(|dead| dead.0 == id).map_or(0, |dead| dead.1),
+                disabled: disabled.map(|disabled| (disabled.at, disabled.reason.clone())),
+            }
+        };
+        Ok(table::all(db).await?.into_iter().map(status).collect())
+    };
+    let read = read.await;
+    store.close().await;
+    read
+}
+
+/// Sends a webhook that is disabled what is queued, and what comes, again. `None` when there is no webhook of that
+/// name, else whether it was disabled.
+///
+/// # Errors
+/// When the store cannot be used.
+pub async fn enable_webhook(config: &Config, name: &str) -> Result<Option<bool>, StoreError> {
+    let store = Store::open(&config.store.location, config.store.pickle_key.clone())?;
+    let change = async {
+        let now = SystemClock.now();
+        store.prepare(now).await?;
+        let known = table::all(store.db()).await?;
+        let Some((id, _)) = known.into_iter().find(|(_, known)| known == name) else { return Ok(None) };
+        let mut tx = store.begin().await?;
+        let was_disabled = table::enable(&mut tx, id).await?;
+        outbox::release(&mut tx, id, now).await?;
+        tx.commit().await?;
+        Ok(Some(was_disabled))
+    };
+    let changed = change.await;
+    store.close().await;
+    changed
 }

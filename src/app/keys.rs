@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use matrix_sdk_crypto::{KeyExportError, decrypt_room_key_export, encrypt_room_key_export, olm::ExportedRoomKey};
+use matrix_sdk_crypto::{
+    KeyExportError, decrypt_room_key_export, encrypt_room_key_export, olm::ExportedRoomKey,
+};
 use rand::Rng;
 use ruma::{OwnedRoomId, OwnedUserId};
 use secrecy::{ExposeSecret, SecretString};
@@ -208,7 +210,8 @@ pub async fn decrypt(text: String, passphrase: SecretString) -> Result<Vec<Expor
 /// How many rounds of PBKDF2 a file asks for: four bytes after the version, the salt and the IV.
 fn rounds(text: &str) -> Option<u32> {
     use base64::{Engine as _, prelude::BASE64_STANDARD_NO_PAD};
-    let body: String = text.lines().filter(|line| !line.starts_with("-----")).flat_map(str::chars).take(52).collect();
+    let body: String =
+        text.lines().filter(|line| !line.starts_with("-----")).flat_map(str::chars).take(52).collect();
     let head = BASE64_STANDARD_NO_PAD.decode(body).ok()?;
     Some(u32::from_be_bytes(head.get(33..37)?.try_into().ok()?))
 }
@@ -379,7 +382,8 @@ async fn read_status(store: &Store, most: Option<usize>) -> Result<Status, KeysE
         let forwards = key_requests::forwards(db, account.id).await?;
         statuses.push(AccountStatus { account, overview, forwards });
     }
-    let limit = most.and_then(|most| i64::try_from(most).ok()).map_or(i64::MAX, |most| most.saturating_add(1));
+    let limit =
+        most.and_then(|most| i64::try_from(most).ok()).map_or(i64::MAX, |most| most.saturating_add(1));
     let mut found = pending::stuck(db, limit).await?;
     let is_cut = most.is_some_and(|most| found.len() > most);
     if let Some(most) = most {
@@ -408,11 +412,7 @@ async fn read_status(store: &Store, most: Option<usize>) -> Result<Status, KeysE
     let stuck = found.into_iter().map(|stuck| {
         let place = (stuck.room_id.clone(), stuck.session_id.clone().unwrap_or_default());
         let (tries, next_at) = asked.get(&place).copied().unwrap_or_default();
-        let facts = Facts {
-            requested: tries > 0,
-            key_is_here: held.contains(&place),
-            ..Facts::default()
-        };
+        let facts = Facts { requested: tries > 0, key_is_here: held.contains(&place), ..Facts::default() };
         let fix = next_step(&Reason::parse(&stuck.reason), &facts);
         StuckStatus { stuck, tries, next_at: (tries > 0).then_some(next_at), fix }
     });

@@ -14,7 +14,7 @@ use super::{Shared, keys::CRYPTO, term::Term};
 use crate::{
     crypto::CryptoError,
     inbox::worker::log_end,
-    model::WebhookId,
+    model::Route,
     store::{Lease, StoreError, leases},
 };
 
@@ -32,7 +32,7 @@ const CLAIM: Duration = Duration::from_secs(2);
 /// [`CryptoError::Refused`] alone.
 pub(super) async fn lead(
     shared: Shared,
-    webhooks: Vec<WebhookId>,
+    webhooks: Vec<Route>,
     stop: CancellationToken,
 ) -> Result<(), CryptoError> {
     let holder = format!("{}-{:08x}", process::id(), rand::rng().random::<u32>());
@@ -88,7 +88,7 @@ pub(super) async fn claim(shared: &Shared, holder: &str) -> Result<Option<Lease>
 
 async fn hold(
     shared: &Shared,
-    webhooks: &[WebhookId],
+    webhooks: &[Route],
     lease: &Lease,
     cautious: bool,
     stop: &CancellationToken,

@@ -363,9 +363,9 @@ impl Recovery {
         for lookup in wanted {
             let key = RoomKey { room_id: lookup.room_id.clone(), session_id: lookup.session_id.clone() };
             // What the bot's own backup holds came from this store, so asking once is enough.
-            let sources = sources.iter().filter(|(_, engine)| {
-                lookup.tries == 0 || engine.account().role == Role::Owner
-            });
+            let sources = sources
+                .iter()
+                .filter(|(_, engine)| lookup.tries == 0 || engine.account().role == Role::Owner);
             for (backup, engine) in sources {
                 let fetched = backup.of_session(&key).await?;
                 if !self.import(engine, backup, fetched).await?.is_empty() {

@@ -20,7 +20,7 @@ use crate::{
     config::{OwnerMode, Relay},
     crypto::{Asker, CryptoError, Engine, KeyLane, keylane::backoff, setup},
     inbox::{Worker, WorkerParts},
-    model::{Account, Role, WebhookId},
+    model::{Account, Role, Route},
     rooms::{Errands, InvitePolicy, RoomsError, missed::Missed},
     store::{Lease, accounts, leases, rooms},
 };
@@ -37,7 +37,7 @@ const REFRESH: Duration = Duration::from_hours(6);
 /// A term of office.
 pub(super) struct Term {
     shared: Shared,
-    webhooks: Vec<WebhookId>,
+    webhooks: Vec<Route>,
     lease: Lease,
     /// The last term failed in a way that may come from a row of the inbox.
     cautious: bool,
@@ -59,7 +59,7 @@ impl From<RoomsError> for CryptoError {
 }
 
 impl Term {
-    pub(super) fn new(shared: Shared, webhooks: Vec<WebhookId>, lease: Lease, cautious: bool) -> Self {
+    pub(super) fn new(shared: Shared, webhooks: Vec<Route>, lease: Lease, cautious: bool) -> Self {
         Self { shared, webhooks, lease, cautious }
     }
 

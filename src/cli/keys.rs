@@ -110,8 +110,7 @@ async fn import(args: Import, config: &Config, environment: &Environment) -> Res
         return Err(app::KeysError::NoExport).with_context(|| format!("{name} cannot be imported"));
     };
     let passphrase = passphrase::read(&args.passphrase, environment)?;
-    let keys =
-        app::decrypt(text, passphrase).await.with_context(|| format!("{name} cannot be imported"))?;
+    let keys = app::decrypt(text, passphrase).await.with_context(|| format!("{name} cannot be imported"))?;
     let total = keys.len();
     let progress = Progress::new("imported");
     let tell = |done, total| progress.tell(done, total);

@@ -82,7 +82,9 @@ fn history(text: &str) -> Result<History, String> {
     let seconds = number.and_then(|number| number.checked_mul(seconds)).filter(|seconds| *seconds > 0);
     // A century is as good as all.
     let most = 100 * 365 * 24 * 60 * 60;
-    seconds.map(|seconds| History::Last(Duration::from_secs(seconds.min(most)))).ok_or_else(|| MUST.to_owned())
+    seconds
+        .map(|seconds| History::Last(Duration::from_secs(seconds.min(most))))
+        .ok_or_else(|| MUST.to_owned())
 }
 
 fn key(args: &Args, config: &Config) -> Result<Option<RecoveryKey>> {

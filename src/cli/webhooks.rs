@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use secrecy::ExposeSecret;
 use url::Url;
 
@@ -14,11 +14,23 @@ pub(super) struct Args {
     /// Print secrets and whole URLs. A secret that is not in the settings is made now, if it was not before.
     #[arg(long)]
     show_secrets: bool,
+    /// Tell how the deliveries of each webhook stand.
+    #[arg(long)]
+    status: bool,
+    /// Send a webhook that is disabled, because it answered 410, its queue and what comes.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["show_secrets", "status"])]
+    enable: Option<String>,
 }
 
-/// Lists the webhooks.
+/// Lists the webhooks, or enables one.
 pub(super) async fn run(args: Args, config: Config) -> Result<()> {
     let mut out = io::stdout();
+    if let Some(name) = &args.enable {
+        return enable(&mut out, &config, name).await;
+    }
+    if args.status {
+        return status(&mut out, &config).await;
+    }
     if config.webhooks.is_empty() {
         writeln!(out, "no webhook is set: messages are kept for the REST API (COUCOU_WEBHOOK_URL sets one)")?;
         return Ok(());
@@ -29,10 +41,39 @@ pub(super) async fn run(args: Args, config: Config) -> Result<()> {
         writeln!(out, "{}: {url}", webhook.name)?;
         let kept =
             if webhook.is_generated { "made by coucou, kept in the store" } else { "from the settings" };
-        match &webhook.secret {
-            Some(secret) => writeln!(out, "  secret: {} ({kept})", secret.expose_secret())?,
-            None => writeln!(out, "  secret: {kept} (--show-secrets prints it)")?,
+        if webhook.secrets.is_empty() {
+            writeln!(out, "  secret: {kept} (--show-secrets prints it)")?;
         }
+        for secret in &webhook.secrets {
+            writeln!(out, "  secret: {} ({kept})", secret.expose_secret())?;
+        }
+    }
+    Ok(())
+}
+
+async fn enable(out: &mut io::Stdout, config: &Config, name: &str) -> Result<()> {
+    match app::enable_webhook(config, name).await.context("the store cannot be changed")? {
+        Some(true) => writeln!(out, "{name}: enabled; its queue is sent within seconds while coucou runs")?,
+        Some(false) => writeln!(out, "{name}: was not disabled")?,
+        None => bail!("there is no webhook {name}: `coucou webhooks --status` lists them"),
+    }
+    Ok(())
+}
+
+async fn status(out: &mut io::Stdout, config: &Config) -> Result<()> {
+    for webhook in app::webhook_status(config).await.context("the store cannot be read")? {
+        write!(out, "{}: {} pending", webhook.name, webhook.pending_count)?;
+        if let Some(oldest_at) = webhook.oldest_at {
+            write!(out, ", the oldest since {oldest_at}")?;
+        }
+        write!(out, "; {} dead", webhook.dead_count)?;
+        if let Some((at, reason)) = webhook.disabled {
+            write!(out, "; disabled since {at} ({reason}): --enable {} changes that", webhook.name)?;
+        }
+        if config.webhooks.iter().all(|configured| configured.name != webhook.name) {
+            write!(out, "; not in the settings")?;
+        }
+        writeln!(out)?;
     }
     Ok(())
 }

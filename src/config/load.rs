@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, fs, io, net::IpAddr, time::Duration};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
@@ -10,11 +9,11 @@ use url::Url;
 use super::{
     Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
     LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable,
-    Webhook, check, duration,
+    check, duration,
     file::Value,
     settings::{self, Setting, other},
     source::{Given, Reader},
-    store,
+    store, webhooks,
 };
 use crate::model::{Pattern, RecoveryKey};
 
@@ -42,7 +41,7 @@ impl Config {
         let appservice = appservice(&reader)?;
         let owner = owner(&reader, &mut warnings)?;
         check::check(&homeserver, &appservice, owner.as_ref())?;
-        let webhooks = webhooks(&reader, &mut warnings)?;
+        let webhooks = webhooks::webhooks(&reader, &mut warnings)?;
         Ok(Self {
             homeserver,
             appservice,
@@ -181,84 +180,6 @@ fn http(reader: &Reader<'_>) -> Result<Http, ConfigError> {
     let port =
         reader.parsed(&settings::HTTP_PORT, "must be a number from 0 to 65535", |text| text.parse().ok())?;
     Ok(Http { host: host.unwrap_or(IpAddr::from([127, 0, 0, 1])), port: port.unwrap_or(8080) })
-}
-
-fn webhooks(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<Vec<Webhook>, ConfigError> {
-    let mut webhooks: Vec<Webhook> = Vec::new();
-    for entry in reader.entries("webhooks") {
-        let field = |key: &str, setting: &'static Setting| match entry.get(key) {
-            Some(node) => reader.text(node, setting),
-            None => Ok(None),
-        };
-        let place = format!(" in {}", reader.origin(entry.line));
-        let name = field("name", &settings::WEBHOOK_NAME)?;
-        let name = name.ok_or_else(|| missing(&settings::WEBHOOK_NAME, &place))?;
-        if webhooks.iter().any(|webhook| webhook.name == name.text) {
-            return Err(name.invalid(&settings::WEBHOOK_NAME, "must be unique"));
-        }
-        let url = field("url", &settings::WEBHOOK_URL)?;
-        let url = url.ok_or_else(|| missing(&settings::WEBHOOK_URL, &place))?;
-        let secret = field("secret", &settings::WEBHOOK_SECRET)?;
-        let secret = secret.map(|secret| webhook_secret(&secret, &name.text, warnings)).transpose()?;
-        webhooks.push(Webhook { name: name.text, url: webhook_url(&url)?, secret });
-    }
-    let url = reader.in_environment(&settings::WEBHOOK_URL)?;
-    let url = url.as_ref().map(webhook_url).transpose()?;
-    let secret = reader.in_environment(&settings::WEBHOOK_SECRET)?;
-    let secret = secret.map(|secret| webhook_secret(&secret, "default", warnings)).transpose()?;
-    match (webhooks.iter_mut().find(|webhook| webhook.name == "default"), url, secret) {
-        (Some(webhook), url, secret) => {
-            webhook.url = url.unwrap_or_else(|| webhook.url.clone());
-            webhook.secret = secret.or(webhook.secret.take());
-        }
-        (None, Some(url), secret) => webhooks.push(Webhook { name: "default".to_owned(), url, secret }),
-        (None, None, Some(_)) => {
-            return Err(missing(&settings::WEBHOOK_URL, ", while COUCOU_WEBHOOK_SECRET is set"));
-        }
-        (None, None, None) => {}
-    }
-    Ok(webhooks)
-}
-
-fn webhook_url(given: &Given) -> Result<Url, ConfigError> {
-    http_url(&given.text).ok_or_else(|| {
-        // Not the value: receivers put tokens into it.
-        let found = format!("the value of {} is not", given.origin);
-        ConfigError::Invalid {
-            setting: &settings::WEBHOOK_URL,
-            must: "must be an http or https URL".to_owned(),
-            found,
-        }
-    })
-}
-
-/// A secret in the form that the libraries of Standard Webhooks take.
-///
-/// Operators have plain-text secrets from before. Any text would do as a key, but the libraries take base64
-/// alone, so such a one is turned into it, and the operator told.
-fn webhook_secret(
-    given: &Given,
-    webhook: &str,
-    warnings: &mut Vec<String>,
-) -> Result<SecretString, ConfigError> {
-    let text = given.text.trim();
-    let key = text.strip_prefix("whsec_");
-    let is_base64 = STANDARD.decode(key.unwrap_or(text)).is_ok_and(|key| (24..=64).contains(&key.len()));
-    if is_base64 {
-        return Ok(SecretString::from(text));
-    }
-    if key.is_none() && (16..=64).contains(&text.len()) {
-        warnings.push(format!(
-            "the secret of the webhook {webhook} ({}) is plain text, which the libraries of Standard Webhooks \
-             cannot be given: they need the base64 of its bytes with whsec_ before it, as `coucou webhooks \
-             --show-secrets` prints it",
-            given.origin
-        ));
-        return Ok(SecretString::from(format!("whsec_{}", STANDARD.encode(text))));
-    }
-    let must = "must be whsec_ and base64 of 24 to 64 bytes (whsec_$(openssl rand -base64 32)), or a text of 16 \
-                to 64 bytes";
-    Err(given.invalid(&settings::WEBHOOK_SECRET, must))
 }
 
 fn api(reader: &Reader<'_>) -> Result<Api, ConfigError> {
@@ -411,7 +332,7 @@ fn networks(reader: &Reader<'_>) -> Result<BTreeMap<String, String>, ConfigError
 
 fn messages(
     reader: &Reader<'_>,
-    webhooks: &[Webhook],
+    webhooks: &[super::Webhook],
     warnings: &mut Vec<String>,
 ) -> Result<Messages, ConfigError> {
     let must = format!("{}; a hundred years at most", duration::MUST);
@@ -458,7 +379,7 @@ fn header_safe(given: &Given, setting: &'static Setting) -> Result<SecretString,
     }
 }
 
-fn http_url(text: &str) -> Option<Url> {
+pub(super) fn http_url(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok()?;
     (matches!(url.scheme(), "http" | "https") && url.host().is_some()).then_some(url)
 }

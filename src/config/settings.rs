@@ -143,6 +143,86 @@ settings! {
         "Secret that signs deliveries by Standard Webhooks: whsec_ and base64 of 24 to 64 bytes. A plain text of 16 \
          to 64 bytes works, too; `coucou webhooks --show-secrets` prints its whsec_ form for the receiver.",
     }
+    WEBHOOK_SECRETS {
+        "webhooks[].secrets", secret: true,
+        default: "none beside secret", example: "[whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=]",
+        "More secrets, each of which signs as well: while the receiver changes from one to another.",
+    }
+    WEBHOOK_HEADERS {
+        "webhooks[].headers", secret: true,
+        default: "none", example: "{Authorization: Bearer c0ffee}",
+        "Headers that are sent along with each delivery, beside coucou's own.",
+    }
+    WEBHOOK_TIMEOUT {
+        "webhooks[].timeout",
+        default: "15s", example: "15s",
+        "How long an answer may take, 1s to 2m.",
+    }
+    WEBHOOK_CONCURRENCY {
+        "webhooks[].concurrency",
+        default: "64", example: "8",
+        "Rooms whose deliveries are sent at the same time, 1 to 64; those of one room are sent one after the other.",
+    }
+    WEBHOOK_SCHEDULE {
+        "webhooks[].schedule",
+        default: "[5s, 5m, 30m, 2h, 5h, 10h, 14h, 20h, 24h]", example: "[5s, 1m, 10m, 1h]",
+        "The waits after failed attempts, 1s to 7d each (s, m, h, d); after the last one a delivery is dead.",
+    }
+    WEBHOOK_CONTENT {
+        "webhooks[].content",
+        default: "full", example: "metadata",
+        "How much is told: full, or metadata (who wrote what kind of thing where and when, but not what).",
+    }
+    WEBHOOK_FORMAT {
+        "webhooks[].format",
+        default: "standard", example: "cloudevents",
+        "What a body looks like: standard, or cloudevents (CloudEvents 1.0, structured JSON).",
+    }
+    WEBHOOK_MAX_QUEUE {
+        "webhooks[].max_queue",
+        default: "100000", example: "100000",
+        "Deliveries that are kept pending while the webhook is disabled; the oldest beyond become dead.",
+    }
+    FILTER_NETWORKS {
+        "webhooks[].filter.networks",
+        default: "all", example: "[instagram]",
+        "Networks to be told of, in which * stands for anything; with it, rooms without a bridge are left out.",
+    }
+    FILTER_ROOMS {
+        "webhooks[].filter.rooms",
+        default: "all", example: "[\"!abc:example.org\"]",
+        "Room ids to be told of, in which * stands for anything.",
+    }
+    FILTER_SENDERS {
+        "webhooks[].filter.senders",
+        default: "all", example: "[\"@instagram_*:example.org\"]",
+        "User ids of the senders to be told of, in which * stands for anything.",
+    }
+    FILTER_DIRECTIONS {
+        "webhooks[].filter.directions",
+        default: "all", example: "[in]",
+        "Directions to be told of: in, out.",
+    }
+    FILTER_KINDS {
+        "webhooks[].filter.kinds",
+        default: "all", example: "[text, image]",
+        "Kinds of content to be told of, as docs/webhook.md lists them; with it, what has no content is left out.",
+    }
+    FILTER_TYPES {
+        "webhooks[].filter.types",
+        default: "all", example: "[message.created, message.edited]",
+        "Types of events to be told of, as docs/webhook.md lists them.",
+    }
+    FILTER_TRUST {
+        "webhooks[].filter.trust",
+        default: "all", example: "[bridge, verified]",
+        "What the encrypting device must be, as docs/webhook.md lists it; none for what was not encrypted.",
+    }
+    FILTER_ENCRYPTED {
+        "webhooks[].filter.encrypted_only",
+        default: "false", example: "true",
+        "Whether to be told only of what was end-to-end encrypted.",
+    }
     API_TOKEN {
         "api.tokens", env: "COUCOU_API_TOKEN", aliases: ["API_TOKEN"], secret: true,
         default: "none: the REST API answers 403", example: "c0ffee00c0ffee00c0ffee00c0ffee00",

@@ -25,6 +25,7 @@ use ruma::{
 use serde_json::value::RawValue;
 
 use super::store::{AccountStore, store_error};
+use super::unwedge::Wedged;
 use crate::{
     clock::SharedClock,
     homeserver::{Homeserver, Identity},
@@ -176,6 +177,8 @@ pub struct Engine {
     pub(super) whole: Store,
     pub(super) lease: Lease,
     pub(super) clock: SharedClock,
+    /// Devices whose Olm sessions with us do not open any more.
+    pub(super) wedged: Wedged,
 }
 
 impl std::fmt::Debug for Engine {
@@ -202,7 +205,17 @@ impl Engine {
         let (user_id, device_id) = (&account.user_id, &account.device_id);
         let machine = OlmMachine::with_store(user_id, device_id, Arc::clone(&store), None).await?;
         let identity = Identity { user_id: user_id.clone(), device_id: Some(device_id.clone()) };
-        Ok(Self { account, machine, store, homeserver, identity, whole, lease, clock })
+        Ok(Self {
+            account,
+            machine,
+            store,
+            homeserver,
+            identity,
+            whole,
+            lease,
+            clock,
+            wedged: Wedged::default(),
+        })
     }
 
     /// The account.
@@ -239,6 +252,7 @@ impl Engine {
             .map(|key| RoomKey { room_id: key.room_id, session_id: key.session_id })
             .collect();
         self.count_forwards(&forwards, &processed, &keys).await?;
+        self.note_wedged(&processed).await?;
         keys.extend(forwards.taken);
         keys.sort();
         keys.dedup();

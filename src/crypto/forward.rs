@@ -14,9 +14,7 @@ use matrix_sdk_crypto::{
     Device,
     olm::{ExportedRoomKey, SenderData},
     store::{CryptoStore as _, types::Changes},
-    types::events::{
-        forwarded_room_key::ForwardedRoomKeyContent, olm_v1::DecryptedForwardedRoomKeyEvent,
-    },
+    types::events::{forwarded_room_key::ForwardedRoomKeyContent, olm_v1::DecryptedForwardedRoomKeyEvent},
     vodozemac::{
         Curve25519PublicKey, Ed25519PublicKey,
         olm::{self, OlmMessage, SessionConfig},
@@ -147,8 +145,8 @@ pub(super) fn judge(
     }
     let Some((curve25519, ed25519)) = from.device else { return Err(Refusal::Device) };
     let told = event.sender_device_keys.as_ref();
-    let told_otherwise =
-        told.is_some_and(|keys| keys.curve25519_key() != Some(curve25519) || keys.ed25519_key() != Some(ed25519));
+    let told_otherwise = told
+        .is_some_and(|keys| keys.curve25519_key() != Some(curve25519) || keys.ed25519_key() != Some(ed25519));
     if curve25519 != from.sender_key || event.keys.ed25519 != ed25519 || told_otherwise {
         return Err(Refusal::Device);
     }
@@ -229,9 +227,9 @@ impl Engine {
         };
         let key = RoomKey { room_id: content.room_id.clone(), session_id: content.session_id.clone() };
         judged.insert(key.clone());
-        let request = asked.iter().find(|request| {
-            request.room_id == key.room_id.as_str() && request.session_id == key.session_id
-        });
+        let request = asked
+            .iter()
+            .find(|request| request.room_id == key.room_id.as_str() && request.session_id == key.session_id);
         // Devices do not change their keys, so one of the requests is as good as any to know the device by.
         let Some(known) = request.or(asked.first()) else { return Ok(Some(Err(Refusal::NotAsked))) };
         let device = self.machine.get_device(&envelope.sender, known.device_id.as_str().into(), None).await?;
@@ -315,8 +313,7 @@ impl Engine {
             if unasked.event_type != FORWARDED {
                 continue;
             }
-            let key =
-                RoomKey { room_id: unasked.content.room_id, session_id: unasked.content.session_id };
+            let key = RoomKey { room_id: unasked.content.room_id, session_id: unasked.content.session_id };
             if keys.contains(&key) {
                 outcomes.push(ACCEPTED);
             } else if !forwards.judged.contains(&key) {

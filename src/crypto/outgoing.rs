@@ -33,6 +33,7 @@ impl Engine {
     /// When the homeserver or the store fails.
     pub async fn drain_outgoing(&self) -> Result<usize, CryptoError> {
         let mut sent = 0;
+        self.unwedge().await?;
         for _ in 0..MOST_ROUNDS {
             let requests = self.machine.outgoing_requests().await?;
             if requests.is_empty() {
@@ -57,9 +58,6 @@ impl Engine {
             AnyOutgoingRequest::KeysClaim(request) => {
                 let response = self.homeserver.send(&self.identity, request.clone()).await?;
                 self.machine.mark_request_as_sent(id, &response).await?;
-                for user_id in response.one_time_keys.keys() {
-                    self.unwedge(user_id).await?;
-                }
             }
             AnyOutgoingRequest::ToDeviceRequest(request) => self.send_to_device(id, request).await?,
             AnyOutgoingRequest::SignatureUpload(request) => {
@@ -88,7 +86,11 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) async fn send_to_device(&self, id: &TransactionId, request: &ToDeviceRequest) -> Result<(), CryptoError> {
+    pub(super) async fn send_to_device(
+        &self,
+        id: &TransactionId,
+        request: &ToDeviceRequest,
+    ) -> Result<(), CryptoError> {
         let request = send_event_to_device::v3::Request::new_raw(
             request.event_type.clone(),
             request.txn_id.clone(),

@@ -308,7 +308,11 @@ impl Engine {
     }
 
     /// Asks the account's own other devices, through the SDK, which takes the answer.
-    pub(super) async fn ask_own_devices(&self, request: &KeyRequest, event: Vec<u8>) -> Result<(), CryptoError> {
+    pub(super) async fn ask_own_devices(
+        &self,
+        request: &KeyRequest,
+        event: Vec<u8>,
+    ) -> Result<(), CryptoError> {
         let event = String::from_utf8(event).ok().and_then(|text| RawValue::from_string(text).ok());
         let Some(event) = event.map(Raw::<EncryptedEvent>::from_json) else { return Ok(()) };
         let Ok(room_id) = <&RoomId>::try_from(&*request.room_id) else { return Ok(()) };

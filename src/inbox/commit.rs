@@ -8,7 +8,8 @@ use super::worker::Worker;
 use crate::{
     clock::Timestamp,
     crypto::CryptoError,
-    model::{Message, Relay, ledger::Reason},
+    messages::filter,
+    model::{Message, Relay, WebhookId, ledger::Reason},
     store::{
         StoreError, Tx,
         inbox::{self, InboxId},
@@ -98,14 +99,21 @@ impl Worker {
             .messages
             .iter()
             .map(|message| Queued {
+                webhooks: self.webhooks_for(message),
                 message_id: message.message_id.as_str(),
                 room_id: &message.room_id,
                 sequence: i64::try_from(message.sequence).unwrap_or(i64::MAX),
             })
             .collect();
-        outbox::enqueue(&mut tx, &self.parts.webhooks, &queued, now).await?;
+        outbox::enqueue(&mut tx, &queued, now).await?;
         tx.commit().await?;
         self.after_commit(&outcome).await
+    }
+
+    /// The webhooks that are told of a message.
+    fn webhooks_for(&self, message: &Message) -> Vec<WebhookId> {
+        let routes = self.parts.webhooks.iter();
+        routes.filter(|route| filter::admits(&route.filter, message)).map(|route| route.webhook_id).collect()
     }
 
     /// What waits, no longer waits, and must never be relayed.

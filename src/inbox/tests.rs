@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clock::ManualClock,
-    model::RelayPolicy,
+    model::{Filter, RelayPolicy, Route},
     store::{Store, inbox, leases, messages, webhooks},
     testing::{self, START},
 };
@@ -37,7 +37,7 @@ async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> 
         engines: vec![],
         policy: Policy { relay, our_users, networks: BTreeMap::new() },
         invite_bot: false,
-        webhooks: vec![webhook],
+        webhooks: vec![Route { webhook_id: webhook, filter: Filter::default() }],
         cautious: false,
         notify_after: Some(NOTIFY_AFTER),
         wakes: Wakes::default(),

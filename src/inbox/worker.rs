@@ -29,7 +29,7 @@ use super::{
 use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
-    model::{Account, AccountId, Relay, Role, WebhookId},
+    model::{Account, AccountId, Relay, Role, Route},
     store::{Lease, Store, StoreError, inbox, leases, pending},
 };
 
@@ -92,7 +92,7 @@ pub struct WorkerParts {
     /// Whether the bot is to be invited to bridged rooms of the owner.
     pub invite_bot: bool,
     /// Every webhook gets every message.
-    pub webhooks: Vec<WebhookId>,
+    pub webhooks: Vec<Route>,
     /// Whether to take rows one by one at first, because the last worker failed over one, and to set aside
     /// the one that fails again and again.
     pub cautious: bool,
@@ -154,18 +154,7 @@ impl Worker {
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let seen = Seen::default();
         let (look_at, imports) = (since, Imports::default());
-        Ok(Self {
-            parts,
-            decrypter,
-            rooms,
-            queues,
-            since,
-            seen,
-            unreleased,
-            careful_rows,
-            look_at,
-            imports,
-        })
+        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows, look_at, imports })
     }
 
     /// Runs until told to stop.
@@ -211,7 +200,12 @@ impl Worker {
         let (more, news) = self.read_news().await?;
         keys.extend(more);
         let untold = self.read_untold(now).await?;
-        if !(had_rows || imported) && due.is_empty() && keys.is_empty() && news.is_empty() && untold.is_empty() {
+        if !(had_rows || imported)
+            && due.is_empty()
+            && keys.is_empty()
+            && news.is_empty()
+            && untold.is_empty()
+        {
             return Ok(Progress::Idle);
         }
         keys.sort();

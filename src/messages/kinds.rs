@@ -60,6 +60,55 @@ pub enum Kind {
     Unknown,
 }
 
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::Text,
+        Self::Notice,
+        Self::Emote,
+        Self::Image,
+        Self::Video,
+        Self::Audio,
+        Self::Voice,
+        Self::File,
+        Self::Sticker,
+        Self::Location,
+        Self::Poll,
+        Self::PollResponse,
+        Self::PollEnd,
+        Self::Call,
+        Self::Reaction,
+        Self::Redaction,
+        Self::Redacted,
+        Self::Unknown,
+    ];
+
+    /// The name in payloads and settings.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Notice => "notice",
+            Self::Emote => "emote",
+            Self::Image => "image",
+            Self::Video => "video",
+            Self::Audio => "audio",
+            Self::Voice => "voice",
+            Self::File => "file",
+            Self::Sticker => "sticker",
+            Self::Location => "location",
+            Self::Poll => "poll",
+            Self::PollResponse => "poll_response",
+            Self::PollEnd => "poll_end",
+            Self::Call => "call",
+            Self::Reaction => "reaction",
+            Self::Redaction => "redaction",
+            Self::Redacted => "redacted",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// `data.content`: what was said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Content {

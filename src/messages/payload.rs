@@ -164,6 +164,9 @@ impl Draft {
             direction: self.direction,
             sender: self.sender,
             origin_server_ts: self.origin_server_ts,
+            kind: self.content.as_ref().map(|content| content.kind.as_str()),
+            encrypted: self.encryption.encrypted,
+            trust: self.encryption.trust,
             replaces: self.relates_to.and_then(|to| to.replaces),
             payload,
         })

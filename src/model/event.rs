@@ -68,6 +68,23 @@ pub enum Trust {
 }
 
 impl Trust {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Bridge,
+        Self::Verified,
+        Self::CrossSigned,
+        Self::Unverified,
+        Self::MismatchedSender,
+        Self::UnknownDevice,
+        Self::Imported,
+    ];
+
+    /// What is called so in payloads and settings.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == name)
+    }
+
     /// The name in payloads, tables and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {

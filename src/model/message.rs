@@ -3,6 +3,7 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
+use super::Trust;
 use crate::clock::Timestamp;
 
 /// The id of a message, for ever: `msg_` and 40 hexadecimal digits, no dots.
@@ -187,6 +188,12 @@ pub struct Message {
     pub origin_server_ts: Timestamp,
     /// Of an edit: the event that it replaces.
     pub replaces: Option<OwnedEventId>,
+    /// What sort of thing was said; none when nothing was.
+    pub kind: Option<&'static str>,
+    /// Whether the event was end-to-end encrypted.
+    pub encrypted: bool,
+    /// What is known about the device that encrypted it.
+    pub trust: Option<Trust>,
     /// The body of the webhook call, JSON.
     pub payload: Vec<u8>,
 }

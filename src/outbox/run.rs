@@ -13,7 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Config, Outcome, SendError, Sink, WebhookRequest, claims::Hold};
 use crate::{
     clock::SharedClock,
-    store::outbox::{Attempted, Claimed, Loaded},
+    store::{
+        StoreError,
+        outbox::{Attempted, Claimed, Fate, Loaded},
+    },
 };
 
 /// One claimed queue, and what is needed to send its first deliveries.
@@ -25,6 +28,8 @@ pub(super) struct Run {
     pub(super) clock: SharedClock,
     pub(super) stop: CancellationToken,
     pub(super) config: Config,
+    /// The longest that one attempt may take.
+    pub(super) attempt_limit: Duration,
     pub(super) permit: OwnedSemaphorePermit,
 }
 
@@ -49,6 +54,23 @@ impl Report {
 pub(super) struct Failure {
     /// How long the receiver asked to wait.
     pub(super) asked: Option<Duration>,
+    /// What it means.
+    pub(super) tells: Tells,
+}
+
+/// What a failure tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tells {
+    /// The webhook did not take it.
+    Refused,
+    /// The webhook, or what stands before it, asks for less of everything.
+    Throttled,
+    /// The webhook wants no more.
+    Gone,
+    /// The message could not be sent; nothing of the webhook.
+    Unsendable,
+    /// The message is no longer there; trying again is of no use.
+    Missing,
 }
 
 impl Run {
@@ -68,14 +90,14 @@ impl Run {
                 delivery: &delivery,
                 sink: &*self.sink,
                 clock: &self.clock,
-                limit: self.config.attempt_limit,
+                limit: self.attempt_limit,
             };
             let (attempted, failure) = tokio::select! {
                 made = attempt.make() => made,
                 // Whoever has the queue now makes this delivery again.
                 () = self.hold.lost() => break,
             };
-            report.attempts.extend(attempted);
+            report.attempts.push(attempted);
             report.failure = failure;
             if report.failure.is_some() {
                 break;
@@ -106,31 +128,62 @@ impl Attempt<'_> {
             attempt = self.delivery.attempts.saturating_add(1),
         )
     )]
-    async fn make(&self) -> (Option<Attempted>, Option<Failure>) {
+    async fn make(&self) -> (Attempted, Option<Failure>) {
         let body = match &self.delivery.payload {
             Ok(body) => body,
-            Err(error) => {
-                tracing::error!(error = error as &dyn Error, "a message to deliver cannot be read");
-                return (None, Some(Failure { asked: None }));
-            }
+            Err(error) => return self.unreadable(error),
         };
         let began = Instant::now();
         let request = WebhookRequest { id: &self.delivery.message_id, timestamp: self.clock.now(), body };
         let outcome = timeout(self.limit, self.sink.deliver(request))
             .await
             .unwrap_or(Outcome::Retry { after: None, why: SendError::Timeout });
-        let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let (delivered, status, failure) = match outcome {
+        let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let attempted = |fate, status, error| Attempted {
+            delivery_id: self.delivery.delivery_id,
+            fate,
+            sent: true,
+            status,
+            error,
+            duration_ms,
+            at: self.clock.now(),
+        };
+        match outcome {
             Outcome::Delivered { status } => {
-                tracing::info!(elapsed_ms, status, "delivered");
-                (true, status, None)
+                tracing::info!(elapsed_ms = duration_ms, status, "delivered");
+                (attempted(Fate::Delivered, status, None), None)
             }
             Outcome::Retry { after, why } => {
-                tracing::warn!(elapsed_ms, error = &why as &dyn Error, "not delivered; will be tried again");
-                (false, why.status(), Some(Failure { asked: after }))
+                tracing::warn!(
+                    elapsed_ms = duration_ms,
+                    error = &why as &dyn Error,
+                    "not delivered; will be tried again"
+                );
+                let tells = match &why {
+                    SendError::Gone => Tells::Gone,
+                    SendError::Unsendable => Tells::Unsendable,
+                    why if why.slows_all() => Tells::Throttled,
+                    _ => Tells::Refused,
+                };
+                let attempted = attempted(Fate::Pending, why.status(), Some(why.word()));
+                (attempted, Some(Failure { asked: after, tells }))
             }
+        }
+    }
+
+    fn unreadable(&self, error: &StoreError) -> (Attempted, Option<Failure>) {
+        tracing::error!(error = error as &dyn Error, "a message to deliver cannot be read");
+        let missing = matches!(error, StoreError::Corrupt(_));
+        let tells = if missing { Tells::Missing } else { Tells::Unsendable };
+        let attempted = Attempted {
+            delivery_id: self.delivery.delivery_id,
+            fate: Fate::Pending,
+            sent: false,
+            status: None,
+            error: Some(if missing { "missing" } else { "unreadable" }),
+            duration_ms: 0,
+            at: self.clock.now(),
         };
-        let at = self.clock.now();
-        (Some(Attempted { delivery_id: self.delivery.delivery_id, delivered, status, at }), failure)
+        (attempted, Some(Failure { asked: None, tells }))
     }
 }

@@ -61,6 +61,26 @@ pub enum SendError {
 }
 
 impl SendError {
+    /// The kind of failure, one word, as it is kept with the delivery.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Status(_) => "status",
+            Self::Gone => "gone",
+            Self::Redirect(_) => "redirect",
+            Self::Timeout => "timeout",
+            Self::Connect(_) => "connect",
+            Self::Broken(_) => "broken",
+            Self::Unsendable => "unsendable",
+        }
+    }
+
+    /// Whether the receiver, or what stands before it, asks for less of everything.
+    #[must_use]
+    pub fn slows_all(&self) -> bool {
+        matches!(self, Self::Status(429 | 502 | 503 | 504))
+    }
+
     /// The status of the answer, when there was one.
     #[must_use]
     pub fn status(&self) -> Option<u16> {

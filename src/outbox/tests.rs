@@ -1,5 +1,7 @@
 //! The dispatcher against sinks that do what a test tells them to, on both databases.
 
+mod outages;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
@@ -17,11 +19,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use url::Url;
 
-use super::{Config, Dispatcher, Outcome, Progress, SendError, Sink, WebhookRequest, WebhookSink};
+use super::{
+    Config, Destination, Dispatcher, Outcome, Progress, SendError, Sink, WebhookRequest, WebhookSink,
+};
 use crate::{
     clock::{Clock, ManualClock, SharedClock, SystemClock},
     lifecycle::Lifecycle,
-    model::WebhookId,
+    model::{Schedule, WebhookId},
     store::{
         Location, Store,
         outbox::tests::{counts, put, webhook},
@@ -97,10 +101,18 @@ fn dispatcher(
     sinks: &[(WebhookId, &Arc<Recorder>)],
     config: Config,
 ) -> Dispatcher {
-    let sinks: BTreeMap<_, _> =
-        sinks.iter().map(|(id, sink)| (*id, Arc::clone(sink) as Arc<dyn Sink>)).collect();
+    let destination = |sink: &Arc<Recorder>| Destination {
+        schedule: schedule(),
+        ..Destination::new("main", Arc::clone(sink) as _)
+    };
+    let sinks: BTreeMap<_, _> = sinks.iter().map(|(id, sink)| (*id, destination(sink))).collect();
     let (clock, wake) = (Arc::clone(clock), Arc::new(Notify::new()));
     Dispatcher::new(store.clone(), clock, sinks, StdRng::seed_from_u64(1), wake, config)
+}
+
+/// A schedule that tests can wait for.
+fn schedule() -> Schedule {
+    Schedule::new([1, 2, 5, 10].map(Duration::from_secs).to_vec())
 }
 
 fn config() -> Config {
@@ -167,7 +179,7 @@ async fn a_room_that_fails_is_retried_in_order_and_delays_no_other() {
         assert_eq!(sink.room("b"), numbered("b", [1, 2]));
 
         // 1 s, 2 s and 5 s, and up to a quarter more.
-        for (early, late, calls) in [(999, 1250, 3), (1999, 2500, 4), (4999, 6250, 7)] {
+        for (early, late, calls, other) in [(999, 1250, 3, 3), (1999, 2500, 4, 4), (4999, 6250, 7, 5)] {
             let before = sink.room("a").len();
             clock.advance(Duration::from_millis(early));
             settle(&mut dispatcher).await;
@@ -175,6 +187,9 @@ async fn a_room_that_fails_is_retried_in_order_and_delays_no_other() {
             clock.advance(Duration::from_millis(late - early));
             settle(&mut dispatcher).await;
             assert_eq!(sink.room("a").len(), calls);
+            // While nothing else succeeds it would be tried between, to see whether the webhook is back.
+            put(store, &[main], &[("!b:x", other)], clock.now()).await;
+            settle(&mut dispatcher).await;
         }
         assert_eq!(sink.room("a"), numbered("a", [1, 2, 2, 2, 2, 3, 4]));
         assert_eq!(sink.bodies("a:x_2").len(), 1, "every attempt has the same body");
@@ -422,7 +437,7 @@ async fn a_receiver_gets_verifiable_calls_and_a_failed_one_again() {
     let mut dispatcher = Dispatcher::new(
         test.store.clone(),
         Arc::clone(&clock) as SharedClock,
-        BTreeMap::from([(main, Arc::new(sink) as Arc<dyn Sink>)]),
+        BTreeMap::from([(main, Destination::new("main", Arc::new(sink)))]),
         StdRng::seed_from_u64(1),
         Arc::new(Notify::new()),
         config(),
@@ -458,7 +473,7 @@ async fn outcomes_survive_a_database_that_goes_away() {
     let main = webhook(store, "main").await;
     let (release, begun) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let sink = Arc::new(Gate { release: Arc::clone(&release), begun: Arc::clone(&begun) });
-    let sinks = BTreeMap::from([(main, Arc::clone(&sink) as Arc<dyn Sink>)]);
+    let sinks = BTreeMap::from([(main, Destination::new("main", Arc::clone(&sink) as Arc<dyn Sink>))]);
     put(store, &[main], &[("!a:x", 1)], START).await;
     let mut dispatcher = Dispatcher::new(
         store.clone(),

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{
     Client, Response, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect,
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -16,7 +16,8 @@ use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHO
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{Outcome, SendError, Sink, WebhookRequest, retry};
+use super::{Outcome, SendError, Sink, WebhookRequest, retry, shape};
+use crate::model::{Detail, Format};
 
 /// Standard Webhooks advises 15 to 30 seconds.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -77,6 +78,10 @@ pub struct WebhookSink {
     client: Client,
     url: Url,
     signers: Vec<Webhook>,
+    headers: HeaderMap,
+    timeout: Duration,
+    detail: Detail,
+    format: Format,
 }
 
 impl fmt::Debug for WebhookSink {
@@ -101,7 +106,36 @@ impl WebhookSink {
         if signers.is_empty() {
             return Err(bad_secret());
         }
-        Ok(Self { client, url: url.clone(), signers })
+        Ok(Self {
+            client,
+            url: url.clone(),
+            signers,
+            headers: HeaderMap::new(),
+            timeout: TIMEOUT,
+            detail: Detail::default(),
+            format: Format::default(),
+        })
+    }
+
+    /// The same, sending these headers along.
+    #[must_use]
+    pub fn headers(mut self, headers: &[(HeaderName, HeaderValue)]) -> Self {
+        self.headers = headers.iter().cloned().collect();
+        self
+    }
+
+    /// The same, waiting so long for an answer.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The same, telling so much in such a form.
+    #[must_use]
+    pub fn telling(mut self, detail: Detail, format: Format) -> Self {
+        (self.detail, self.format) = (detail, format);
+        self
     }
 
     /// `v1,…` for each secret.
@@ -126,19 +160,21 @@ fn signer(secret: &SecretString) -> Option<Webhook> {
 impl Sink for WebhookSink {
     async fn deliver(&self, request: WebhookRequest<'_>) -> Outcome {
         let timestamp = request.timestamp.0.div_euclid(1000);
+        let unsendable = Outcome::Retry { after: None, why: SendError::Unsendable };
+        let Some(body) = shape::body(request.body, self.detail, self.format) else { return unsendable };
         // A dot would make what is signed ambiguous.
-        let signature = self.signature(request.id, timestamp, request.body);
-        let Some(signature) = signature.filter(|_| !request.id.contains('.')) else {
-            return Outcome::Retry { after: None, why: SendError::Unsendable };
-        };
+        let signature = self.signature(request.id, timestamp, &body);
+        let Some(signature) = signature.filter(|_| !request.id.contains('.')) else { return unsendable };
         let sent = self
             .client
             .post(self.url.clone())
-            .header(CONTENT_TYPE, "application/json")
+            .timeout(self.timeout)
+            .headers(self.headers.clone())
+            .header(CONTENT_TYPE, shape::content_type(self.format))
             .header(HEADER_WEBHOOK_ID, request.id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp)
             .header(HEADER_WEBHOOK_SIGNATURE, signature)
-            .body(request.body.to_vec())
+            .body(body.into_owned())
             .send()
             .await;
         match sent {
@@ -198,7 +234,7 @@ mod tests {
     use axum::{
         Router,
         extract::State,
-        http::{HeaderMap, Method, Uri},
+        http::{Method, Uri},
         response::IntoResponse,
     };
     use tokio::net::TcpListener;
@@ -255,12 +291,8 @@ mod tests {
         let secrets: Vec<_> = secrets.iter().map(|secret| SecretString::from(*secret)).collect();
         // As `client`, which this calls for its TLS, but with less patience.
         client().unwrap();
-        let client = Client::builder()
-            .redirect(redirect::Policy::none())
-            .timeout(Duration::from_millis(500))
-            .build()
-            .unwrap();
-        WebhookSink::new(client, "main", &url, &secrets).unwrap()
+        let client = Client::builder().redirect(redirect::Policy::none()).build().unwrap();
+        WebhookSink::new(client, "main", &url, &secrets).unwrap().timeout(Duration::from_millis(500))
     }
 
     async fn deliver(sink: &WebhookSink) -> Outcome {

@@ -3,20 +3,27 @@
 //! It holds nothing that is not in the store but outcomes that are yet to be recorded; when the process
 //! dies, those deliveries are made once more.
 
-use std::{collections::BTreeMap, error::Error, fmt, mem, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    fmt, mem,
+    sync::Arc,
+    time::Duration,
+};
 
 use rand::rngs::StdRng;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit},
     task::{self, JoinError, JoinSet},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Sink,
+    Destination,
+    breaker::Admission,
     claims::Claims,
-    retry,
+    destination::Served,
     run::{Report, Run},
 };
 use crate::{
@@ -24,8 +31,8 @@ use crate::{
     model::WebhookId,
     store::{
         Store, StoreError,
-        outbox::{self, Claimed, Finished, Loaded},
-        retention,
+        outbox::{self, Claimed, Fate, Finished, Loaded},
+        retention, webhooks,
     },
 };
 
@@ -41,7 +48,7 @@ const LOAD_TOGETHER: usize = 16;
 /// The limits of a dispatcher.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Rooms that are sent to one webhook at once.
+    /// Rooms that are sent to one webhook at once, at most.
     pub max_in_flight: usize,
     /// Deliveries of a room that are sent under one claim.
     pub per_run: usize,
@@ -50,7 +57,7 @@ pub struct Config {
     pub lease: Duration,
     /// After this time a run begins no further delivery.
     pub run_limit: Duration,
-    /// The longest that one attempt may take, whatever its sink says.
+    /// The longest that one attempt may take when its destination says nothing.
     pub attempt_limit: Duration,
     /// How long to wait for more outcomes to record along with the first.
     pub batch_window: Duration,
@@ -84,19 +91,13 @@ pub enum Progress {
     Idle,
 }
 
-struct Destination {
-    sink: Arc<dyn Sink>,
-    /// One for each room that may be in flight: so a webhook that hangs takes nothing from another.
-    slots: Arc<Semaphore>,
-}
-
 /// Sends what is due to the webhooks.
 ///
 /// Dropping it at any point is safe: what was not recorded is sent again after the lease.
 pub struct Dispatcher {
-    store: Store,
-    clock: SharedClock,
-    destinations: BTreeMap<WebhookId, Destination>,
+    pub(super) store: Store,
+    pub(super) clock: SharedClock,
+    pub(super) destinations: BTreeMap<WebhookId, Served>,
     rng: StdRng,
     wake: Arc<Notify>,
     config: Config,
@@ -105,7 +106,12 @@ pub struct Dispatcher {
     claims: Claims,
     /// What is to be recorded; kept until the database has it.
     finished: Vec<(Finished, OwnedSemaphorePermit)>,
+    /// Webhooks that answered that they want no more.
+    gone: BTreeSet<WebhookId>,
+    /// Webhooks that work again, whose rooms are to be released.
+    pub(super) recovered: BTreeSet<WebhookId>,
     next_due: Option<Timestamp>,
+    pub(super) looked_at: Option<Timestamp>,
 }
 
 impl fmt::Debug for Dispatcher {
@@ -124,16 +130,16 @@ impl Dispatcher {
     pub fn new(
         store: Store,
         clock: SharedClock,
-        sinks: BTreeMap<WebhookId, Arc<dyn Sink>>,
+        destinations: BTreeMap<WebhookId, Destination>,
         rng: StdRng,
         wake: Arc<Notify>,
         config: Config,
     ) -> Self {
-        let destination = |sink| Destination { sink, slots: Arc::new(Semaphore::new(config.max_in_flight)) };
+        let served = |settings| Served::new(settings, &config);
         Self {
             store,
             clock,
-            destinations: sinks.into_iter().map(|(id, sink)| (id, destination(sink))).collect(),
+            destinations: destinations.into_iter().map(|(id, settings)| (id, served(settings))).collect(),
             rng,
             wake,
             config,
@@ -141,7 +147,10 @@ impl Dispatcher {
             runs: JoinSet::new(),
             claims: Claims::new(config.lease),
             finished: Vec::new(),
+            gone: BTreeSet::new(),
+            recovered: BTreeSet::new(),
             next_due: None,
+            looked_at: None,
         }
     }
 
@@ -185,6 +194,7 @@ impl Dispatcher {
     pub async fn step(&mut self) -> Result<Progress, StoreError> {
         self.record().await?;
         self.claims.renew(&self.store, self.clock.now()).await?;
+        self.look_around().await?;
         self.start().await?;
         if self.runs.is_empty() {
             return Ok(Progress::Idle);
@@ -200,37 +210,79 @@ impl Dispatcher {
         due_in.map_or(self.config.poll, |due_in| due_in.min(self.config.poll))
     }
 
-    /// Claims what is due, as far as there are free slots, and starts sending it.
+    /// Claims what may be sent, as far as there are free slots, and starts sending it.
     async fn start(&mut self) -> Result<(), StoreError> {
         let now = self.clock.now();
-        let free: BTreeMap<WebhookId, usize> = self
+        let free: BTreeMap<WebhookId, (usize, Admission)> = self
             .destinations
             .iter()
-            .map(|(id, destination)| (*id, destination.slots.available_permits()))
-            .filter(|(_, slots)| *slots > 0)
+            .map(|(id, served)| {
+                (*id, (served.slots.available_permits(), served.breaker.admits(now, served.is_busy())))
+            })
+            .filter(|(_, (slots, _))| *slots > 0)
             .collect();
         let due = outbox::next_due(self.store.db(), free.keys().copied()).await?;
+        let due: Vec<_> =
+            due.into_iter().map(|(id, due_at)| (id, self.next_for(id, &free, due_at, now))).collect();
         self.next_due = due.iter().map(|(_, due_at)| *due_at).min();
         if self.next_due.is_none_or(|due_at| due_at > now) {
             return Ok(());
         }
-        let mut claimed = Vec::new();
+        let (mut claimed, mut probes) = (Vec::new(), Vec::new());
         let claimed_at = Instant::now();
         let mut tx = self.store.begin().await?;
         for (id, _) in due.iter().filter(|(_, due_at)| *due_at <= now) {
-            let most = free.get(id).copied().unwrap_or_default();
-            claimed.extend(outbox::claim_due(&mut tx, *id, now, self.config.lease, most).await?);
+            let Some((most, admission)) = free.get(id).copied() else { continue };
+            let Some(served) = self.destinations.get_mut(id) else { continue };
+            let mut found = Vec::new();
+            if matches!(admission, Admission::Due | Admission::DueOrProbe) {
+                found = outbox::claim_due(&mut tx, *id, now, self.config.lease, most).await?;
+            }
+            if matches!(admission, Admission::Probe | Admission::DueOrProbe) {
+                served.breaker.probed(now);
+                if found.is_empty() {
+                    let probe =
+                        outbox::claim_any(&mut tx, *id, &served.cursor, now, self.config.lease).await?;
+                    served.cursor = probe.as_ref().map(|claimed| claimed.room_id.clone()).unwrap_or_default();
+                    probes.extend(probe);
+                }
+            }
+            claimed.extend(found);
         }
         tx.commit().await?;
-        self.load_and_spawn(claimed, claimed_at).await
+        // A probe is one delivery, so that its success is known at once.
+        self.load_and_spawn(probes, claimed_at, 1).await?;
+        self.load_and_spawn(claimed, claimed_at, self.config.per_run).await
+    }
+
+    /// When there may be something to send to a webhook whose first room is due at `due_at`.
+    fn next_for(
+        &self,
+        id: WebhookId,
+        free: &BTreeMap<WebhookId, (usize, Admission)>,
+        due_at: Timestamp,
+        now: Timestamp,
+    ) -> Timestamp {
+        let later = now.plus(self.config.poll);
+        let next = self.destinations.get(&id).and_then(|served| served.breaker.next(now));
+        match free.get(&id) {
+            Some((_, Admission::Probe | Admission::DueOrProbe)) => now,
+            Some((_, Admission::Due)) => due_at.min(next.unwrap_or(due_at)),
+            Some((_, Admission::Nothing)) | None => next.unwrap_or(later),
+        }
     }
 
     /// Loads and starts claimed queues, some at a time, so that the first calls do not wait for the last
     /// queue to be loaded.
-    async fn load_and_spawn(&mut self, claimed: Vec<Claimed>, claimed_at: Instant) -> Result<(), StoreError> {
+    async fn load_and_spawn(
+        &mut self,
+        claimed: Vec<Claimed>,
+        claimed_at: Instant,
+        most: usize,
+    ) -> Result<(), StoreError> {
         let mut outcome = Ok(());
         for queues in claimed.chunks(LOAD_TOGETHER) {
-            let loaded = if outcome.is_ok() { self.load(queues).await } else { Ok(None) };
+            let loaded = if outcome.is_ok() { self.load(queues, most).await } else { Ok(None) };
             let mut loaded = loaded.unwrap_or_else(|error| {
                 outcome = Err(error);
                 None
@@ -250,10 +302,11 @@ impl Dispatcher {
                     claimed,
                     deliveries: mem::take(deliveries),
                     hold,
-                    sink: Arc::clone(&destination.sink),
+                    sink: Arc::clone(&destination.settings.sink),
                     clock: Arc::clone(&self.clock),
                     stop: self.stop.clone(),
                     config: self.config,
+                    attempt_limit: destination.attempt_limit,
                     permit,
                 };
                 let task = self.runs.spawn(run.go()).id();
@@ -263,8 +316,8 @@ impl Dispatcher {
         outcome
     }
 
-    async fn load(&self, queues: &[Claimed]) -> Result<Option<Vec<Vec<Loaded>>>, StoreError> {
-        outbox::load(self.store.db(), self.store.seal()?, queues, self.config.per_run).await.map(Some)
+    async fn load(&self, queues: &[Claimed], most: usize) -> Result<Option<Vec<Vec<Loaded>>>, StoreError> {
+        outbox::load(self.store.db(), self.store.seal()?, queues, most).await.map(Some)
     }
 
     /// Waits until a run ends, there may be new work for free slots, or it is time to look; then takes the
@@ -306,22 +359,20 @@ impl Dispatcher {
     }
 
     /// Turns what came of a run into what is to be recorded.
-    fn keep(&mut self, report: Report) {
-        let progressed = report.attempts.iter().any(|attempt| attempt.delivered);
-        let before = if progressed { 0 } else { report.claimed.failures };
-        let now = self.clock.now();
-        let (failures, due_at) = match report.failure {
-            Some(failure) => {
-                let failures = before.saturating_add(1);
-                (failures, now.plus(retry::delay(failures, failure.asked, &mut self.rng)))
-            }
-            None => (before, now),
-        };
-        let Report { claimed, attempts, found_empty, permit, .. } = report;
-        if found_empty {
-            tracing::warn!(webhook.id = claimed.webhook_id.0, room.id = claimed.room_id, "nothing to send");
+    fn keep(&mut self, mut report: Report) {
+        let id = report.claimed.webhook_id;
+        let Some(served) = self.destinations.get_mut(&id) else { return };
+        if report.found_empty {
+            tracing::warn!(webhook.id = id.0, room.id = report.claimed.room_id, "nothing to send");
         }
-        self.finished.push((Finished { claimed, attempts, failures, found_empty, due_at }, permit));
+        let (finished, verdict) = served.judge(&mut report, self.clock.now(), &mut self.rng);
+        if verdict.recovered {
+            self.recovered.insert(id);
+        }
+        if verdict.gone {
+            self.gone.insert(id);
+        }
+        self.finished.push((finished, report.permit));
     }
 
     /// Records all outcomes at hand in one transaction.
@@ -330,20 +381,36 @@ impl Dispatcher {
             return Ok(());
         }
         let finished: Vec<Finished> = self.finished.iter().map(|(finished, _)| finished.clone()).collect();
+        let now = self.clock.now();
         let mut tx = self.store.begin().await?;
+        let mut disabled = Vec::new();
+        for id in &self.gone {
+            if webhooks::disable(&mut tx, *id, "gone", now).await? {
+                disabled.push(*id);
+            }
+        }
         let lost = outbox::finish(&mut tx, &finished).await?;
         if !self.config.keep_delivered {
             let done = finished.iter().flat_map(|outcome| &outcome.attempts);
-            let done = done.filter(|attempt| attempt.delivered).map(|attempt| attempt.delivery_id);
+            let done =
+                done.filter(|attempt| attempt.fate == Fate::Delivered).map(|attempt| attempt.delivery_id);
             retention::purge_delivered(&mut tx, done, self.clock.now()).await?;
         }
         tx.commit().await?;
+        self.gone.clear();
+        for served in disabled.iter().filter_map(|id| self.destinations.get(id)) {
+            tracing::error!(
+                webhook.name = served.settings.name,
+                "the webhook answered 410 and is disabled; its queue is kept. `coucou webhooks --enable NAME`, or \
+                 another URL, enables it"
+            );
+        }
         self.claims.settle(self.finished.iter().map(|(finished, _)| &finished.claimed));
         self.finished.clear();
         if lost > 0 {
             tracing::warn!(lost, "outcomes came after their lease; their deliveries are made once more");
         }
-        Ok(())
+        self.release().await
     }
 
     /// Lets what is in flight end, each run after its present attempt, and records it.

@@ -9,6 +9,7 @@
 mod claim;
 mod enqueue;
 mod finish;
+mod rescue;
 mod stats;
 
 #[cfg(test)]
@@ -16,5 +17,6 @@ pub(crate) mod tests;
 
 pub use claim::{Claimed, Loaded, claim_due, load, next_due, renew};
 pub use enqueue::{Queued, enqueue};
-pub use finish::{Attempted, Finished, finish};
-pub use stats::{Backlog, backlogs};
+pub use finish::{Attempted, Fate, Finished, finish};
+pub use rescue::{claim_any, failing, release, trim};
+pub use stats::{Backlog, backlogs, dead};

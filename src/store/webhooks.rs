@@ -3,6 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rand::CryptoRng;
 use secrecy::SecretString;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::{Db, Seal, StoreError, Tx, db::values};
@@ -35,6 +36,77 @@ pub async fn all(db: &Db) -> Result<Vec<(WebhookId, String)>, StoreError> {
     let rows: Vec<(i64, String)> =
         db.fetch_all("SELECT webhook_id, name FROM webhooks ORDER BY name", vec![]).await?;
     Ok(rows.into_iter().map(|(id, name)| (WebhookId(id), name)).collect())
+}
+
+/// A webhook that gets nothing until it is enabled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disabled {
+    /// The webhook.
+    pub webhook_id: WebhookId,
+    /// Its name in the settings.
+    pub name: String,
+    /// Since when.
+    pub at: Timestamp,
+    /// Why, one word: `gone`.
+    pub reason: String,
+}
+
+/// The webhooks that are disabled, by name.
+///
+/// # Errors
+/// When the database fails.
+pub async fn disabled(db: &Db) -> Result<Vec<Disabled>, StoreError> {
+    let rows: Vec<(i64, String, i64, Option<String>)> = db
+        .fetch_all(
+            "SELECT webhook_id, name, disabled_at, disabled_reason FROM webhooks \
+             WHERE disabled_at IS NOT NULL ORDER BY name",
+            vec![],
+        )
+        .await?;
+    let disabled = |(id, name, at, reason): (i64, String, i64, Option<String>)| Disabled {
+        webhook_id: WebhookId(id),
+        name,
+        at: Timestamp(at),
+        reason: reason.unwrap_or_default(),
+    };
+    Ok(rows.into_iter().map(disabled).collect())
+}
+
+/// Sends a webhook nothing more; its queue stays. Answers whether it was not disabled before.
+///
+/// # Errors
+/// When the database fails.
+pub async fn disable(tx: &mut Tx, id: WebhookId, reason: &str, now: Timestamp) -> Result<bool, StoreError> {
+    let sql = "UPDATE webhooks SET disabled_at = $2, disabled_reason = $3 \
+               WHERE webhook_id = $1 AND disabled_at IS NULL";
+    Ok(tx.execute(sql, values![id.0, now, reason]).await? > 0)
+}
+
+/// Sends a webhook what is queued, and what comes, again. Answers whether it was disabled.
+///
+/// # Errors
+/// When the database fails.
+pub async fn enable(tx: &mut Tx, id: WebhookId) -> Result<bool, StoreError> {
+    let sql = "UPDATE webhooks SET disabled_at = NULL, disabled_reason = NULL \
+               WHERE webhook_id = $1 AND disabled_at IS NOT NULL";
+    Ok(tx.execute(sql, values![id.0]).await? > 0)
+}
+
+/// Notes the address of a webhook; one that was disabled under another address is enabled. Answers whether that
+/// was so.
+///
+/// # Errors
+/// When the database fails.
+pub async fn at_address(tx: &mut Tx, id: WebhookId, url: &str) -> Result<bool, StoreError> {
+    // Not the address itself: receivers put tokens into it.
+    let digest: String = Sha256::digest(url).iter().map(|byte| format!("{byte:02x}")).collect();
+    let known: Option<(Option<String>,)> =
+        tx.fetch_optional("SELECT url_digest FROM webhooks WHERE webhook_id = $1", values![id.0]).await?;
+    if known.as_ref().is_some_and(|(known,)| known.as_ref() == Some(&digest)) {
+        return Ok(false);
+    }
+    tx.execute("UPDATE webhooks SET url_digest = $2 WHERE webhook_id = $1", values![id.0, digest]).await?;
+    enable(tx, id).await
 }
 
 /// The secret of a webhook whose settings give none: `whsec_` and base64, made at the first call and the

@@ -32,6 +32,10 @@ pub(crate) enum Answer {
     RetryAfter(u16, u32),
     /// With this status, so much later.
     Late(u16, Duration),
+    /// With this status and ten megabytes of `x`.
+    Large(u16),
+    /// With a redirect to itself.
+    Redirect,
     /// Never: the request is read and nothing said.
     Hang,
     /// Not at all: the connection is closed once the request is read.
@@ -45,6 +49,8 @@ pub(crate) struct Attempt {
     pub(crate) id: String,
     /// `webhook-timestamp`, in seconds.
     pub(crate) timestamp: i64,
+    /// All headers.
+    pub(crate) headers: HeaderMap,
     /// The body as it came.
     pub(crate) body: Bytes,
     /// The body's JSON.
@@ -234,7 +240,8 @@ async fn receive(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: By
     let (index, room_id, answer) = shared.note(&headers, body);
     let under_way = UnderWay { shared: &shared, room_id };
     let status = match answer {
-        Answer::Status(status) | Answer::RetryAfter(status, _) => status,
+        Answer::Status(status) | Answer::RetryAfter(status, _) | Answer::Large(status) => status,
+        Answer::Redirect => 302,
         Answer::Late(status, delay) => {
             tokio::time::sleep(delay).await;
             status
@@ -249,8 +256,15 @@ async fn receive(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: By
     shared.book.lock().unwrap().attempts[index].status = Some(status);
     drop(under_way);
     let mut response = StatusCode::from_u16(status).unwrap().into_response();
-    if let Answer::RetryAfter(_, seconds) = answer {
-        response.headers_mut().insert("retry-after", seconds.into());
+    match answer {
+        Answer::RetryAfter(_, seconds) => {
+            response.headers_mut().insert("retry-after", seconds.into());
+        }
+        Answer::Large(_) => *response.body_mut() = vec![b'x'; 10_000_000].into(),
+        Answer::Redirect => {
+            response.headers_mut().insert("location", "/hook".parse().unwrap());
+        }
+        _ => {}
     }
     response
 }
@@ -271,7 +285,8 @@ impl Shared {
             Value::Null
         });
         let timestamp = header("webhook-timestamp").parse().unwrap_or_default();
-        let attempt = Attempt { id, timestamp, body, payload, at: Instant::now(), status: None };
+        let headers = headers.clone();
+        let attempt = Attempt { id, timestamp, headers, body, payload, at: Instant::now(), status: None };
         let room_id = attempt.room_id().to_owned();
         let mut book = self.book.lock().unwrap();
         let index = book.attempts.len();

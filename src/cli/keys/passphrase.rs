@@ -61,7 +61,9 @@ fn bounded(from: impl Read) -> io::Result<String> {
 /// Refuses what is quickly guessed.
 pub(super) fn check_strength(passphrase: &SecretString) -> Result<()> {
     if passphrase.expose_secret().chars().count() < LEAST {
-        bail!("the passphrase is too short: {LEAST} characters at least, for example `openssl rand -base64 24`");
+        bail!(
+            "the passphrase is too short: {LEAST} characters at least, for example `openssl rand -base64 24`"
+        );
     }
     Ok(())
 }

@@ -19,6 +19,9 @@ fn message(id: &str, event: &str, room: &str, sequence: u64, message_type: Messa
         sender: user_id!("@a:example.org").to_owned(),
         origin_server_ts: START,
         replaces: None,
+        kind: None,
+        encrypted: false,
+        trust: None,
         payload: id.as_bytes().to_vec(),
     }
 }

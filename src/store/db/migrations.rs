@@ -38,6 +38,7 @@ migrations! {
     "0009_retention"
     "0010_key_requests"
     "0011_backups"
+    "0012_delivery"
     "0013_events_token"
 }
 

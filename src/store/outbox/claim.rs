@@ -20,8 +20,12 @@ pub struct Claimed {
     pub webhook_id: WebhookId,
     /// The room.
     pub room_id: String,
-    /// Failed attempts since the last success.
+    /// Failed attempts of the schedule since the last success.
     pub failures: u32,
+    /// When the next attempt counts as one of the schedule's.
+    pub scheduled_at: Timestamp,
+    /// Until when the receiver asked to be left alone with this room.
+    pub hold_until: Timestamp,
     /// Proves the claim when its outcome is recorded.
     pub(super) token: i64,
 }
@@ -41,9 +45,11 @@ pub struct Loaded {
 
 pub(super) const NEXT_DUE: &str = "SELECT v.column1, \
          (SELECT MIN(q.due_at) FROM room_queues AS q WHERE q.webhook_id = v.column1 AND q.pending_count > 0) \
-     FROM (VALUES {rows}) AS v";
+     FROM (VALUES {rows}) AS v \
+     JOIN webhooks AS w ON w.webhook_id = v.column1 AND w.disabled_at IS NULL";
 
-/// The webhooks among these that have something pending, each with the time at which it is next due.
+/// The webhooks among these that have something pending, each with the time at which it is next due; those that are
+/// disabled left out.
 ///
 /// A cheap look before a claim, which is a write.
 ///
@@ -66,8 +72,24 @@ pub(super) const CLAIM: Locking = locking!(
     "FOR UPDATE SKIP LOCKED",
     ") UPDATE room_queues SET due_at = $3, lease_until = $3, lease_token = room_queues.lease_token + 1 \
      FROM due WHERE room_queues.webhook_id = due.webhook_id AND room_queues.room_id = due.room_id \
-     RETURNING room_queues.room_id, room_queues.failures, room_queues.lease_token"
+     RETURNING room_queues.room_id, room_queues.failures, room_queues.scheduled_at, \
+         room_queues.hold_until, room_queues.lease_token"
 );
+
+/// Room, failures, scheduled_at, hold_until, token.
+pub(super) type ClaimRow = (String, i64, i64, i64, i64);
+
+pub(super) fn claimed(webhook_id: WebhookId, row: ClaimRow) -> Claimed {
+    let (room_id, failures, scheduled_at, hold_until, token) = row;
+    Claimed {
+        webhook_id,
+        room_id,
+        failures: u32::try_from(failures).unwrap_or(u32::MAX),
+        scheduled_at: Timestamp(scheduled_at),
+        hold_until: Timestamp(hold_until),
+        token,
+    }
+}
 
 /// Claims up to `most` queues of a webhook that are due, the longest due first, until `now` plus `lease`.
 ///
@@ -84,15 +106,8 @@ pub async fn claim_due(
 ) -> Result<Vec<Claimed>, StoreError> {
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     let sql = tx.text(CLAIM);
-    let rows: Vec<(String, i64, i64)> =
-        tx.fetch_all(sql, values![webhook_id.0, now, now.plus(lease), most]).await?;
-    let claimed = |(room_id, failures, token)| Claimed {
-        webhook_id,
-        room_id,
-        failures: u32::try_from(failures).unwrap_or(u32::MAX),
-        token,
-    };
-    Ok(rows.into_iter().map(claimed).collect())
+    let rows: Vec<ClaimRow> = tx.fetch_all(sql, values![webhook_id.0, now, now.plus(lease), most]).await?;
+    Ok(rows.into_iter().map(|row| claimed(webhook_id, row)).collect())
 }
 
 pub(super) const RENEW: Locking = locking!(

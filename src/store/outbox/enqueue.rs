@@ -8,8 +8,10 @@ use super::super::{StoreError, Tx, db::values};
 use crate::{clock::Timestamp, model::WebhookId};
 
 /// A stored message that is to be delivered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Queued<'a> {
+    /// The webhooks that are told of it.
+    pub webhooks: Vec<WebhookId>,
     /// The message's id, which becomes the `webhook-id` of its deliveries.
     pub message_id: &'a str,
     /// The room whose order it keeps.
@@ -18,7 +20,7 @@ pub struct Queued<'a> {
     pub sequence: i64,
 }
 
-/// Adds a delivery of every message for every webhook, in the transaction that stores the messages.
+/// Adds a delivery of every message for each of its webhooks, in the transaction that stores the messages.
 ///
 /// Call it once in a transaction and near its end: it locks the queues' rows, in the one order that keeps
 /// it from deadlocking with [`finish`](super::finish()), and a dispatcher that wants to record an outcome for one of them
@@ -26,18 +28,13 @@ pub struct Queued<'a> {
 ///
 /// # Errors
 /// When the database fails, or a message has a delivery for that webhook already.
-pub async fn enqueue(
-    tx: &mut Tx,
-    webhooks: &[WebhookId],
-    messages: &[Queued<'_>],
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let mut deliveries = Vec::with_capacity(webhooks.len() * messages.len());
+pub async fn enqueue(tx: &mut Tx, messages: &[Queued<'_>], now: Timestamp) -> Result<(), StoreError> {
+    let mut deliveries = Vec::with_capacity(messages.iter().map(|message| message.webhooks.len()).sum());
     // Sorted by its keys: every writer locks the rows of room_queues in this order.
     let mut counts = BTreeMap::<(i64, &str), i64>::new();
     for message in messages {
         let room_id = message.room_id.as_str();
-        for webhook in webhooks {
+        for webhook in &message.webhooks {
             deliveries.push(values![webhook.0, message.message_id, room_id, message.sequence]);
             *counts.entry((webhook.0, room_id)).or_default() += 1;
         }

@@ -13,15 +13,44 @@ use super::{
 };
 use crate::{clock::Timestamp, model::DeliveryId};
 
-/// An attempt that was made.
+/// What an attempt leaves a delivery as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The webhook took it.
+    Delivered,
+    /// It is to be tried again.
+    Pending,
+    /// It is given up, kept for a person to look at or send again.
+    Dead,
+}
+
+impl Fate {
+    /// The name in the table.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Pending => "pending",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// An attempt that was made, or could not even be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempted {
     /// The delivery.
     pub delivery_id: DeliveryId,
-    /// Whether the webhook took it.
-    pub delivered: bool,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// Whether something was sent.
+    pub sent: bool,
     /// The HTTP status, when there was an answer.
     pub status: Option<u16>,
+    /// Why it failed, one word.
+    pub error: Option<&'static str>,
+    /// How long it took, milliseconds.
+    pub duration_ms: u64,
     /// When the attempt ended.
     pub at: Timestamp,
 }
@@ -33,8 +62,12 @@ pub struct Finished {
     pub claimed: Claimed,
     /// The attempts that were made.
     pub attempts: Vec<Attempted>,
-    /// Failed attempts since the last success.
+    /// Failed attempts of the schedule since the last success.
     pub failures: u32,
+    /// When the next attempt counts as one of the schedule's.
+    pub scheduled_at: Timestamp,
+    /// Until when the receiver asked to be left alone with this room.
+    pub hold_until: Timestamp,
     /// Whether nothing was found to send, although the queue's count says that there is something.
     pub found_empty: bool,
     /// When the rest of the queue, if there is one, is to be sent.
@@ -50,18 +83,22 @@ pub(super) const LOCK: Locking = locking!(
 );
 
 pub(super) const ATTEMPTED: &str = "UPDATE deliveries \
-     SET state = v.column2, attempts = attempts + 1, last_status = v.column3, finished_at = v.column4 \
+     SET state = v.column2, attempts = attempts + v.column3, last_status = v.column4, \
+         last_error = v.column5, last_duration_ms = v.column6, last_attempt_at = v.column7, \
+         finished_at = v.column8 \
      FROM (VALUES {rows}) AS v WHERE delivery_id = v.column1 AND state = 'pending'";
 
 pub(super) const SETTLE: &str = "UPDATE room_queues \
      SET pending_count = CASE WHEN pending_count > v.column3 THEN pending_count - v.column3 ELSE 0 END, \
-         due_at = v.column4, failures = v.column5, lease_until = 0, lease_token = lease_token + 1 \
+         due_at = v.column4, failures = v.column5, scheduled_at = v.column6, hold_until = v.column7, \
+         lease_until = 0, lease_token = lease_token + 1 \
      FROM (VALUES {rows}) AS v WHERE webhook_id = v.column1 AND room_id = v.column2";
 
 pub(super) const RECOUNT: &str = "UPDATE room_queues SET pending_count = ( \
          SELECT COUNT(*) FROM deliveries AS d WHERE d.webhook_id = v.column1 AND d.room_id = v.column2 \
              AND d.state = 'pending'), \
-         due_at = v.column3, failures = v.column4, lease_until = 0, lease_token = lease_token + 1 \
+         due_at = v.column4, failures = v.column5, scheduled_at = v.column6, hold_until = v.column7, \
+         lease_until = 0, lease_token = lease_token + 1 \
      FROM (VALUES {rows}) AS v WHERE webhook_id = v.column1 AND room_id = v.column2";
 
 /// Records the outcomes of claimed queues and gives the queues back. Each queue may appear once.
@@ -90,33 +127,34 @@ pub async fn finish(tx: &mut Tx, finished: &[Finished]) -> Result<usize, StoreEr
     // changed the tables by hand: count again, which is safe while the queues' rows are locked.
     let (sound, odd): (Vec<&Finished>, Vec<&Finished>) =
         held.iter().partition(|outcome| touched == attempted && !outcome.found_empty);
-    tx.execute_many(SETTLE, vec![], sound.iter().map(|outcome| settle_row(outcome)).collect()).await?;
-    tx.execute_many(RECOUNT, vec![], odd.iter().map(|outcome| recount_row(outcome)).collect()).await?;
+    tx.execute_many(SETTLE, vec![], sound.iter().map(|outcome| queue_row(outcome)).collect()).await?;
+    tx.execute_many(RECOUNT, vec![], odd.iter().map(|outcome| queue_row(outcome)).collect()).await?;
     Ok(finished.len() - held.len())
 }
 
 fn attempt_row(attempt: &Attempted) -> Values {
-    let state = if attempt.delivered { "delivered" } else { "pending" };
-    let finished_at = attempt.delivered.then_some(attempt.at);
-    values![attempt.delivery_id.0, state, attempt.status.map(i64::from), finished_at]
-}
-
-fn settle_row(outcome: &Finished) -> Values {
-    let delivered = outcome.attempts.iter().filter(|attempt| attempt.delivered).count();
+    let finished_at = (attempt.fate != Fate::Pending).then_some(attempt.at);
     values![
-        outcome.claimed.webhook_id.0,
-        outcome.claimed.room_id.as_str(),
-        i64::try_from(delivered).unwrap_or(i64::MAX),
-        outcome.due_at,
-        i64::from(outcome.failures),
+        attempt.delivery_id.0,
+        attempt.fate.as_str(),
+        i64::from(attempt.sent),
+        attempt.status.map(i64::from),
+        attempt.error,
+        i64::try_from(attempt.duration_ms).unwrap_or(i64::MAX),
+        attempt.at,
+        finished_at,
     ]
 }
 
-fn recount_row(outcome: &Finished) -> Values {
+fn queue_row(outcome: &Finished) -> Values {
+    let done = outcome.attempts.iter().filter(|attempt| attempt.fate != Fate::Pending).count();
     values![
         outcome.claimed.webhook_id.0,
         outcome.claimed.room_id.as_str(),
+        i64::try_from(done).unwrap_or(i64::MAX),
         outcome.due_at,
         i64::from(outcome.failures),
+        outcome.scheduled_at,
+        outcome.hold_until,
     ]
 }

@@ -36,3 +36,15 @@ pub async fn backlogs(db: &Db) -> Result<Vec<Backlog>, StoreError> {
     };
     Ok(rows.into_iter().map(backlog).collect())
 }
+
+pub(super) const DEAD: &str =
+    "SELECT webhook_id, COUNT(*) FROM deliveries WHERE state = 'dead' GROUP BY webhook_id";
+
+/// How many deliveries are given up, by webhook.
+///
+/// # Errors
+/// When the database fails.
+pub async fn dead(db: &Db) -> Result<Vec<(WebhookId, u64)>, StoreError> {
+    let rows: Vec<(i64, i64)> = db.fetch_all(DEAD, vec![]).await?;
+    Ok(rows.into_iter().map(|(id, count)| (WebhookId(id), u64::try_from(count).unwrap_or(0))).collect())
+}

@@ -50,12 +50,13 @@ pub(crate) async fn put(store: &Store, webhooks: &[WebhookId], numbers: &[(&str,
         .iter()
         .zip(&ids)
         .map(|((room, sequence), id)| Queued {
+            webhooks: webhooks.to_vec(),
             message_id: id,
             room_id: <&RoomId>::try_from(*room).unwrap(),
             sequence: *sequence,
         })
         .collect();
-    enqueue(&mut tx, webhooks, &queued, now).await.unwrap();
+    enqueue(&mut tx, &queued, now).await.unwrap();
     tx.commit().await.unwrap();
 }
 
@@ -78,9 +79,25 @@ async fn record(store: &Store, finished: &[Finished]) -> usize {
 fn delivered(claimed: &Claimed, loaded: &[Loaded], at: Timestamp) -> Finished {
     let attempts = loaded
         .iter()
-        .map(|one| Attempted { delivery_id: one.delivery_id, delivered: true, status: Some(200), at })
+        .map(|one| Attempted {
+            delivery_id: one.delivery_id,
+            fate: Fate::Delivered,
+            sent: true,
+            status: Some(200),
+            error: None,
+            duration_ms: 12,
+            at,
+        })
         .collect();
-    Finished { claimed: claimed.clone(), attempts, failures: 0, found_empty: loaded.is_empty(), due_at: at }
+    Finished {
+        claimed: claimed.clone(),
+        attempts,
+        failures: 0,
+        scheduled_at: Timestamp(0),
+        hold_until: Timestamp(0),
+        found_empty: loaded.is_empty(),
+        due_at: at,
+    }
 }
 
 fn ids(loaded: &[Loaded]) -> Vec<&str> {
@@ -185,7 +202,7 @@ async fn a_failed_queue_waits_and_new_messages_wait_with_it() {
         let loaded = load(store.db(), store.seal().unwrap(), &claimed, 3).await.unwrap();
         let due_at = START.plus(Duration::from_secs(30));
         let mut outcome = delivered(&claimed[0], &loaded[0], START);
-        outcome.attempts[0].delivered = false;
+        outcome.attempts[0].fate = Fate::Pending;
         outcome.attempts[0].status = Some(500);
         (outcome.failures, outcome.due_at) = (1, due_at);
         assert_eq!(record(store, &[outcome]).await, 0);
@@ -388,7 +405,12 @@ async fn statements_use_the_indexes() {
         let claim_sql = tx.text(super::claim::CLAIM);
         let renew_sql = tx.text(super::claim::RENEW);
         let lock_sql = tx.text(super::finish::LOCK);
-        let attempt = |n: i64| values![n, "delivered", Some(200_i64), Some(START)];
+        let attempt = |n: i64| {
+            let none: Option<&str> = None;
+            values![n, "delivered", 1_i64, Some(200_i64), none, 12_i64, START, Some(START)]
+        };
+        let any_sql = tx.text(super::rescue::CLAIM_ANY);
+        let release_sql = tx.text(super::rescue::RELEASE);
         let plans = [
             tx.explain(super::claim::NEXT_DUE, vec![], vec![values![main.0]]).await,
             tx.explain(claim_sql, values![main.0, START, START, 64_i64], vec![]).await,
@@ -396,8 +418,12 @@ async fn statements_use_the_indexes() {
             tx.explain(lock_sql, vec![], rooms(&[1])).await,
             tx.explain(renew_sql, values![START], rooms(&[1])).await,
             tx.explain(super::finish::ATTEMPTED, vec![], (0..64).map(attempt).collect()).await,
-            tx.explain(super::finish::SETTLE, vec![], rooms(&[1, 1, 1])).await,
-            tx.explain(super::finish::RECOUNT, vec![], rooms(&[1, 1])).await,
+            tx.explain(super::finish::SETTLE, vec![], rooms(&[1, 1, 1, 1, 1])).await,
+            tx.explain(super::finish::RECOUNT, vec![], rooms(&[1, 1, 1, 1, 1])).await,
+            tx.explain(any_sql, values![main.0, START, START, "!5:x"], vec![]).await,
+            tx.explain(release_sql, values![main.0, START], vec![]).await,
+            tx.explain(super::rescue::FAILING, vec![], vec![values![main.0]]).await,
+            tx.explain(super::stats::DEAD, vec![], vec![]).await,
             tx.explain(super::stats::BACKLOGS, vec![], vec![]).await,
         ];
         let tables = ["deliveries", "room_queues", "messages"];

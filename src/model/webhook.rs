@@ -1,0 +1,131 @@
+use std::time::Duration;
+
+use super::{Direction, MessageType, Pattern, Trust, WebhookId};
+
+/// Which messages a webhook is told of. A part that is empty lets everything pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Networks.
+    pub networks: Vec<Pattern>,
+    /// Room ids.
+    pub rooms: Vec<Pattern>,
+    /// User ids of senders.
+    pub senders: Vec<Pattern>,
+    /// In or out.
+    pub directions: Vec<Direction>,
+    /// Kinds of content, of [`Filter::KINDS`].
+    pub kinds: Vec<String>,
+    /// Types of events.
+    pub types: Vec<MessageType>,
+    /// What is known of the encrypting device; `None` is a message of which nothing is.
+    pub trust: Vec<Option<Trust>>,
+    /// Only what was end-to-end encrypted.
+    pub encrypted_only: bool,
+}
+
+impl Filter {
+    /// The kinds of content there are.
+    pub const KINDS: [&str; 18] = [
+        "text",
+        "notice",
+        "emote",
+        "image",
+        "video",
+        "audio",
+        "voice",
+        "file",
+        "sticker",
+        "location",
+        "poll",
+        "poll_response",
+        "poll_end",
+        "call",
+        "reaction",
+        "redaction",
+        "redacted",
+        "unknown",
+    ];
+}
+
+/// A webhook, as far as it matters when a message is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The webhook.
+    pub webhook_id: WebhookId,
+    /// What it is told of.
+    pub filter: Filter,
+}
+
+/// How much of a message a webhook is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// All.
+    #[default]
+    Full,
+    /// Who wrote what kind of thing where and when, but not what.
+    Metadata,
+}
+
+/// What the body of a delivery looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// `type`, `timestamp`, `version` and `data`.
+    #[default]
+    Standard,
+    /// A [CloudEvents 1.0](https://cloudevents.io) event in structured JSON.
+    CloudEvents,
+}
+
+/// The waits after failed attempts: the first after the first failure, and so on. There is one attempt more than
+/// there are waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule(Vec<Duration>);
+
+impl Schedule {
+    /// The most waits that a schedule may have.
+    pub const MOST: usize = 100;
+
+    /// A schedule of these waits; none means a single attempt.
+    #[must_use]
+    pub fn new(waits: Vec<Duration>) -> Self {
+        Self(waits)
+    }
+
+    /// How long to wait after `failures` failed attempts; `None` when there is no further one.
+    #[must_use]
+    pub fn wait(&self, failures: u32) -> Option<Duration> {
+        let at = usize::try_from(failures.saturating_sub(1)).unwrap_or(usize::MAX);
+        self.0.get(at).copied()
+    }
+
+    /// The waits.
+    #[must_use]
+    pub fn waits(&self) -> &[Duration] {
+        &self.0
+    }
+}
+
+impl Default for Schedule {
+    /// What [Standard Webhooks](https://www.standardwebhooks.com) recommends: ten attempts in about three days.
+    fn default() -> Self {
+        let hours = [2, 5, 10, 14, 20, 24].into_iter().map(Duration::from_hours);
+        let first = [Duration::from_secs(5), Duration::from_mins(5), Duration::from_mins(30)];
+        Self(first.into_iter().chain(hours).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_standard_schedule_has_ten_attempts_in_about_three_days() {
+        let schedule = Schedule::default();
+        assert_eq!(schedule.waits().len(), 9);
+        let total: Duration = schedule.waits().iter().sum();
+        assert!(total > Duration::from_hours(74) && total < Duration::from_hours(76), "{total:?}");
+        assert_eq!(schedule.wait(1), Some(Duration::from_secs(5)));
+        assert_eq!(schedule.wait(9), Some(Duration::from_hours(24)));
+        assert_eq!((schedule.wait(10), schedule.wait(u32::MAX)), (None, None));
+    }
+}

@@ -1,0 +1,146 @@
+//! What a webhook as a whole needs: probes while it fails, release when it is back, a bound while it is disabled.
+//!
+//! Each of these can run twice, or not at all: the queues' own schedules go on in any case.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{
+    super::{
+        Db, StoreError, Tx,
+        db::{Locking, locking, values},
+    },
+    Claimed,
+    claim::{ClaimRow, claimed},
+};
+use crate::{clock::Timestamp, model::WebhookId};
+
+pub(super) const CLAIM_ANY: Locking = locking!(
+    "WITH next AS MATERIALIZED ( \
+         SELECT webhook_id, room_id FROM room_queues \
+         WHERE webhook_id = $1 AND room_id > $4 AND pending_count > 0 AND lease_until <= $2 \
+             AND hold_until <= $2 ORDER BY room_id LIMIT 1",
+    "FOR UPDATE SKIP LOCKED",
+    ") UPDATE room_queues SET due_at = $3, lease_until = $3, lease_token = room_queues.lease_token + 1 \
+     FROM next WHERE room_queues.webhook_id = next.webhook_id AND room_queues.room_id = next.room_id \
+     RETURNING room_queues.room_id, room_queues.failures, room_queues.scheduled_at, \
+         room_queues.hold_until, room_queues.lease_token"
+);
+
+/// Claims the next queue after the room `after`, and then from the first, whether it is due or not: to see
+/// whether the webhook takes anything. One that the receiver asked to be left alone with is left alone.
+///
+/// # Errors
+/// When the database fails.
+pub async fn claim_any(
+    tx: &mut Tx,
+    webhook_id: WebhookId,
+    after: &str,
+    now: Timestamp,
+    lease: Duration,
+) -> Result<Option<Claimed>, StoreError> {
+    let sql = tx.text(CLAIM_ANY);
+    for after in [after, ""] {
+        let row: Option<ClaimRow> =
+            tx.fetch_optional(sql, values![webhook_id.0, now, now.plus(lease), after]).await?;
+        if let Some(row) = row {
+            return Ok(Some(claimed(webhook_id, row)));
+        }
+    }
+    Ok(None)
+}
+
+pub(super) const RELEASE: Locking = locking!(
+    "WITH late AS MATERIALIZED ( \
+         SELECT webhook_id, room_id FROM room_queues \
+         WHERE webhook_id = $1 AND pending_count > 0 AND due_at > $2 AND lease_until <= $2",
+    // The order in which all others lock them.
+    "ORDER BY room_id COLLATE \"C\" FOR UPDATE",
+    ") UPDATE room_queues SET due_at = CASE WHEN hold_until > $2 THEN hold_until ELSE $2 END \
+     FROM late WHERE room_queues.webhook_id = late.webhook_id AND room_queues.room_id = late.room_id"
+);
+
+/// Makes the queues of a webhook due that wait for their next attempt; their schedules stay. Answers how many.
+///
+/// # Errors
+/// When the database fails.
+pub async fn release(tx: &mut Tx, webhook_id: WebhookId, now: Timestamp) -> Result<u64, StoreError> {
+    let sql = tx.text(RELEASE);
+    tx.execute(sql, values![webhook_id.0, now]).await
+}
+
+pub(super) const FAILING: &str = "SELECT v.column1 FROM (VALUES {rows}) AS v WHERE EXISTS ( \
+         SELECT 1 FROM room_queues AS q \
+         WHERE q.webhook_id = v.column1 AND q.pending_count > 0 AND q.failures > 0)";
+
+/// Those of these webhooks with rooms whose last attempt failed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn failing(
+    db: &Db,
+    webhooks: impl IntoIterator<Item = WebhookId>,
+) -> Result<Vec<WebhookId>, StoreError> {
+    let rows = webhooks.into_iter().map(|id| values![id.0]).collect();
+    let found: Vec<(i64,)> = db.fetch_many(FAILING, vec![], rows).await?;
+    Ok(found.into_iter().map(|(id,)| WebhookId(id)).collect())
+}
+
+/// The most deliveries that one call of [`trim`] gives up.
+const TRIM_TOGETHER: i64 = 1000;
+
+const LOCK_ROOMS: Locking = locking!(
+    "SELECT q.room_id FROM room_queues AS q JOIN (VALUES {rows}) AS v \
+         ON q.webhook_id = $1 AND q.room_id = v.column1",
+    "ORDER BY q.room_id COLLATE \"C\" FOR UPDATE OF q",
+    ""
+);
+
+/// Gives up the oldest deliveries of a disabled webhook beyond `most`: they are dead from then on, for
+/// `queue_full`, not gone. Answers how many.
+///
+/// # Errors
+/// When the database fails.
+pub async fn trim(tx: &mut Tx, webhook_id: WebhookId, most: u64, now: Timestamp) -> Result<u64, StoreError> {
+    let pending: Option<(i64,)> = tx
+        .fetch_optional(
+            "SELECT CAST(COALESCE(SUM(pending_count), 0) AS BIGINT) FROM room_queues \
+             WHERE webhook_id = $1 AND pending_count > 0",
+            values![webhook_id.0],
+        )
+        .await?;
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let excess = pending.map_or(0, |(count,)| count).saturating_sub(most).min(TRIM_TOGETHER);
+    if excess <= 0 {
+        return Ok(0);
+    }
+    let oldest: Vec<(i64, String)> = tx
+        .fetch_all(
+            "SELECT delivery_id, room_id FROM deliveries WHERE webhook_id = $1 AND state = 'pending' \
+             ORDER BY delivery_id LIMIT $2",
+            values![webhook_id.0, excess],
+        )
+        .await?;
+    let rooms: BTreeSet<&str> = oldest.iter().map(|(_, room)| room.as_str()).collect();
+    let rooms =
+        |columns: &dyn Fn(&str) -> super::super::db::Values| rooms.iter().map(|room| columns(room)).collect();
+    let sql = tx.text(LOCK_ROOMS);
+    let _: Vec<(String,)> = tx.fetch_many(sql, values![webhook_id.0], rooms(&|room| values![room])).await?;
+    let given_up = tx
+        .execute_many(
+            "UPDATE deliveries SET state = 'dead', last_error = 'queue_full', finished_at = $1 \
+             FROM (VALUES {rows}) AS v WHERE delivery_id = v.column1 AND state = 'pending'",
+            values![now],
+            oldest.iter().map(|(id, _)| values![*id]).collect(),
+        )
+        .await?;
+    tx.execute_many(
+        "UPDATE room_queues SET pending_count = ( \
+             SELECT COUNT(*) FROM deliveries AS d WHERE d.webhook_id = room_queues.webhook_id \
+                 AND d.room_id = room_queues.room_id AND d.state = 'pending') \
+         FROM (VALUES {rows}) AS v WHERE webhook_id = $1 AND room_id = v.column1",
+        values![webhook_id.0],
+        rooms(&|room| values![room]),
+    )
+    .await?;
+    Ok(given_up)
+}
