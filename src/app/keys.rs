@@ -421,6 +421,8 @@ async fn read_status(store: &Store, most: Option<usize>) -> Result<Status, KeysE
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, prelude::BASE64_STANDARD_NO_PAD};
+
     use super::*;
 
     #[tokio::test]
@@ -443,7 +445,6 @@ mod tests {
         assert!(matches!(open(cut, "right").await, Err(KeysError::Damaged)));
         let hours = encrypt_room_key_export(&[], "right", 1).unwrap();
         let body = hours.lines().nth(1).unwrap().to_owned();
-        use base64::{Engine as _, prelude::BASE64_STANDARD_NO_PAD};
         let mut bytes = BASE64_STANDARD_NO_PAD.decode(body).unwrap();
         bytes[33..37].copy_from_slice(&u32::MAX.to_be_bytes());
         let hours = [head, &BASE64_STANDARD_NO_PAD.encode(bytes), foot].join("\n");

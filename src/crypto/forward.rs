@@ -133,7 +133,7 @@ pub(super) struct From<'a> {
 /// Why not.
 pub(super) fn judge(
     us: Us<'_>,
-    from: From<'_>,
+    from: &From<'_>,
     asked: &[KeyRequest],
     event: &DecryptedForwardedRoomKeyEvent,
 ) -> Result<(), Refusal> {
@@ -236,7 +236,7 @@ impl Engine {
         let keys = device.as_ref().and_then(|device| Some((device.curve25519_key()?, device.ed25519_key()?)));
         let us = Us { user_id: &self.account().user_id, ed25519: own.ed25519 };
         let from = From { sender: &envelope.sender, sender_key, device: keys };
-        if let Err(why) = judge(us, from, asked, &event) {
+        if let Err(why) = judge(us, &from, asked, &event) {
             return Ok(Some(Err(why)));
         }
         let (Some(device), Ok(exported)) = (device, ExportedRoomKey::try_from(event.content)) else {

@@ -154,7 +154,7 @@ impl Worker {
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let seen = Seen::default();
         let (look_at, imports) = (since, Imports::default());
-        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows, look_at, imports })
+        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows, imports, look_at })
     }
 
     /// Runs until told to stop.

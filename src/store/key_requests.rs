@@ -40,6 +40,9 @@ pub struct KeyRequest {
     pub tries: i64,
 }
 
+/// Room, session, bridge bot, event id, event.
+type WantedRow = (String, String, Option<String>, String, Vec<u8>);
+
 type RequestRow = (i64, String, String, String, String, String, String, i64);
 
 fn request(row: RequestRow) -> KeyRequest {
@@ -53,7 +56,7 @@ fn request(row: RequestRow) -> KeyRequest {
 /// # Errors
 /// When the database fails or an event does not open.
 pub async fn wanted(db: &Db, seal: &Seal, most: i64) -> Result<Vec<Wanted>, StoreError> {
-    let rows: Vec<(String, String, Option<String>, String, Vec<u8>)> = db
+    let rows: Vec<WantedRow> = db
         .fetch_all(
             "SELECT e.room_id, e.session_id, r.bridge_bot, e.event_id, e.event FROM pending_events e \
              JOIN rooms r ON r.room_id = e.room_id \

@@ -314,12 +314,15 @@ pub struct Stuck {
     pub since: Timestamp,
 }
 
+/// Room, session, reason, count, event id, first time, last position.
+type StuckRow = (String, Option<String>, String, i64, String, i64, i64);
+
 /// What the ledger holds, by session and reason, the newest first.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn stuck(db: &Db, most: i64) -> Result<Vec<Stuck>, StoreError> {
-    let rows: Vec<(String, Option<String>, String, i64, String, i64, i64)> = db
+    let rows: Vec<StuckRow> = db
         .fetch_all(
             "SELECT room_id, session_id, reason, COUNT(*), MIN(event_id), MIN(received_at), MAX(position) \
              FROM pending_events WHERE state = 'ledger' GROUP BY room_id, session_id, reason \

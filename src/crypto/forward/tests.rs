@@ -281,7 +281,7 @@ async fn a_key_that_was_asked_for_is_taken_and_known_to_be_its_makers() {
         scene.ask(&bridge, &key.session_id).await;
         let forward = bridge.forward(&mut scene, &session, 0, |_| ());
         let event = say(&bridge, &mut session);
-        assert_eq!(scene.receive(forward.clone()).await, [key.clone()]);
+        assert_eq!(scene.receive(forward.clone()).await, std::slice::from_ref(&key));
         let Decrypted::Clear(clear) = scene.engine.decrypt(&key, &Raw::from_json(event)).await.unwrap()
         else {
             panic!("it does not decrypt")

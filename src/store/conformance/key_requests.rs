@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use ruma::{room_id, user_id};
 
 use super::*;
@@ -86,12 +88,12 @@ async fn what_a_key_can_mend_is_asked_for_once() {
 
         let mut tx = store.begin().await.unwrap();
         let request = request_for(account, "missing");
-        plan(&mut tx, std::slice::from_ref(&request), START, START).await.unwrap();
-        plan(&mut tx, std::slice::from_ref(&request), START, Timestamp(0)).await.unwrap();
+        plan(&mut tx, from_ref(&request), START, START).await.unwrap();
+        plan(&mut tx, from_ref(&request), START, Timestamp(0)).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(wanted(super::wanted(db, seal, 10).await.unwrap()), expected[..3]);
         assert_eq!(due(db, Timestamp(START.0 - 1), 10).await.unwrap(), [], "it keeps its turn");
-        assert_eq!(due(db, START, 10).await.unwrap(), [request.clone()]);
+        assert_eq!(due(db, START, 10).await.unwrap(), from_ref(&request));
         assert_eq!(asked(db, account, "@bridge:example.org", "curve").await.unwrap(), [], "not sent yet");
 
         let later = Timestamp(START.0 + 60_000);
@@ -101,7 +103,7 @@ async fn what_a_key_can_mend_is_asked_for_once() {
         tx.commit().await.unwrap();
         assert_eq!(due(db, START, 10).await.unwrap(), []);
         let sent = KeyRequest { tries: 1, request_id: "r2".to_owned(), ..request.clone() };
-        assert_eq!(asked(db, account, "@bridge:example.org", "curve").await.unwrap(), [sent.clone()]);
+        assert_eq!(asked(db, account, "@bridge:example.org", "curve").await.unwrap(), from_ref(&sent));
         for (user, key) in [("@bridge:example.org", "other"), ("@mallory:example.org", "curve")] {
             assert_eq!(asked(db, account, user, key).await.unwrap(), []);
         }
@@ -120,7 +122,7 @@ async fn what_a_key_can_mend_is_asked_for_once() {
         let mut tx = store.begin().await.unwrap();
         pending::delete(&mut tx, &["$1", "$2"]).await.unwrap();
         tx.commit().await.unwrap();
-        assert_eq!(settled(db, 10).await.unwrap(), [sent.clone()]);
+        assert_eq!(settled(db, 10).await.unwrap(), from_ref(&sent));
         let mut tx = store.begin().await.unwrap();
         delete(&mut tx, &sent).await.unwrap();
         tx.commit().await.unwrap();

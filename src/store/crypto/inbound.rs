@@ -148,6 +148,9 @@ pub struct Overview {
     pub last_at: Option<Timestamp>,
 }
 
+/// Sessions, rooms, backed up, first, last.
+type OverviewRow = (i64, i64, i64, Option<i64>, Option<i64>);
+
 /// An account's sessions in figures.
 ///
 /// # Errors
@@ -155,8 +158,7 @@ pub struct Overview {
 pub async fn overview(db: &Db, account: AccountId) -> Result<Overview, StoreError> {
     let sql = "SELECT COUNT(*), COUNT(DISTINCT room_id), COUNT(CASE WHEN backed_up = 1 THEN 1 END), \
                MIN(created_at), MAX(created_at) FROM megolm_inbound_sessions WHERE account_id = $1";
-    let row: Option<(i64, i64, i64, Option<i64>, Option<i64>)> =
-        db.fetch_optional(sql, values![account.0]).await?;
+    let row: Option<OverviewRow> = db.fetch_optional(sql, values![account.0]).await?;
     let (sessions, rooms, backed_up, first, last) = row.unwrap_or_default();
     let number = |number: i64| u64::try_from(number).unwrap_or(0);
     Ok(Overview {
