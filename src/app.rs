@@ -6,6 +6,7 @@
 //! schema that does not fit, a device that belongs to another store.
 
 mod commands;
+pub mod keys;
 mod leader;
 mod outage;
 mod recovery;
@@ -22,7 +23,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rand::{SeedableRng, rngs::StdRng};
@@ -35,11 +36,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{SharedClock, SystemClock},
-    config::{self, Config},
-    crypto::CryptoError,
+    config::{self, Config, NewBridges},
+    crypto::{CryptoError, trust},
     homeserver::{Homeserver, HomeserverError},
-    http::{self, Health, HsToken, HttpState, StoreState},
-    inbox::{Inbox, worker::Wakes},
+    http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
+    inbox::{Inbox, verdict::TrustSettings, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
     model::{RelayPolicy, Route, WebhookId},
     outbox::{BadWebhook, Destination, Dispatcher, WebhookSink},
@@ -204,14 +205,32 @@ fn serve_http(
     fatal: &mpsc::Sender<AppError>,
 ) {
     let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
-        .telling(Arc::clone(&shared.wakes.outage));
-    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health });
+        .telling(Arc::clone(&shared.wakes.outage))
+        .announcing(Arc::clone(&shared.wakes.alive));
+    let api = Arc::new(rest(shared));
+    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {
         if let Err(error) = http::serve(listener, router, stop).await {
             let _ = fatal.send(AppError::Http(error)).await;
         }
     });
+}
+
+/// What the REST API answers from.
+fn rest(shared: &Shared) -> Api {
+    let tokens = shared.config.api.tokens.iter().map(|entry| (entry.token.clone(), entry.scope));
+    let shown = |webhook: &config::Webhook| (webhook.name.clone(), http::api::shown_url(&webhook.url));
+    Api {
+        access: Access::new(tokens),
+        store: shared.store.clone(),
+        clock: Arc::clone(&shared.clock),
+        started: Instant::now(),
+        networks: shared.config.networks.clone(),
+        owner: shared.config.owner.as_ref().map(|owner| owner.user_id.clone()),
+        webhooks: shared.config.webhooks.iter().map(shown).collect(),
+        wake_outbox: Arc::clone(&shared.wakes.outbox),
+    }
 }
 
 /// Starts what needs the store, once it is ready.
@@ -316,6 +335,24 @@ impl Shared {
             config::Relay::Only(rooms) => RelayPolicy::Only(rooms.clone()),
         };
         let networks = self.config.networks.clone();
-        crate::inbox::rooms::Policy { relay, our_users: Arc::new(our_users), networks }
+        let trust = self.trust();
+        crate::inbox::rooms::Policy { relay, our_users: Arc::new(our_users), networks, trust }
+    }
+
+    /// Whom to believe.
+    fn trust(&self) -> TrustSettings {
+        let config = &self.config;
+        let bridge = |bridge: &config::Bridge| trust::Bridge {
+            bot: bridge.bot.clone(),
+            ghosts: Some(bridge.ghosts.clone()),
+            puppets: bridge.puppets.clone(),
+            is_configured: true,
+        };
+        TrustSettings {
+            actions: config.trust.actions,
+            bridges: config.bridges.iter().map(bridge).collect(),
+            owner: config.owner.as_ref().map(|owner| owner.user_id.clone()),
+            only_configured: config.trust.new_bridges == NewBridges::Refuse,
+        }
     }
 }

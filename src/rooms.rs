@@ -70,7 +70,7 @@ pub struct InvitePolicy {
     pub bot: Option<Vec<Inviter>>,
     /// For the owner: whether invites of known bridge bots are accepted.
     pub owner: bool,
-    /// Bridge bots that are configured; those of relayed rooms are known as well.
+    /// Bridge bots that are configured; those of relayed rooms that the owner has joined are known as well.
     pub bridge_bots: Vec<OwnedUserId>,
     /// Whether rooms that are not relayed are read anew at the start, because the settings may have changed
     /// to relay them.
@@ -167,6 +167,7 @@ impl Errands {
         if self.policy.look_again {
             rooms::look_again(&mut tx, now).await?;
         }
+        rooms::look_again_for(&mut tx, &self.policy.bridge_bots, now).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -329,7 +330,7 @@ impl Errands {
             }
             Role::Owner if !self.policy.owner => Ok(false),
             Role::Owner => Ok(self.policy.bridge_bots.iter().any(|bot| bot == inviter)
-                || rooms::is_bridge_bot(self.store.db(), inviter).await?),
+                || rooms::is_bridge_bot(self.store.db(), inviter, account.id).await?),
         }
     }
 

@@ -15,7 +15,9 @@ use matrix_sdk_common::deserialized_responses::{
 };
 use matrix_sdk_crypto::{
     CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
-    TrustRequirement, olm::SenderData, types::events::room::encrypted::EncryptedEvent,
+    TrustRequirement,
+    olm::{InboundGroupSession, SenderData},
+    types::events::room::encrypted::EncryptedEvent,
     vodozemac::megolm::DecryptionError,
 };
 use ruma::{
@@ -25,6 +27,7 @@ use ruma::{
 use serde_json::value::RawValue;
 
 use super::store::{AccountStore, store_error};
+use super::unwedge::Wedged;
 use crate::{
     clock::SharedClock,
     homeserver::{Homeserver, Identity},
@@ -143,6 +146,19 @@ pub struct Clear {
     pub trust: Trust,
     /// Who owns the device that made the session, when that is known.
     pub session_owner: Option<OwnedUserId>,
+    /// That device, when it is known.
+    pub device: Option<SessionDevice>,
+}
+
+/// The device that made a Megolm session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionDevice {
+    /// Its id.
+    pub device_id: String,
+    /// Its Curve25519 key, base64.
+    pub identity_key: String,
+    /// The master key of the identity that signed it, base64.
+    pub master_key: Option<String>,
 }
 
 /// What came of an attempt to decrypt.
@@ -172,6 +188,12 @@ pub struct Engine {
     pub(super) store: Arc<AccountStore>,
     pub(super) homeserver: Homeserver,
     pub(super) identity: Identity,
+    /// The whole store, for what is ours beside the machine's.
+    pub(super) whole: Store,
+    pub(super) lease: Lease,
+    pub(super) clock: SharedClock,
+    /// Devices whose Olm sessions with us do not open any more.
+    pub(super) wedged: Wedged,
 }
 
 impl std::fmt::Debug for Engine {
@@ -192,11 +214,23 @@ impl Engine {
         homeserver: Homeserver,
         clock: SharedClock,
     ) -> Result<Self, CryptoError> {
-        let store = Arc::new(AccountStore::new(store, account.id, Some(lease), clock));
+        let whole = store.clone();
+        let store =
+            Arc::new(AccountStore::new(store, account.id, Some(lease.clone()), SharedClock::clone(&clock)));
         let (user_id, device_id) = (&account.user_id, &account.device_id);
         let machine = OlmMachine::with_store(user_id, device_id, Arc::clone(&store), None).await?;
         let identity = Identity { user_id: user_id.clone(), device_id: Some(device_id.clone()) };
-        Ok(Self { account, machine, store, homeserver, identity })
+        Ok(Self {
+            account,
+            machine,
+            store,
+            homeserver,
+            identity,
+            whole,
+            lease,
+            clock,
+            wedged: Wedged::default(),
+        })
     }
 
     /// The account.
@@ -211,6 +245,8 @@ impl Engine {
     /// # Errors
     /// When the store fails: nothing of the changes is then certain, and they must come again.
     pub async fn receive(&self, changes: Changes) -> Result<Vec<RoomKey>, CryptoError> {
+        // Before the machine: it advances what the copies are made of, and wipes keys that it does not take.
+        let forwards = self.take_forwards(&changes.to_device).await?;
         let to_device = changes.to_device.into_iter().map(Raw::<AnyToDeviceEvent>::from_json).collect();
         let mut lists = DeviceLists::new();
         lists.changed = changes.changed;
@@ -225,11 +261,14 @@ impl Engine {
             unused_fallback_keys: fallback.as_deref(),
             next_batch_token: None,
         };
-        let (_, keys) = self.machine.receive_sync_changes(changes, &settings()).await?;
+        let (processed, keys) = self.machine.receive_sync_changes(changes, &settings()).await?;
         let mut keys: Vec<_> = keys
             .into_iter()
             .map(|key| RoomKey { room_id: key.room_id, session_id: key.session_id })
             .collect();
+        self.count_forwards(&forwards, &processed, &keys).await?;
+        self.note_wedged(&processed).await?;
+        keys.extend(forwards.taken);
         keys.sort();
         keys.dedup();
         Ok(keys)
@@ -295,8 +334,27 @@ impl Engine {
                 VerificationLevel::UnsignedDevice | VerificationLevel::VerificationViolation,
             ) => Trust::Unverified,
         };
-        let session_owner = session.and_then(|session| owner(&session.sender_data));
-        Ok(Clear { event: decrypted.event.into_json(), algorithm, trust, session_owner })
+        let mut clear =
+            Clear { event: decrypted.event.into_json(), algorithm, trust, session_owner: None, device: None };
+        match session {
+            // The SDK finds the sender's device for the keys that an import claims, which proves nothing. Another
+            // maker than the sender was noted when the maker itself forwarded the key.
+            Some(session) if session.has_been_imported() => {
+                clear.session_owner = owner(&session.sender_data).filter(|owner| *owner != info.sender);
+                if clear.session_owner.is_none() {
+                    clear.trust = Trust::Imported;
+                }
+            }
+            Some(session) => {
+                if is_disowned(&session.sender_data) {
+                    clear.trust = Trust::MismatchedSender;
+                }
+                clear.session_owner = owner(&session.sender_data);
+                clear.device = device(&session);
+            }
+            None => {}
+        }
+        Ok(clear)
     }
 
     /// Why a key is not there, when the sender has said so: the code of `m.room_key.withheld`.
@@ -364,6 +422,25 @@ fn owner(sender: &SenderData) -> Option<OwnedUserId> {
         | SenderData::SenderUnverified(known)
         | SenderData::SenderVerified(known) => Some(known.user_id.clone()),
     }
+}
+
+/// Whether the device that gave the key is known and did not make the session.
+fn is_disowned(sender: &SenderData) -> bool {
+    matches!(sender, SenderData::UnknownDevice { owner_check_failed: true, .. })
+}
+
+/// The device that made a session, when that is proven.
+fn device(session: &InboundGroupSession) -> Option<SessionDevice> {
+    let (device_id, master_key) = match &session.sender_data {
+        SenderData::UnknownDevice { .. } => return None,
+        SenderData::DeviceInfo { device_keys, .. } => (device_keys.device_id.clone(), None),
+        SenderData::VerificationViolation(known)
+        | SenderData::SenderUnverified(known)
+        | SenderData::SenderVerified(known) => (known.device_id.clone()?, Some(known.master_key.to_base64())),
+    };
+    // What a device calls itself is stored and logged: no more than a name.
+    let device_id = device_id.as_str().chars().filter(char::is_ascii_graphic).take(64).collect();
+    Some(SessionDevice { device_id, identity_key: session.sender_key().to_base64(), master_key })
 }
 
 /// Bridges encrypt for their ghosts, which every stricter requirement refuses; coucou judges afterwards.

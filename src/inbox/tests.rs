@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     rooms::Policy,
+    verdict::TrustSettings,
     worker::{Progress, Wakes, Worker, WorkerParts},
 };
 use crate::{
@@ -38,7 +39,7 @@ pub(super) async fn parts(
         lease,
         clock: clock.clone(),
         engines: vec![],
-        policy: Policy { relay, our_users, networks: BTreeMap::new() },
+        policy: Policy { relay, our_users, networks: BTreeMap::new(), trust: TrustSettings::default() },
         invite_bot: false,
         webhooks: vec![Route { webhook_id: webhook, filter: Filter::default() }],
         cautious: false,
@@ -320,5 +321,30 @@ async fn a_redaction_that_comes_again_changes_nothing() {
         push(store, "2", &[text("$1", ROOM, "one"), redaction("$2", ROOM, "$1")]).await;
         work(&mut worker).await;
         assert_eq!(told(store).await, ["message.created redacted", "message.redacted redaction"]);
+    }
+}
+
+#[tokio::test]
+async fn a_bridge_that_is_not_believed_is_reported_and_its_room_not_relayed() {
+    for test in testing::both().await {
+        let (store, clock) = (&test.store, ManualClock::at(START));
+        let mut worker = worker(store, RelayPolicy::Bridged, &clock).await;
+        let claim = |bot: &str| {
+            json!([{"type": "m.bridge", "state_key": "example.org/instagram", "sender": bot,
+                "content": {"bridgebot": bot, "protocol": {"id": "instagramgo"}}}])
+        };
+        settle(store, "!first", claim("@instagrambot:example.org")).await;
+        settle(store, "!second", claim("@mallory:example.org")).await;
+        push(store, "1", &[text("$1", "!first", "genuine"), text("$2", "!second", "forged")]).await;
+        work(&mut worker).await;
+        assert_eq!(said(store).await, [("genuine".to_owned(), 1)]);
+        let conflicts = crate::store::bridges::conflicts(store.db(), 10).await.unwrap();
+        assert_eq!(conflicts.len(), 1);
+        assert_eq!(
+            (conflicts[0].room_id.as_str(), conflicts[0].bot.as_str()),
+            ("!second", "@mallory:example.org")
+        );
+        assert_eq!(count(store, "SELECT COUNT(*) FROM bridges").await, 1);
+        assert_eq!(count(store, "SELECT COUNT(*) FROM rooms WHERE relay = 'no' AND state IS NULL").await, 1);
     }
 }

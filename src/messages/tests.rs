@@ -116,6 +116,7 @@ fn read_fixture(text: &str) -> Draft {
         session_id: Some(session_id),
         trust: Some(trust),
         bridged_by: (trust == Trust::Bridge).then(|| owned_user_id!("@instagrambot:localhost")),
+        flagged: trust == Trust::MismatchedSender,
     });
     let room = if fixture.room.as_deref() == Some("plain") { plain() } else { portal() };
     let FixtureEvent { r#type, event_id, sender, origin_server_ts, content, redacts } = fixture.event;

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::super::process::last_lines;
-use super::{python, run};
+use super::{as_service, python, run};
 
 /// How long the sender may be silent.
 const SILENCE: Duration = Duration::from_mins(2);
@@ -52,6 +52,21 @@ impl Bridge {
     /// The bridge bot's user id.
     pub(crate) fn bot(&self) -> String {
         format!("@{}bot:localhost", self.network)
+    }
+
+    /// Makes a request to `/_matrix/client/v3/{path}` as one of the bridge's users; panics unless it succeeds.
+    pub(crate) async fn request_as(
+        &self,
+        homeserver: &str,
+        mxid: &str,
+        (method, path): (&str, &str),
+        body: &Value,
+    ) -> Value {
+        let text = fs::read_to_string(self.registration()).unwrap();
+        let registration: Value = serde_saphyr::from_str(&text).unwrap();
+        let user = as_service(homeserver, registration["as_token"].as_str().unwrap(), mxid);
+        let body = if method == "GET" { None } else { Some(body) };
+        user.request(method, &format!("v3/{path}?user_id={mxid}"), body).await
     }
 
     /// What to send, to be completed and [run](Send::run).
