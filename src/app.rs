@@ -6,6 +6,7 @@
 //! schema that does not fit, a device that belongs to another store.
 
 mod commands;
+pub mod keys;
 mod leader;
 mod outage;
 mod recovery;
@@ -22,7 +23,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rand::{SeedableRng, rngs::StdRng};
@@ -38,7 +39,7 @@ use crate::{
     config::{self, Config, NewBridges},
     crypto::{CryptoError, trust},
     homeserver::{Homeserver, HomeserverError},
-    http::{self, Health, HsToken, HttpState, StoreState},
+    http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
     inbox::{Inbox, verdict::TrustSettings, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
     model::{RelayPolicy, Route, WebhookId},
@@ -206,13 +207,30 @@ fn serve_http(
     let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
         .telling(Arc::clone(&shared.wakes.outage))
         .announcing(Arc::clone(&shared.wakes.alive));
-    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health });
+    let api = Arc::new(rest(shared));
+    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {
         if let Err(error) = http::serve(listener, router, stop).await {
             let _ = fatal.send(AppError::Http(error)).await;
         }
     });
+}
+
+/// What the REST API answers from.
+fn rest(shared: &Shared) -> Api {
+    let tokens = shared.config.api.tokens.iter().map(|entry| (entry.token.clone(), entry.scope));
+    let shown = |webhook: &config::Webhook| (webhook.name.clone(), http::api::shown_url(&webhook.url));
+    Api {
+        access: Access::new(tokens),
+        store: shared.store.clone(),
+        clock: Arc::clone(&shared.clock),
+        started: Instant::now(),
+        networks: shared.config.networks.clone(),
+        owner: shared.config.owner.as_ref().map(|owner| owner.user_id.clone()),
+        webhooks: shared.config.webhooks.iter().map(shown).collect(),
+        wake_outbox: Arc::clone(&shared.wakes.outbox),
+    }
 }
 
 /// Starts what needs the store, once it is ready.

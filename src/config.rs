@@ -36,7 +36,7 @@ pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
 use crate::{
-    model::{Detail, Filter, Format, Pattern, RecoveryKey, Schedule, TrustPolicy},
+    model::{Detail, Filter, Format, Pattern, RecoveryKey, Schedule, Scope, TrustPolicy},
     store::Location,
 };
 
@@ -181,7 +181,16 @@ pub struct Undecryptable {
 #[derive(Clone, Debug)]
 pub struct Api {
     /// Tokens that are let in; without any, everything but health answers 403.
-    pub tokens: Vec<SecretString>,
+    pub tokens: Vec<ApiToken>,
+}
+
+/// One of `api.tokens`.
+#[derive(Clone, Debug)]
+pub struct ApiToken {
+    /// What the caller sends.
+    pub token: SecretString,
+    /// What it may do.
+    pub scope: Scope,
 }
 
 /// `owner`, `owner_mode`, `owner_accept`: the real user whose conversations are relayed.

@@ -8,9 +8,11 @@ pub mod accept;
 pub mod batch;
 mod commit;
 mod decrypt;
+pub mod describe;
 pub mod envelope;
 pub mod event;
 mod flow;
+mod imports;
 mod ledger;
 mod presence;
 mod redact;
@@ -19,6 +21,7 @@ pub mod rooms;
 mod seen;
 #[cfg(test)]
 mod tests;
+pub mod trial;
 pub mod verdict;
 pub mod worker;
 

@@ -1,5 +1,6 @@
 //! Plain data that the stages hand to each other. No behaviour but parsing and naming.
 
+mod access;
 mod account;
 mod delivery;
 mod event;
@@ -12,6 +13,7 @@ mod sync;
 mod trust;
 mod webhook;
 
+pub use access::Scope;
 pub use account::{Account, AccountId, Role};
 pub use delivery::{DeliveryId, WebhookId};
 pub use event::{ClearEvent, Encryption, Trust};

@@ -16,7 +16,9 @@ pub mod crypto;
 pub mod db;
 pub mod holders;
 pub mod inbox;
+pub mod key_imports;
 pub mod key_news;
+pub mod key_requests;
 pub mod leases;
 pub mod messages;
 pub mod outbox;
@@ -26,6 +28,7 @@ pub mod redactions;
 pub mod retention;
 pub mod rooms;
 mod seal;
+pub mod stats;
 pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};

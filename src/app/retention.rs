@@ -24,7 +24,7 @@ use crate::{
     clock::{Clock, Timestamp},
     model::WebhookId,
     store::{
-        Lease, Store, StoreError, Tx, inbox, leases, redacted,
+        Lease, Store, StoreError, Tx, inbox, leases, messages, redacted,
         retention::{self, Place},
     },
 };
@@ -238,6 +238,7 @@ impl Round<'_> {
         Ok(match step {
             Step::Transactions => {
                 let count = inbox::prune(tx, now.minus(TRANSACTIONS)).await?;
+                messages::counts::prune(tx, now).await?;
                 (count, inbox::PRUNE_BATCH, &mut swept.transactions)
             }
             Step::SetAside => {

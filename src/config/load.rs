@@ -7,14 +7,15 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
-    Api, Appservice, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log, LogFormat,
-    Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable, check, duration,
-    file::Value,
+    Api, ApiToken, Appservice, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
+    LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable,
+    check, duration,
+    file::{Node, Value},
     settings::{self, Setting, other},
     source::{Given, Reader},
     store, trust, webhooks,
 };
-use crate::model::{Pattern, RecoveryKey};
+use crate::model::{Pattern, RecoveryKey, Scope};
 
 /// The registration that is read when none is named and it is there.
 const DEFAULT_REGISTRATION: &str = "registration.yaml";
@@ -183,9 +184,53 @@ fn http(reader: &Reader<'_>) -> Result<Http, ConfigError> {
 }
 
 fn api(reader: &Reader<'_>) -> Result<Api, ConfigError> {
-    let given = reader.list(&settings::API_TOKEN, None)?.unwrap_or_default();
-    let tokens = given.iter().map(|given| header_safe(given, &settings::API_TOKEN));
-    Ok(Api { tokens: tokens.collect::<Result<_, _>>()? })
+    let setting = &settings::API_TOKEN;
+    let whole =
+        |given: &Given| header_safe(given, setting).map(|token| ApiToken { token, scope: Scope::Admin });
+    let by_environment = reader.in_environment(setting)?;
+    let entries = match (&by_environment, reader.node(setting).map(|node| &node.value)) {
+        (None, Some(Value::List(entries))) => entries,
+        (None, _) => {
+            return Ok(Api { tokens: reader.given(setting)?.iter().map(whole).collect::<Result<_, _>>()? });
+        }
+        (Some(given), _) => return Ok(Api { tokens: vec![whole(given)?] }),
+    };
+    let mut tokens: Vec<ApiToken> = Vec::new();
+    for entry in entries {
+        let token = match &entry.value {
+            Value::Map(_) => Some(scoped_token(reader, entry)?),
+            _ => reader.text(entry, setting)?.as_ref().map(whole).transpose()?,
+        };
+        let Some(token) = token else { continue };
+        if tokens.iter().any(|known| known.token.expose_secret() == token.token.expose_secret()) {
+            return Err(ConfigError::Conflict(format!(
+                "api.tokens has a token twice, again at {}: remove one of the two",
+                reader.origin(entry.line)
+            )));
+        }
+        tokens.push(token);
+    }
+    Ok(Api { tokens })
+}
+
+/// An entry of `api.tokens` that says what its token may do.
+fn scoped_token(reader: &Reader<'_>, entry: &Node) -> Result<ApiToken, ConfigError> {
+    let field = |key: &str, setting: &'static Setting| match entry.get(key) {
+        Some(node) => reader.text(node, setting),
+        None => Ok(None),
+    };
+    let token = field("token", &settings::API_TOKEN_TOKEN)?;
+    let place = format!(" in {}", reader.origin(entry.line));
+    let token = token.ok_or_else(|| missing(&settings::API_TOKEN_TOKEN, &place))?;
+    let scope = field("scope", &settings::API_TOKEN_SCOPE)?;
+    let parse = |given: Given| {
+        let must = "must be read or admin";
+        Scope::parse(&given.text).ok_or_else(|| given.invalid(&settings::API_TOKEN_SCOPE, must))
+    };
+    Ok(ApiToken {
+        token: header_safe(&token, &settings::API_TOKEN_TOKEN)?,
+        scope: scope.map(parse).transpose()?.unwrap_or(Scope::Admin),
+    })
 }
 
 fn owner(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<Option<Owner>, ConfigError> {

@@ -226,7 +226,18 @@ settings! {
     API_TOKEN {
         "api.tokens", env: "COUCOU_API_TOKEN", aliases: ["API_TOKEN"], secret: true,
         default: "none: the REST API answers 403", example: "c0ffee00c0ffee00c0ffee00c0ffee00",
-        "Tokens that the REST API lets in: a list in the file, one by environment.",
+        "Tokens that the REST API lets in: a list in the file, one by environment. An entry is a token, which may \
+         do everything, or a mapping of token and scope.",
+    }
+    API_TOKEN_TOKEN {
+        "api.tokens[].token", secret: true,
+        default: "required", example: "decaf000decaf000decaf000decaf000",
+        "A token, in an entry that says its scope.",
+    }
+    API_TOKEN_SCOPE {
+        "api.tokens[].scope",
+        default: "admin", example: "read",
+        "What the token may do: read (look at everything) or admin (also resend, pause, test).",
     }
     OWNER {
         "owner", env: "COUCOU_OWNER", aliases: ["ETKE_USERNAME"],
@@ -373,8 +384,9 @@ pub(super) mod other {
     pub(crate) const ADDON_PASSWORD: &str = "POSTGRESQL_ADDON_PASSWORD";
     /// Set by operators who came from programs that log in as the owner; never read.
     pub(crate) const ETKE_PASSWORD: &str = "ETKE_PASSWORD";
-    /// `COUCOU_` variables that are not ours to judge: those of the tests and of the development rig.
+    /// `COUCOU_` variables that are no settings: those of the tests and of the development rig, and the
+    /// passphrase of `coucou keys`.
     pub(crate) fn is_foreign(name: &str) -> bool {
-        name == "COUCOU_HOMESERVER" || name.starts_with("COUCOU_TEST_")
+        name == "COUCOU_HOMESERVER" || name == "COUCOU_KEYS_PASSPHRASE" || name.starts_with("COUCOU_TEST_")
     }
 }

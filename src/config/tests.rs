@@ -105,7 +105,7 @@ fn every_alias_means_its_setting() {
     let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
     assert_eq!((webhook.name.as_str(), webhook.url.as_str()), ("default", "http://127.0.0.1:9000/hook"));
     assert_eq!(webhook.secrets.len(), 1);
-    assert_eq!(config.api.tokens[0].expose_secret(), "three");
+    assert_eq!(config.api.tokens[0].token.expose_secret(), "three");
     let owner = config.owner.as_ref().unwrap();
     assert_eq!(
         (owner.user_id.as_str(), owner.mode, owner.accept),
@@ -133,7 +133,7 @@ owner_accept: no
 webhooks:
   - {name: first, url: "https://one.example.org/?token=x"}
   - {name: default, url: "https://two.example.org", secret: whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=}
-api: {tokens: [0123, 1e3, "quoted"]}
+api: {tokens: [0123, 1e3, "quoted", {token: 0456, scope: read}, {token: "789"}]}
 rooms:
   relay: ["!one:example.org", "!hydrapantzMaxKgBrJyXZ9jZYMdYz_FLdaULfDWEcJ4"]
   invite_from: ["*.example.org", "@friend:example.net"]
@@ -152,8 +152,10 @@ log: {format: json, filter: debug}
         config.webhooks.iter().map(|webhook| (webhook.name.as_str(), webhook.url.as_str())).collect();
     assert_eq!(webhooks, [("first", "https://one.example.org/?token=x"), ("default", "http://[::1]:9000/")]);
     assert_eq!(config.webhooks[1].secrets.len(), 1, "the environment replaces the URL alone");
-    let tokens: Vec<_> = config.api.tokens.iter().map(ExposeSecret::expose_secret).collect();
-    assert_eq!(tokens, ["0123", "1e3", "quoted"], "tokens are what was written");
+    let tokens = config.api.tokens.iter().map(|entry| (entry.token.expose_secret(), entry.scope));
+    let expected = [("0123", Scope::Admin), ("1e3", Scope::Admin), ("quoted", Scope::Admin)];
+    let expected = expected.into_iter().chain([("0456", Scope::Read), ("789", Scope::Admin)]);
+    assert!(tokens.eq(expected), "tokens are what was written");
     assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
     let inviters = config.rooms.invite_from.as_ref().unwrap();
     let accepted = |id: &str| inviters.iter().any(|inviter| inviter.matches(&UserId::parse(id).unwrap()));
@@ -194,7 +196,7 @@ fn a_secret_can_come_from_a_file() {
     let folder = folder_with(&[("token", "from-a-file\r\n"), ("empty", "\n")]);
     let variables = |more: &[(&'static str, &'static str)]| [&LEAST[..], more].concat();
     let config = load_in(folder.path(), &variables(&[("COUCOU_API_TOKEN_FILE", "token")])).unwrap();
-    assert_eq!(config.api.tokens[0].expose_secret(), "from-a-file");
+    assert_eq!(config.api.tokens[0].token.expose_secret(), "from-a-file");
     let fails = |more| load_in(folder.path(), &variables(more)).unwrap_err().to_string();
     assert_eq!(
         fails(&[("COUCOU_API_TOKEN_FILE", "token"), ("COUCOU_API_TOKEN", "x")]),
@@ -743,6 +745,25 @@ fn the_example_environment_loads_and_has_every_variable() {
         let Some(env) = setting.env else { continue };
         assert!(all.iter().any(|(name, _)| name == env), "{env} is not in .env.example");
         assert!(setting.aliases.iter().all(|alias| ENV.contains(alias)), "an alias of {env} is not there");
+    }
+}
+
+#[test]
+fn an_entry_of_the_tokens_that_is_wrong_is_named() {
+    for (tokens, expected) in [
+        (
+            "[{token: x, scope: write}]",
+            "api.tokens[].scope must be read or admin, but coucou.yaml line 1 has \"write\"",
+        ),
+        ("[{scope: read}]", "api.tokens[].token is missing in coucou.yaml line 1"),
+        ("[{token: x, scopes: read}]", "api.tokens[].scopes"),
+        ("[{token: 'hush hush'}]", "api.tokens[].token must be of visible ASCII characters without spaces"),
+        ("[same, {token: same, scope: read}]", "api.tokens has a token twice, again at coucou.yaml line 1"),
+        ("[[x]]", "api.tokens must be a single value"),
+        ("{token: x}", "api.tokens must be a single value"),
+    ] {
+        let said = message(&format!("api: {{tokens: {tokens}}}"), &[]);
+        assert!(said.contains(expected) && !said.contains("hush"), "{tokens}: {said}");
     }
 }
 

@@ -38,6 +38,16 @@ pub async fn all(db: &Db) -> Result<Vec<(WebhookId, String)>, StoreError> {
     Ok(rows.into_iter().map(|(id, name)| (WebhookId(id), name)).collect())
 }
 
+/// Makes whoever else locks this webhook wait until `tx` ends.
+///
+/// # Errors
+/// When the database fails.
+pub async fn lock(tx: &mut Tx, id: WebhookId) -> Result<(), StoreError> {
+    // An update that changes nothing locks the row on both databases.
+    tx.execute("UPDATE webhooks SET name = name WHERE webhook_id = $1", values![id.0]).await?;
+    Ok(())
+}
+
 /// A webhook that gets nothing until it is enabled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disabled {

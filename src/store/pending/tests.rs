@@ -253,6 +253,7 @@ async fn the_ledger_is_read_off_its_indexes() {
             if store.backend() == "postgres" {
                 tx.execute("SET LOCAL enable_seqscan = off", vec![]).await.unwrap();
                 tx.execute("SET LOCAL enable_sort = off", vec![]).await.unwrap();
+                tx.execute("SET LOCAL enable_incremental_sort = off", vec![]).await.unwrap();
             }
             let plan = tx.explain(statement, shared, rows).await;
             assert!(plan.contains(index), "{index} in {}: {statement}\n{plan}", store.backend());
