@@ -1,8 +1,10 @@
-//! What coucou answers over HTTP: the application service API to the homeserver, health to everybody.
+//! What coucou answers over HTTP: the application service API to the homeserver, health to everybody, the REST
+//! API to whoever has a token.
 //!
 //! Nothing is answered with a success that is not durable. A request that cannot be served gets its error and
 //! costs nothing: tokens are checked before a body is read, bodies, times and connections are bounded.
 
+pub mod api;
 mod auth;
 mod connections;
 mod error;
@@ -27,11 +29,12 @@ use ruma::OwnedUserId;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use api::{Api, access::Access};
 pub use auth::HsToken;
 pub use health::{Health, StoreState};
 
 use crate::inbox::Inbox;
-use connections::Connections;
+use connections::{Connections, Peer};
 use error::{MatrixError, Problem};
 
 /// What the handlers share; clones share it too.
@@ -45,16 +48,20 @@ pub struct HttpState {
     pub bot: Arc<OnceLock<OwnedUserId>>,
     /// How coucou is.
     pub health: Health,
+    /// What the REST API answers from.
+    pub api: Arc<Api>,
 }
 
 /// Every route.
 pub fn router(state: HttpState) -> Router {
     Router::new()
         .merge(matrix::routes(&state))
+        .merge(api::routes(&state))
         .route("/api/v1/health", get(health::health))
         .route("/api/v1/ready", get(health::ready))
         .method_not_allowed_fallback(wrong_method)
         .fallback(not_found)
+        .layer(from_fn(api::dress))
         .layer(from_fn(error::log_refusal))
         .with_state(state)
 }
@@ -64,7 +71,8 @@ pub fn router(state: HttpState) -> Router {
 /// # Errors
 /// Only when the listener itself fails for good.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> io::Result<()> {
-    axum::serve(Connections::of(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await
+    let app = router.into_make_service_with_connect_info::<Peer>();
+    axum::serve(Connections::of(listener), app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 /// Whether a path is of coucou's own API, whose errors are problem JSON; all else is Matrix.
@@ -74,15 +82,14 @@ fn is_api(uri: &Uri) -> bool {
 
 async fn not_found(uri: Uri) -> Response {
     if is_api(&uri) {
-        return Problem::new(StatusCode::NOT_FOUND, "there is nothing at this path").into_response();
+        return Problem::no_such_path().into_response();
     }
     MatrixError::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "unknown endpoint").into_response()
 }
 
 async fn wrong_method(uri: Uri) -> Response {
     if is_api(&uri) {
-        return Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
-            .into_response();
+        return Problem::wrong_method().into_response();
     }
     MatrixError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "the endpoint takes another method")
         .into_response()

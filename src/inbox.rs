@@ -8,6 +8,7 @@ pub mod accept;
 pub mod batch;
 mod commit;
 mod decrypt;
+pub mod describe;
 pub mod envelope;
 pub mod event;
 mod flow;
@@ -20,6 +21,8 @@ pub mod rooms;
 mod seen;
 #[cfg(test)]
 mod tests;
+pub mod trial;
+pub mod verdict;
 pub mod worker;
 
 pub use accept::{AcceptError, Inbox};

@@ -1,5 +1,6 @@
 //! Plain data that the stages hand to each other. No behaviour but parsing and naming.
 
+mod access;
 mod account;
 mod delivery;
 mod event;
@@ -9,8 +10,10 @@ mod pattern;
 mod recovery;
 mod room;
 mod sync;
+mod trust;
 mod webhook;
 
+pub use access::Scope;
 pub use account::{Account, AccountId, Role};
 pub use delivery::{DeliveryId, WebhookId};
 pub use event::{ClearEvent, Encryption, Trust};
@@ -19,4 +22,5 @@ pub use pattern::Pattern;
 pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
+pub use trust::{Action, TrustPolicy};
 pub use webhook::{Detail, Filter, Format, Route, Schedule};

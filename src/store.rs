@@ -9,6 +9,7 @@
 
 pub mod accounts;
 pub mod backups;
+pub mod bridges;
 #[cfg(test)]
 mod conformance;
 pub mod crypto;
@@ -27,6 +28,7 @@ pub mod redactions;
 pub mod retention;
 pub mod rooms;
 mod seal;
+pub mod stats;
 pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};

@@ -7,15 +7,15 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
-    Api, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
+    Api, ApiToken, Appservice, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
     LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable,
     check, duration,
-    file::Value,
+    file::{Node, Value},
     settings::{self, Setting, other},
     source::{Given, Reader},
-    store, webhooks,
+    store, trust, webhooks,
 };
-use crate::model::{Pattern, RecoveryKey};
+use crate::model::{Pattern, RecoveryKey, Scope};
 
 /// The registration that is read when none is named and it is there.
 const DEFAULT_REGISTRATION: &str = "registration.yaml";
@@ -53,8 +53,9 @@ impl Config {
             owner_recovery_key: owner_recovery_key(&reader, owner.is_some(), &mut warnings)?,
             recovery_key: recovery_key(&reader, &settings::RECOVERY_KEY)?,
             owner,
+            bridges: trust::bridges(&reader)?,
+            trust: trust::trust(&reader)?,
             undecryptable: undecryptable(&reader)?,
-            bridges: bridges(&reader)?,
             networks: networks(&reader)?,
             log: log(&reader)?,
             // Last, for it may write the pickle key: nothing is written for settings that are wrong.
@@ -183,9 +184,53 @@ fn http(reader: &Reader<'_>) -> Result<Http, ConfigError> {
 }
 
 fn api(reader: &Reader<'_>) -> Result<Api, ConfigError> {
-    let given = reader.list(&settings::API_TOKEN, None)?.unwrap_or_default();
-    let tokens = given.iter().map(|given| header_safe(given, &settings::API_TOKEN));
-    Ok(Api { tokens: tokens.collect::<Result<_, _>>()? })
+    let setting = &settings::API_TOKEN;
+    let whole =
+        |given: &Given| header_safe(given, setting).map(|token| ApiToken { token, scope: Scope::Admin });
+    let by_environment = reader.in_environment(setting)?;
+    let entries = match (&by_environment, reader.node(setting).map(|node| &node.value)) {
+        (None, Some(Value::List(entries))) => entries,
+        (None, _) => {
+            return Ok(Api { tokens: reader.given(setting)?.iter().map(whole).collect::<Result<_, _>>()? });
+        }
+        (Some(given), _) => return Ok(Api { tokens: vec![whole(given)?] }),
+    };
+    let mut tokens: Vec<ApiToken> = Vec::new();
+    for entry in entries {
+        let token = match &entry.value {
+            Value::Map(_) => Some(scoped_token(reader, entry)?),
+            _ => reader.text(entry, setting)?.as_ref().map(whole).transpose()?,
+        };
+        let Some(token) = token else { continue };
+        if tokens.iter().any(|known| known.token.expose_secret() == token.token.expose_secret()) {
+            return Err(ConfigError::Conflict(format!(
+                "api.tokens has a token twice, again at {}: remove one of the two",
+                reader.origin(entry.line)
+            )));
+        }
+        tokens.push(token);
+    }
+    Ok(Api { tokens })
+}
+
+/// An entry of `api.tokens` that says what its token may do.
+fn scoped_token(reader: &Reader<'_>, entry: &Node) -> Result<ApiToken, ConfigError> {
+    let field = |key: &str, setting: &'static Setting| match entry.get(key) {
+        Some(node) => reader.text(node, setting),
+        None => Ok(None),
+    };
+    let token = field("token", &settings::API_TOKEN_TOKEN)?;
+    let place = format!(" in {}", reader.origin(entry.line));
+    let token = token.ok_or_else(|| missing(&settings::API_TOKEN_TOKEN, &place))?;
+    let scope = field("scope", &settings::API_TOKEN_SCOPE)?;
+    let parse = |given: Given| {
+        let must = "must be read or admin";
+        Scope::parse(&given.text).ok_or_else(|| given.invalid(&settings::API_TOKEN_SCOPE, must))
+    };
+    Ok(ApiToken {
+        token: header_safe(&token, &settings::API_TOKEN_TOKEN)?,
+        scope: scope.map(parse).transpose()?.unwrap_or(Scope::Admin),
+    })
 }
 
 fn owner(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<Option<Owner>, ConfigError> {
@@ -279,29 +324,6 @@ fn undecryptable(reader: &Reader<'_>) -> Result<Undecryptable, ConfigError> {
     Ok(Undecryptable { notify_after: notify_after.unwrap_or(Some(NOTIFY_AFTER)) })
 }
 
-fn bridges(reader: &Reader<'_>) -> Result<Vec<Bridge>, ConfigError> {
-    let bridge = |entry: &super::file::Node| {
-        let field = |key: &str, setting: &'static Setting| match entry.get(key) {
-            Some(node) => reader.text(node, setting),
-            None => Ok(None),
-        };
-        let place = format!(" in {}", reader.origin(entry.line));
-        let bot = field("bot", &settings::BRIDGE_BOT)?;
-        let bot = bot.ok_or_else(|| missing(&settings::BRIDGE_BOT, &place))?;
-        let ghosts = field("ghosts", &settings::BRIDGE_GHOSTS)?;
-        if let Some(ghosts) = ghosts.as_ref().filter(|ghosts| !is_user_pattern(&ghosts.text)) {
-            let must = "must be a user id, in which * stands for anything";
-            return Err(ghosts.invalid(&settings::BRIDGE_GHOSTS, must));
-        }
-        Ok(Bridge {
-            bot: user_id(&bot.text)
-                .ok_or_else(|| bot.invalid(&settings::BRIDGE_BOT, "must be a whole user id"))?,
-            ghosts: ghosts.map(|ghosts| Pattern::new(&ghosts.text)),
-        })
-    };
-    reader.entries("bridges").iter().map(bridge).collect()
-}
-
 fn networks(reader: &Reader<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
     let setting = &settings::NETWORKS;
     let Some(node) = reader.node(setting) else { return Ok(BTreeMap::new()) };
@@ -384,12 +406,9 @@ pub(super) fn http_url(text: &str) -> Option<Url> {
     (matches!(url.scheme(), "http" | "https") && url.host().is_some()).then_some(url)
 }
 
-fn user_id(text: &str) -> Option<OwnedUserId> {
+/// A whole user id.
+pub(super) fn user_id(text: &str) -> Option<OwnedUserId> {
     UserId::parse(text).ok().filter(|id| !id.localpart().is_empty())
-}
-
-fn is_user_pattern(text: &str) -> bool {
-    text.starts_with('@') && text.contains(':') && !text.contains(' ')
 }
 
 /// `true` or `false`, in the ways that people write it.

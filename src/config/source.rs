@@ -259,6 +259,12 @@ impl<'a> Reader<'a> {
             let path = format!("{above}{key}");
             let (section, list) = (format!("{path}."), format!("{path}[]."));
             if SETTINGS.iter().any(|setting| setting.path == path) {
+                // An entry of a list of values can also be a mapping, where there are settings of it.
+                if let Value::List(entries) = &node.value {
+                    let mappings = entries.iter().filter(|entry| matches!(entry.value, Value::Map(_)));
+                    let known = SETTINGS.iter().any(|setting| setting.path.starts_with(&list));
+                    mappings.filter(|_| known).try_for_each(|entry| self.check_keys(entry, &list))?;
+                }
                 continue;
             }
             if SETTINGS.iter().any(|setting| setting.path.starts_with(&section)) {

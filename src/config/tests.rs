@@ -3,7 +3,7 @@
 mod store;
 mod webhooks;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -105,7 +105,7 @@ fn every_alias_means_its_setting() {
     let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
     assert_eq!((webhook.name.as_str(), webhook.url.as_str()), ("default", "http://127.0.0.1:9000/hook"));
     assert_eq!(webhook.secrets.len(), 1);
-    assert_eq!(config.api.tokens[0].expose_secret(), "three");
+    assert_eq!(config.api.tokens[0].token.expose_secret(), "three");
     let owner = config.owner.as_ref().unwrap();
     assert_eq!(
         (owner.user_id.as_str(), owner.mode, owner.accept),
@@ -133,7 +133,7 @@ owner_accept: no
 webhooks:
   - {name: first, url: "https://one.example.org/?token=x"}
   - {name: default, url: "https://two.example.org", secret: whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=}
-api: {tokens: [0123, 1e3, "quoted"]}
+api: {tokens: [0123, 1e3, "quoted", {token: 0456, scope: read}, {token: "789"}]}
 rooms:
   relay: ["!one:example.org", "!hydrapantzMaxKgBrJyXZ9jZYMdYz_FLdaULfDWEcJ4"]
   invite_from: ["*.example.org", "@friend:example.net"]
@@ -152,15 +152,17 @@ log: {format: json, filter: debug}
         config.webhooks.iter().map(|webhook| (webhook.name.as_str(), webhook.url.as_str())).collect();
     assert_eq!(webhooks, [("first", "https://one.example.org/?token=x"), ("default", "http://[::1]:9000/")]);
     assert_eq!(config.webhooks[1].secrets.len(), 1, "the environment replaces the URL alone");
-    let tokens: Vec<_> = config.api.tokens.iter().map(ExposeSecret::expose_secret).collect();
-    assert_eq!(tokens, ["0123", "1e3", "quoted"], "tokens are what was written");
+    let tokens = config.api.tokens.iter().map(|entry| (entry.token.expose_secret(), entry.scope));
+    let expected = [("0123", Scope::Admin), ("1e3", Scope::Admin), ("quoted", Scope::Admin)];
+    let expected = expected.into_iter().chain([("0456", Scope::Read), ("789", Scope::Admin)]);
+    assert!(tokens.eq(expected), "tokens are what was written");
     assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
     let inviters = config.rooms.invite_from.as_ref().unwrap();
     let accepted = |id: &str| inviters.iter().any(|inviter| inviter.matches(&UserId::parse(id).unwrap()));
     assert!(accepted("@any:a.example.org") && accepted("@friend:example.net"));
     assert!(!accepted("@other:example.net") && !accepted("@any:example.org"));
     assert_eq!(config.bridges.len(), 2);
-    assert!(config.bridges[0].ghosts.as_ref().unwrap().matches("@instagram_1:example.org"));
+    assert!(config.bridges[0].ghosts.matches("@instagram_1:example.org"));
     assert_eq!(config.networks["instagramgo"], "insta");
     assert_eq!(config.log, Log { format: LogFormat::Json, filter: "debug".to_owned() });
 }
@@ -180,11 +182,21 @@ fn lists_have_commas_in_the_environment() {
 }
 
 #[test]
+fn the_news_of_an_undecryptable_message_can_be_put_off_or_turned_off() {
+    let after =
+        |value| load("", &[("COUCOU_UNDECRYPTABLE_NOTIFY_AFTER", value)]).unwrap().undecryptable.notify_after;
+    assert_eq!(after(""), Some(Duration::from_mins(5)));
+    assert_eq!(after("90s"), Some(Duration::from_secs(90)));
+    assert_eq!(after("0"), Some(Duration::ZERO));
+    assert_eq!(after("off"), None);
+}
+
+#[test]
 fn a_secret_can_come_from_a_file() {
     let folder = folder_with(&[("token", "from-a-file\r\n"), ("empty", "\n")]);
     let variables = |more: &[(&'static str, &'static str)]| [&LEAST[..], more].concat();
     let config = load_in(folder.path(), &variables(&[("COUCOU_API_TOKEN_FILE", "token")])).unwrap();
-    assert_eq!(config.api.tokens[0].expose_secret(), "from-a-file");
+    assert_eq!(config.api.tokens[0].token.expose_secret(), "from-a-file");
     let fails = |more| load_in(folder.path(), &variables(more)).unwrap_err().to_string();
     assert_eq!(
         fails(&[("COUCOU_API_TOKEN_FILE", "token"), ("COUCOU_API_TOKEN", "x")]),
@@ -423,11 +435,80 @@ const MALFORMED: &[(&str, &str, &str)] = &[
          example COUCOU_ROOMS_INVITE_FROM=example.org",
     ),
     (
+        "COUCOU_UNDECRYPTABLE_NOTIFY_AFTER",
+        "soon",
+        "undecryptable.notify_after must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0, \
+         or off, but COUCOU_UNDECRYPTABLE_NOTIFY_AFTER has \"soon\": set it in coucou.yaml or as \
+         COUCOU_UNDECRYPTABLE_NOTIFY_AFTER, for example COUCOU_UNDECRYPTABLE_NOTIFY_AFTER=5m",
+    ),
+    (
+        "COUCOU_TRUST_NEW_BRIDGES",
+        "maybe",
+        "trust.new_bridges must be pin or refuse, but COUCOU_TRUST_NEW_BRIDGES has \"maybe\": set it in \
+         coucou.yaml or as COUCOU_TRUST_NEW_BRIDGES, for example COUCOU_TRUST_NEW_BRIDGES=pin",
+    ),
+    (
+        "COUCOU_TRUST_BRIDGE",
+        "drop",
+        "trust.bridge must be deliver, flag or hold, but COUCOU_TRUST_BRIDGE has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_BRIDGE, for example COUCOU_TRUST_BRIDGE=deliver",
+    ),
+    (
+        "COUCOU_TRUST_VERIFIED",
+        "drop",
+        "trust.verified must be deliver, flag or hold, but COUCOU_TRUST_VERIFIED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_VERIFIED, for example COUCOU_TRUST_VERIFIED=deliver",
+    ),
+    (
+        "COUCOU_TRUST_CROSS_SIGNED",
+        "drop",
+        "trust.cross_signed must be deliver, flag or hold, but COUCOU_TRUST_CROSS_SIGNED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_CROSS_SIGNED, for example COUCOU_TRUST_CROSS_SIGNED=deliver",
+    ),
+    (
+        "COUCOU_TRUST_UNVERIFIED",
+        "drop",
+        "trust.unverified must be deliver, flag or hold, but COUCOU_TRUST_UNVERIFIED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_UNVERIFIED, for example COUCOU_TRUST_UNVERIFIED=flag",
+    ),
+    (
+        "COUCOU_TRUST_MISMATCHED_SENDER",
+        "drop",
+        "trust.mismatched_sender must be deliver, flag or hold, but COUCOU_TRUST_MISMATCHED_SENDER has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_MISMATCHED_SENDER, for example COUCOU_TRUST_MISMATCHED_SENDER=hold",
+    ),
+    (
+        "COUCOU_TRUST_UNKNOWN_DEVICE",
+        "drop",
+        "trust.unknown_device must be deliver, flag or hold, but COUCOU_TRUST_UNKNOWN_DEVICE has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_UNKNOWN_DEVICE, for example COUCOU_TRUST_UNKNOWN_DEVICE=hold",
+    ),
+    (
+        "COUCOU_TRUST_IMPORTED",
+        "drop",
+        "trust.imported must be deliver, flag or hold, but COUCOU_TRUST_IMPORTED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_IMPORTED, for example COUCOU_TRUST_IMPORTED=deliver",
+    ),
+    (
         "COUCOU_MESSAGES_RETENTION",
         "a month",
         "messages.retention must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0; a \
          hundred years at most, but COUCOU_MESSAGES_RETENTION has \"a month\": set it in coucou.yaml or as \
          COUCOU_MESSAGES_RETENTION, for example COUCOU_MESSAGES_RETENTION=30d",
+    ),
+    (
+        "COUCOU_RECOVERY_KEY",
+        "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQb",
+        "recovery.key must be a recovery key without a slip (48 letters and digits from Es), or a passphrase, but \
+         the value of COUCOU_RECOVERY_KEY is not: set it in coucou.yaml or as COUCOU_RECOVERY_KEY, for example \
+         COUCOU_RECOVERY_KEY=EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
+    ),
+    (
+        "COUCOU_OWNER_RECOVERY_KEY",
+        "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa1",
+        "owner_recovery_key must be a recovery key without a slip (48 letters and digits from Es), or a passphrase, \
+         but the value of COUCOU_OWNER_RECOVERY_KEY is not: set it in coucou.yaml or as COUCOU_OWNER_RECOVERY_KEY, \
+         for example COUCOU_OWNER_RECOVERY_KEY=EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
     ),
     (
         "COUCOU_LOG_FORMAT",
@@ -492,6 +573,21 @@ fn a_wrong_place_in_the_file_is_named_with_its_line() {
             "bridges: [{bot: instagrambot}]",
             "bridges[].bot must be a whole user id, but coucou.yaml line 1 has \"instagrambot\": set it in \
              coucou.yaml, for example bot: @instagrambot:example.org",
+        ),
+        (
+            "bridges: [{bot: '@bridge:a.org'}]",
+            "bridges[].ghosts is missing in coucou.yaml line 1, and the name of @bridge:a.org does not tell them: \
+             set it in coucou.yaml, for example ghosts: @instagram_*:example.org",
+        ),
+        (
+            "bridges: [{bot: '@igbot:a.org', puppets: owner}]",
+            "bridges[].puppets must be a user id, in which * stands for anything, but coucou.yaml line 1 has \
+             \"owner\": set it in coucou.yaml, for example puppets: @*:example.org",
+        ),
+        (
+            "bridges: [{bot: '@igbot:a.org'}, {bot: '@igbot:a.org'}]",
+            "bridges[].bot must be unique, but coucou.yaml line 1 has \"@igbot:a.org\": set it in coucou.yaml, for \
+             example bot: @instagrambot:example.org",
         ),
         (
             "networks: {x: Insta Gram}",
@@ -562,6 +658,7 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
 #[test]
 fn a_mistyped_recovery_key_is_no_passphrase() {
     let key = "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa";
+    let mistyped = key.replace("HPQa", "HPQb");
     let with = |name, value| load("", &[&LEAST[..], &[(name, value)]].concat());
     let config = with("COUCOU_RECOVERY_KEY", key).unwrap();
     assert_eq!(config.recovery_key.unwrap().text(), key.replace(' ', ""));
@@ -569,9 +666,8 @@ fn a_mistyped_recovery_key_is_no_passphrase() {
     for (name, path) in
         [("COUCOU_RECOVERY_KEY", "recovery.key"), ("COUCOU_OWNER_RECOVERY_KEY", "owner_recovery_key")]
     {
-        let mistyped = key.replace("HPQa", "HPQb");
-        let error = load("", &[&LEAST[..], &[(name, &*mistyped)]].concat()).unwrap_err().to_string();
-        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQ"), "{error}");
+        let error = with(name, &mistyped).unwrap_err().to_string();
+        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQb"), "{error}");
     }
     let config = with("COUCOU_OWNER_RECOVERY_KEY", key).unwrap();
     assert!(
@@ -649,6 +745,25 @@ fn the_example_environment_loads_and_has_every_variable() {
         let Some(env) = setting.env else { continue };
         assert!(all.iter().any(|(name, _)| name == env), "{env} is not in .env.example");
         assert!(setting.aliases.iter().all(|alias| ENV.contains(alias)), "an alias of {env} is not there");
+    }
+}
+
+#[test]
+fn an_entry_of_the_tokens_that_is_wrong_is_named() {
+    for (tokens, expected) in [
+        (
+            "[{token: x, scope: write}]",
+            "api.tokens[].scope must be read or admin, but coucou.yaml line 1 has \"write\"",
+        ),
+        ("[{scope: read}]", "api.tokens[].token is missing in coucou.yaml line 1"),
+        ("[{token: x, scopes: read}]", "api.tokens[].scopes"),
+        ("[{token: 'hush hush'}]", "api.tokens[].token must be of visible ASCII characters without spaces"),
+        ("[same, {token: same, scope: read}]", "api.tokens has a token twice, again at coucou.yaml line 1"),
+        ("[[x]]", "api.tokens must be a single value"),
+        ("{token: x}", "api.tokens must be a single value"),
+    ] {
+        let said = message(&format!("api: {{tokens: {tokens}}}"), &[]);
+        assert!(said.contains(expected) && !said.contains("hush"), "{tokens}: {said}");
     }
 }
 

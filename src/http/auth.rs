@@ -74,7 +74,7 @@ fn check(hs_token: &HsToken, request: &Request) -> Result<(), MatrixError> {
 }
 
 /// The token of a `Bearer` authorization; the scheme's name has no case.
-fn bearer(value: &[u8]) -> Option<&[u8]> {
+pub(super) fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }

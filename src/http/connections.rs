@@ -6,14 +6,17 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use axum::serve::Listener;
+use axum::{
+    extract::connect_info::Connected,
+    serve::{IncomingStream, Listener},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -49,6 +52,16 @@ impl Connections {
     pub(super) fn of(listener: TcpListener) -> Self {
         let limits = Limits { request: REQUEST_TIMEOUT, idle: IDLE_TIMEOUT };
         Self { listener, permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)), limits }
+    }
+}
+
+/// Where a request comes from: who is on the other end of its connection, which may be a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Peer(pub(super) IpAddr);
+
+impl Connected<IncomingStream<'_, Connections>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Connections>) -> Self {
+        Self(stream.remote_addr().ip())
     }
 }
 

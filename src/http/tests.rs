@@ -13,11 +13,12 @@ use super::*;
 use crate::{
     clock::ManualClock,
     lifecycle::Lifecycle,
+    model::Scope,
     store::{Store, inbox},
     testing::{self, START, TestStore},
 };
 
-struct Rig {
+pub(super) struct Rig {
     url: String,
     client: reqwest::Client,
     health: watch::Sender<StoreState>,
@@ -26,7 +27,36 @@ struct Rig {
 }
 
 impl Rig {
-    async fn new(store: &Store) -> Self {
+    pub(super) async fn new(store: &Store) -> Self {
+        let tokens = [("admin-secret".into(), Scope::Admin), ("read-secret".into(), Scope::Read)];
+        Self::with(store, Access::new(tokens)).await
+    }
+
+    pub(super) async fn without_tokens(store: &Store) -> Self {
+        Self::with(store, Access::new([])).await
+    }
+
+    /// As [`Rig::get`], with a body.
+    pub(super) async fn post(&self, path: &str, body: &str) -> (u16, Value) {
+        let (path, body) = (format!("/api/v1/{path}"), body.as_bytes().to_vec());
+        let (status, _, answer) = self.ask("POST", &path, Some("admin-secret"), body).await;
+        (status, answer)
+    }
+
+    /// Tells how the store is.
+    pub(super) fn store_is(&self, state: StoreState) {
+        self.health.send_replace(state);
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) fn client(&self) -> &reqwest::Client {
+        &self.client
+    }
+
+    async fn with(store: &Store, access: Access) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (sender, health) = Health::new(store.backend());
         let wake = Arc::new(Notify::new());
@@ -36,6 +66,7 @@ impl Rig {
             hs_token: HsToken::new(&SecretString::from("hs-secret")),
             bot: Arc::new(bot),
             health,
+            api: Arc::new(api(store, access)),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -45,7 +76,14 @@ impl Rig {
         Self { url, client, health: sender, wake, lifecycle }
     }
 
-    async fn ask(
+    /// On the REST API, with the token that may do everything: status and answer.
+    pub(super) async fn get(&self, path: &str) -> (u16, Value) {
+        let (status, _, answer) =
+            self.ask("GET", &format!("/api/v1/{path}"), Some("admin-secret"), vec![]).await;
+        (status, answer)
+    }
+
+    pub(super) async fn ask(
         &self,
         method: &str,
         path: &str,
@@ -68,6 +106,19 @@ impl Rig {
         assert_eq!(headers[CONTENT_TYPE], "application/json");
         assert_eq!(answer.get("error").is_some(), status != 200, "{answer}");
         (status, answer.get("errcode").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+}
+
+fn api(store: &Store, access: Access) -> Api {
+    Api {
+        access,
+        store: store.clone(),
+        clock: ManualClock::at(START),
+        started: std::time::Instant::now(),
+        networks: [("signalgo".to_owned(), "signal".to_owned())].into(),
+        owner: None,
+        webhooks: [("default".to_owned(), "https://hooks.example.org/".to_owned())].into(),
+        wake_outbox: Arc::default(),
     }
 }
 

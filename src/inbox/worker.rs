@@ -25,12 +25,13 @@ use super::{
     imports::Imports,
     rooms::{Policy, Rooms},
     seen::Seen,
+    verdict::Doubts,
 };
 use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
     model::{Account, AccountId, Relay, Role, Route},
-    store::{Lease, Store, StoreError, inbox, leases, pending},
+    store::{Lease, Store, StoreError, inbox, leases, messages, pending},
 };
 
 /// Rows taken in one step at most.
@@ -72,6 +73,8 @@ pub struct Wakes {
     pub outbox: Arc<Notify>,
     /// Who makes up for an outage: one is over.
     pub outage: Arc<Notify>,
+    /// Who waits for the homeserver: it has made a request.
+    pub alive: Arc<Notify>,
     /// The key backup: room keys came in.
     pub backup: Arc<Notify>,
 }
@@ -112,6 +115,8 @@ pub struct Worker {
     /// not known, which holds them up without limit.
     pub(super) queues: HashMap<OwnedRoomId, Option<Timestamp>>,
     pub(super) since: Timestamp,
+    /// Rooms in which something is held that may be believed by now.
+    pub(super) doubts: Doubts,
     /// To-device messages of late, which come by push and by the key lane.
     seen: Seen,
     /// Keys that are there while events still wait for them, from a term that ended between the two.
@@ -131,11 +136,13 @@ impl Worker {
     /// When the store fails.
     pub async fn load(parts: WorkerParts) -> Result<Self, CryptoError> {
         let since = parts.clock.now();
+        number_messages(&parts, since).await?;
         let queued = pending::queued_rooms(parts.store.db()).await?;
         let decrypter = Decrypter::new(parts.store.clone(), parts.engines.clone());
         let mut rooms = Rooms::new(parts.policy.clone());
+        rooms.pins.load(parts.store.db()).await?;
         let ids = queued.iter().map(|(room_id, _)| &**room_id).collect();
-        rooms.load(parts.store.db(), parts.store.seal()?, ids).await?;
+        rooms.load(parts.store.db(), parts.store.seal()?, ids, since).await?;
         let queues = queued
             .into_iter()
             .map(|(room_id, first)| {
@@ -144,17 +151,25 @@ impl Worker {
                 (room_id, deadline)
             })
             .collect();
-        let unreleased = pending::releasable(parts.store.db())
-            .await?
-            .into_iter()
-            .filter_map(|(room_id, session_id)| {
-                Some(RoomKey { room_id: room_id.try_into().ok()?, session_id })
-            })
-            .collect();
+        let mut unreleased = room_keys(pending::releasable(parts.store.db()).await?);
+        // The settings may say now that these are believed.
+        unreleased.extend(room_keys(pending::held(parts.store.db()).await?));
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let seen = Seen::default();
-        let (look_at, imports) = (since, Imports::default());
-        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows, imports, look_at })
+        let (doubts, imports) = (Doubts::default(), Imports::default());
+        Ok(Self {
+            parts,
+            decrypter,
+            rooms,
+            queues,
+            since,
+            doubts,
+            seen,
+            unreleased,
+            careful_rows,
+            imports,
+            look_at: since,
+        })
     }
 
     /// Runs until told to stop.
@@ -196,6 +211,7 @@ impl Worker {
         let imported = self.take_import(now).await?;
         let mut batch = Batch::read(rows, &self.readers());
         let mut keys = self.take_in(&batch).await?;
+        self.look_at_doubts(now).await?;
         keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
         let (more, news) = self.read_news().await?;
         keys.extend(more);
@@ -217,7 +233,7 @@ impl Worker {
         let mut touched: HashSet<_> = batch.rooms().collect();
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
         touched.extend(told_of.iter().map(|id| &**id));
-        self.rooms.load(db, seal, touched).await?;
+        self.rooms.load(db, seal, touched, now).await?;
         self.drop_unwanted_keys(&keys).await?;
         let released = self.settle_rooms(&mut batch, &mut outcome).await?;
         due.extend(released);
@@ -301,9 +317,11 @@ impl Worker {
                 snapshot.earlier.clear();
             }
             let room_id = &snapshot.room_id;
-            let relay = self.rooms.settle(room_id, snapshot.state.as_deref());
+            let now = self.parts.clock.now();
+            let relay = self.rooms.settle(room_id, snapshot.state.as_deref(), now);
             tracing::info!(room.id = %room_id, relay = relay.as_str(), "room");
             if relay == Relay::Yes {
+                self.doubts.at_once(room_id, now);
                 outcome.settled.insert(room_id.clone());
                 outcome.track.extend(self.rooms.users_to_track(room_id));
                 released.push(room_id.clone());
@@ -333,6 +351,27 @@ impl Worker {
         let accounts = || self.decrypter.engines().iter().map(Engine::account);
         let bot = accounts().find(|account| account.role == Role::Bot)?;
         self.parts.invite_bot.then_some(bot.id)
+    }
+}
+
+pub(super) fn room_keys(sessions: Vec<(String, String)>) -> Vec<RoomKey> {
+    let key = |(room_id, session_id): (String, String)| {
+        Some(RoomKey { room_id: room_id.try_into().ok()?, session_id })
+    };
+    sessions.into_iter().filter_map(key).collect()
+}
+
+/// Gives positions to what an earlier version of coucou stored without them, before anything new gets one.
+async fn number_messages(parts: &WorkerParts, now: Timestamp) -> Result<(), CryptoError> {
+    const MOST: i64 = 1000;
+    loop {
+        let mut tx = parts.store.begin().await?;
+        leases::check(&mut tx, &parts.lease).await?;
+        let numbered = messages::number(&mut tx, MOST, now).await?;
+        tx.commit().await?;
+        if numbered == 0 {
+            return Ok(());
+        }
     }
 }
 

@@ -1,6 +1,13 @@
 //! What is relayed, under ids that stay the same however often an event is worked through.
 
+pub mod counts;
+pub mod read;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, HashSet};
+
+use ruma::RoomId;
 
 use super::{Db, Seal, StoreError, Tx, db::values};
 use crate::{clock::Timestamp, model::Message};
@@ -40,7 +47,33 @@ pub async fn known_events(db: &Db, event_ids: &[&str]) -> Result<HashSet<String>
     Ok(known)
 }
 
-/// Stores messages that are not known yet.
+/// The number after the last of a room whose messages nobody else numbers meanwhile.
+///
+/// # Errors
+/// When the database fails.
+pub async fn next_sequence(tx: &mut Tx, room_id: &RoomId) -> Result<i64, StoreError> {
+    const LAST: &str = "SELECT MAX(sequence) FROM messages WHERE room_id = $1";
+    let last: Option<(Option<i64>,)> = tx.fetch_optional(LAST, values![room_id.as_str()]).await?;
+    Ok(last.and_then(|(last,)| last).unwrap_or(0) + 1)
+}
+
+/// Draws this many positions and answers the one before them, with the time that belongs to them: `now`, unless an
+/// earlier one was drawn later by somebody's clock. Whoever else wants some waits until `tx` ends, so that positions
+/// become visible in their order.
+async fn draw(tx: &mut Tx, count: usize, now: Timestamp) -> Result<(i64, Timestamp), StoreError> {
+    let count = i64::try_from(count).map_err(|_| StoreError::Corrupt("positions"))?;
+    let drawn: Option<(i64, i64)> = tx
+        .fetch_optional(
+            "UPDATE positions SET last = last + $1, last_at = CASE WHEN last_at > $2 THEN last_at ELSE $2 END \
+             WHERE name = 'messages' RETURNING last - $1, last_at",
+            values![count, now],
+        )
+        .await?;
+    let (before, at) = drawn.ok_or(StoreError::Corrupt("positions"))?;
+    Ok((before, Timestamp(at)))
+}
+
+/// Stores messages that are not known yet, each at the next position.
 ///
 /// # Errors
 /// When the database fails, or one is known: the caller asked [`known`] in the same transaction.
@@ -50,8 +83,13 @@ pub async fn insert(
     messages: &[Message],
     now: Timestamp,
 ) -> Result<(), StoreError> {
+    if messages.is_empty() {
+        return Ok(());
+    }
     let mut rows = Vec::with_capacity(messages.len());
+    let (mut position, now) = draw(tx, messages.len(), now).await?;
     for message in messages {
+        position += 1;
         rows.push(values![
             message.message_id.as_str(),
             message.event_id.as_str(),
@@ -63,18 +101,44 @@ pub async fn insert(
             message.sender.as_str(),
             message.origin_server_ts,
             now,
+            position,
             seal.seal(TABLE, message.message_id.as_str(), &message.payload)?,
             message.replaces.as_ref().map(|event_id| event_id.as_str()),
         ]);
     }
     tx.execute_many(
         "INSERT INTO messages (message_id, event_id, room_id, sequence, type, network, direction, sender, \
-         origin_server_ts, created_at, payload, replaces) VALUES {rows}",
+         origin_server_ts, created_at, position, payload, replaces) VALUES {rows}",
         vec![],
         rows,
     )
     .await?;
-    Ok(())
+    counts::add(tx, messages, now).await
+}
+
+const UNNUMBERED: &str = "SELECT message_id FROM messages WHERE position IS NULL \
+     ORDER BY created_at, room_id, sequence LIMIT $1";
+
+/// Gives positions to messages that a version without positions stored, `most` at most; answers how many those
+/// were. As the first thing of whoever writes messages from now on.
+///
+/// # Errors
+/// When the database fails.
+pub async fn number(tx: &mut Tx, most: i64, now: Timestamp) -> Result<usize, StoreError> {
+    let found: Vec<(String,)> = tx.fetch_all(UNNUMBERED, values![most]).await?;
+    if found.is_empty() {
+        return Ok(0);
+    }
+    let (before, at) = draw(tx, found.len(), now).await?;
+    let rows = (before + 1..).zip(&found).map(|(position, (id,))| values![id.as_str(), position]).collect();
+    tx.execute_many(
+        "UPDATE messages SET position = v.column2, created_at = $1 FROM (VALUES {rows}) AS v \
+         WHERE message_id = v.column1",
+        values![at],
+        rows,
+    )
+    .await?;
+    Ok(found.len())
 }
 
 /// The payloads of the newest messages that have one still, newest first.

@@ -6,6 +6,7 @@
 //! queues to be claimed again when the lease ends, one that lives renews it ([`renew`]), and what it sent without recording is sent once more,
 //! under the same id and with the same body. The lease's token keeps an outcome from counting twice.
 
+pub mod admin;
 mod claim;
 mod enqueue;
 mod finish;

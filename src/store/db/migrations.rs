@@ -35,11 +35,13 @@ migrations! {
     "0005_outbox"
     "0006_rooms"
     "0007_ledger"
+    "0008_bridges"
     "0009_retention"
     "0010_key_requests"
     "0011_backups"
     "0012_delivery"
     "0013_events_token"
+    "0014_positions"
 }
 
 /// The leading number of a migration's file name.

@@ -46,6 +46,18 @@ pub async fn enqueue(tx: &mut Tx, messages: &[Queued<'_>], now: Timestamp) -> Re
         deliveries,
     )
     .await?;
+    lengthen(tx, counts, now).await
+}
+
+/// Adds to what queues have pending, by webhook and room; sorted as they are, every writer locks them in this order.
+///
+/// # Errors
+/// When the database fails.
+pub(super) async fn lengthen(
+    tx: &mut Tx,
+    counts: BTreeMap<(i64, &str), i64>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     let queues = counts.into_iter().map(|((webhook, room), count)| values![webhook, room, count]).collect();
     tx.execute_many(
         // A queue that has something pending already is due, backing off or claimed: its time stands.

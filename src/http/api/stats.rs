@@ -1,0 +1,294 @@
+//! `GET /api/v1/stats`: how coucou is, at a glance.
+//!
+//! It answers while the store is away, too, with what is known without it.
+
+use std::collections::BTreeMap;
+
+use axum::{Json, extract::State};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    super::{HttpState, StoreState, error::Problem},
+    openapi::Refusals,
+    query::Query,
+    webhooks::{self, Webhook},
+};
+use crate::{
+    clock::Timestamp,
+    store::{accounts, inbox, messages, stats},
+};
+
+/// How coucou is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Stats {
+    /// The version of coucou.
+    version: &'static str,
+    /// How long this process has run.
+    uptime_seconds: u64,
+    /// When this was answered, RFC 3339 in UTC.
+    now: String,
+    /// The store.
+    store: Store,
+    /// What the store says; null while it is away.
+    stored: Option<Stored>,
+}
+
+/// The store.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Store {
+    /// `postgres` or `sqlite`.
+    backend: &'static str,
+    /// `connected`, `starting`, or `unavailable: ` and why.
+    state: String,
+}
+
+/// What the store says.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Stored {
+    /// Who works the crypto.
+    crypto: Crypto,
+    /// The room keys.
+    keys: Keys,
+    /// The rooms.
+    rooms: Rooms,
+    /// The messages.
+    messages: Messages,
+    /// Events that could not be decrypted or believed, by reason, of those that came lately.
+    undecryptable: BTreeMap<String, Lately>,
+    /// What has come in.
+    inbox: Inbox,
+    /// What waits for each webhook.
+    deliveries: Vec<Webhook>,
+}
+
+/// Who works the crypto.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Crypto {
+    /// The process that holds the lease, `<process id>-<random>`; null before the first.
+    holder: Option<String>,
+    /// Whether it holds it now; false for more than some seconds means that nothing is decrypted.
+    is_held: bool,
+    /// How often the lease has changed hands.
+    fence: i64,
+    /// The Matrix users that coucou reads as, with its device on each.
+    accounts: Vec<Account>,
+}
+
+/// A Matrix user that coucou reads as.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Account {
+    /// The user.
+    user_id: String,
+    /// coucou's device.
+    device_id: String,
+    /// `bot` or `owner`.
+    role: &'static str,
+}
+
+/// The room keys.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Keys {
+    /// Inbound Megolm sessions, as `SELECT COUNT(*) FROM megolm_inbound_sessions` says.
+    inbound_sessions: u64,
+    /// Rooms that they are of.
+    rooms: u64,
+    /// When the newest came.
+    newest_at: Option<String>,
+}
+
+/// The rooms.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Rooms {
+    /// Those whose messages are relayed.
+    tracked: u64,
+    /// Those by network; without a bridge under the empty name.
+    by_network: BTreeMap<String, u64>,
+    /// Those that are not relayed.
+    not_relayed: u64,
+    /// Those whose state was not read yet.
+    unknown: u64,
+}
+
+/// The messages.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Messages {
+    /// All that were ever stored.
+    total: i64,
+    /// When the newest was stored.
+    newest_at: Option<String>,
+    /// Those of late.
+    stored: Lately,
+    /// Those of them that had to be decrypted.
+    decrypted: Lately,
+    /// Those by network; without a bridge under the empty name.
+    by_network: BTreeMap<String, Lately>,
+    /// Decrypted messages among all that had to be decrypted, from 0 to 1; null when there were none.
+    decryptable_rate: Rates,
+}
+
+/// Numbers of late, to five minutes.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub(super) struct Lately {
+    /// Of the last hour.
+    hour: u64,
+    /// Of the last 24 hours.
+    day: u64,
+    /// Of the last 7 days.
+    week: u64,
+}
+
+impl Lately {
+    fn add(&mut self, hour: u64, day: u64, week: u64) {
+        self.hour += hour;
+        self.day += day;
+        self.week += week;
+    }
+}
+
+/// Rates of late.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub(super) struct Rates {
+    /// Of the last hour.
+    hour: Option<f64>,
+    /// Of the last 24 hours.
+    day: Option<f64>,
+    /// Of the last 7 days.
+    week: Option<f64>,
+}
+
+/// What has come in.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Inbox {
+    /// Rows that were not worked through yet.
+    depth: u64,
+    /// How long the first of them has waited.
+    oldest_age_seconds: Option<u64>,
+    /// When the homeserver's last transaction came; null when none did within a day.
+    last_transaction_at: Option<String>,
+    /// When the key lane last brought something; null when it did not within a day.
+    last_key_lane_at: Option<String>,
+}
+
+/// How coucou is
+///
+/// As quick with a million messages as with none. While the store is away `stored` is null, and `store` says why.
+#[utoipa::path(
+    get, path = "/api/v1/stats", tag = "stats",
+    responses((status = 200, description = "How coucou is.", body = Stats), Refusals),
+)]
+pub(super) async fn get(State(state): State<HttpState>, query: Query) -> Result<Json<Stats>, Problem> {
+    query.finish()?;
+    let now = state.api.clock.now();
+    let (text, is_ready) = match state.health.store() {
+        StoreState::Ready => ("connected".to_owned(), true),
+        StoreState::Starting => ("starting".to_owned(), false),
+        StoreState::Unavailable { reason } => (format!("unavailable: {reason}"), false),
+    };
+    let stored = if is_ready { Some(stored(&state, now).await?) } else { None };
+    Ok(Json(Stats {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: state.api.started.elapsed().as_secs(),
+        now: now.rfc3339(),
+        store: Store { backend: state.api.store.backend(), state: text },
+        stored,
+    }))
+}
+
+async fn stored(state: &HttpState, now: Timestamp) -> Result<Stored, Problem> {
+    let db = state.api.store.db();
+    let keys = stats::keys(db).await?;
+    let failures = stats::failures(db, now).await?;
+    let depth = inbox::depth(db).await?;
+    let failed =
+        |failures: &stats::Failures| Lately { hour: failures.hour, day: failures.day, week: failures.week };
+    Ok(Stored {
+        crypto: crypto(state, now).await?,
+        keys: Keys {
+            inbound_sessions: keys.count,
+            rooms: keys.room_count,
+            newest_at: keys.newest_at.map(Timestamp::rfc3339),
+        },
+        rooms: rooms(state).await?,
+        messages: messages(state, &failures, now).await?,
+        undecryptable: failures.iter().map(|one| (one.reason.clone(), failed(one))).collect(),
+        inbox: Inbox {
+            depth: depth.count,
+            oldest_age_seconds: depth.oldest_at.map(|at| now.since(at).as_secs()),
+            last_transaction_at: stats::last_row(db, "push").await?.map(Timestamp::rfc3339),
+            last_key_lane_at: stats::last_row(db, "lane").await?.map(Timestamp::rfc3339),
+        },
+        deliveries: webhooks::all(state).await?,
+    })
+}
+
+async fn crypto(state: &HttpState, now: Timestamp) -> Result<Crypto, Problem> {
+    let db = state.api.store.db();
+    let holder = stats::holder(db).await?;
+    let accounts = accounts::all(db).await?.into_iter().map(|account| Account {
+        user_id: account.user_id.into(),
+        device_id: account.device_id.to_string(),
+        role: account.role.as_str(),
+    });
+    Ok(Crypto {
+        is_held: holder.as_ref().is_some_and(|holder| holder.until >= now),
+        fence: holder.as_ref().map_or(0, |holder| holder.fence),
+        holder: holder.map(|holder| holder.holder),
+        accounts: accounts.collect(),
+    })
+}
+
+async fn rooms(state: &HttpState) -> Result<Rooms, Problem> {
+    let mut rooms = Rooms { tracked: 0, by_network: BTreeMap::new(), not_relayed: 0, unknown: 0 };
+    for (relay, network, count) in stats::rooms(state.api.store.db()).await? {
+        match relay.as_str() {
+            "yes" => {
+                rooms.tracked += count;
+                *rooms.by_network.entry(network.unwrap_or_default()).or_default() += count;
+            }
+            "no" => rooms.not_relayed += count,
+            _ => rooms.unknown += count,
+        }
+    }
+    Ok(rooms)
+}
+
+async fn messages(
+    state: &HttpState,
+    failures: &[stats::Failures],
+    now: Timestamp,
+) -> Result<Messages, Problem> {
+    let db = state.api.store.db();
+    let (mut stored, mut decrypted) = (Lately::default(), Lately::default());
+    let mut by_network = BTreeMap::<String, Lately>::new();
+    for count in messages::counts::lately(db, now).await? {
+        stored.add(count.hour, count.day, count.week);
+        by_network.entry(count.network).or_default().add(count.hour, count.day, count.week);
+        if count.encrypted {
+            decrypted.add(count.hour, count.day, count.week);
+        }
+    }
+    let mut failed = Lately::default();
+    for one in failures {
+        failed.add(one.hour, one.day, one.week);
+    }
+    Ok(Messages {
+        total: messages::read::last(db).await?,
+        newest_at: stats::newest_message(db).await?.map(Timestamp::rfc3339),
+        stored,
+        decrypted,
+        by_network,
+        decryptable_rate: Rates {
+            hour: rate(decrypted.hour, failed.hour),
+            day: rate(decrypted.day, failed.day),
+            week: rate(decrypted.week, failed.week),
+        },
+    })
+}
+
+/// How many of all were good.
+fn rate(good: u64, bad: u64) -> Option<f64> {
+    let as_float = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let all = good.saturating_add(bad);
+    (all > 0).then(|| as_float(good) / as_float(all))
+}
