@@ -48,7 +48,9 @@ async fn status(coucou: &Coucou) -> Value {
 /// What is stuck in a room, as soon as it is stuck for that reason.
 async fn stuck(coucou: &Coucou, room_id: &str, reason: &str) -> Value {
     until(&format!("{reason} in {room_id}"), ARRIVAL, async || {
-        let status = status(coucou).await;
+        // The first start takes a moment to make the device, without which there is nothing to tell.
+        let output = coucou.run(&["keys", "status", "--all", "--json"]).await;
+        let status: Value = serde_json::from_slice(&output.stdout).ok()?;
         let stuck = status["stuck"].as_array().unwrap().iter();
         stuck.filter(|entry| entry["room_id"] == room_id).find(|entry| entry["reason"] == reason).cloned()
     })
