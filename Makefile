@@ -1,8 +1,9 @@
 # make demo   shows coucou at its one job, on a homeserver of its own
 # make test   every test, on real PostgreSQL and a real Synapse, which it brings along
 # make check  what CI runs
+# make test-faults  the long form of the fault suite: all that can break, and thousands of messages
 # make bench  figures, and how they grow; see docs/performance.md
-.PHONY: demo test check bench homeserver
+.PHONY: demo test test-faults check bench homeserver
 
 CARGO ?= cargo
 
@@ -11,6 +12,9 @@ demo:
 
 test: homeserver
 	tests/postgres.sh with $(CARGO) test --locked
+
+test-faults: homeserver
+	COUCOU_TEST_FAULTS=long tests/postgres.sh with $(CARGO) test --locked --test scenarios -- --nocapture faults_on_synapse
 
 check:
 	.ci/run

@@ -35,11 +35,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::{SharedClock, SystemClock},
-    config::{self, Config},
-    crypto::CryptoError,
+    config::{self, Config, NewBridges},
+    crypto::{CryptoError, trust},
     homeserver::{Homeserver, HomeserverError},
     http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
-    inbox::{Inbox, worker::Wakes},
+    inbox::{Inbox, verdict::TrustSettings, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
     model::{RelayPolicy, Route, WebhookId},
     outbox::{BadWebhook, Destination, Dispatcher, WebhookSink},
@@ -90,11 +90,29 @@ struct Shared {
     bot: Arc<OnceLock<ruma::OwnedUserId>>,
 }
 
-/// Runs coucou until a signal.
+/// Runs coucou until a signal: the first one stops it gently, the second at once.
 ///
 /// # Errors
 /// What only a person can mend; one line that says how.
 pub async fn run(config: Config) -> Result<(), AppError> {
+    let stop = CancellationToken::new();
+    let signals = async {
+        signalled().await.map_err(AppError::Signals)?;
+        stop.cancel();
+        signalled().await.map_err(AppError::Signals)?;
+        tracing::warn!("second signal: stopping at once");
+        Ok(())
+    };
+    let service = Box::pin(run_with(config, Arc::new(SystemClock), stop.clone()));
+    tokio::select! { ended = service => ended, signalled = signals => signalled }
+}
+
+/// Runs coucou by a clock until it is told to stop: as a part of another program, such as a test that moves
+/// the time by hand. Waits between attempts to reach others still pass in real time.
+///
+/// # Errors
+/// What only a person can mend; one line that says how.
+pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToken) -> Result<(), AppError> {
     let lifecycle = Lifecycle::default();
     let address = SocketAddr::new(config.http.host, config.http.port);
     let listener = TcpListener::bind(address).await.map_err(|error| AppError::Listen(address, error))?;
@@ -105,7 +123,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         let _ = bot.set(user_id);
     }
     let hs_token = HsToken::new(&config.appservice.hs_token);
-    let clock: SharedClock = Arc::new(SystemClock);
     let shared = Shared { config: Arc::new(config), store, homeserver, clock, wakes: Wakes::default(), bot };
     let (fatal, mut failed) = mpsc::channel(1);
     let health = watch_store(&lifecycle, &shared, &fatal);
@@ -114,18 +131,13 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     spawn_work(&lifecycle, &shared, &fatal);
 
     let outcome = tokio::select! {
-        signal = signalled() => signal.map_err(AppError::Signals),
+        () = stop.cancelled() => Ok(()),
         error = failed.recv() => error.map_or(Ok(()), Err),
     };
     tracing::info!("stopping: finishing what is in hand");
     lifecycle.stop();
-    tokio::select! {
-        done = lifecycle.stopped(PATIENCE) => {
-            if !done {
-                tracing::warn!("some work did not end in time; it will be taken up again at the next start");
-            }
-        }
-        _ = signalled() => tracing::warn!("second signal: stopping at once"),
+    if !lifecycle.stopped(PATIENCE).await {
+        tracing::warn!("some work did not end in time; it will be taken up again at the next start");
     }
     let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.close()).await;
     outcome
@@ -192,7 +204,8 @@ fn serve_http(
     fatal: &mpsc::Sender<AppError>,
 ) {
     let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
-        .telling(Arc::clone(&shared.wakes.outage));
+        .telling(Arc::clone(&shared.wakes.outage))
+        .announcing(Arc::clone(&shared.wakes.alive));
     let api = Arc::new(rest(shared));
     let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api });
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
@@ -321,6 +334,24 @@ impl Shared {
             config::Relay::Only(rooms) => RelayPolicy::Only(rooms.clone()),
         };
         let networks = self.config.networks.clone();
-        crate::inbox::rooms::Policy { relay, our_users: Arc::new(our_users), networks }
+        let trust = self.trust();
+        crate::inbox::rooms::Policy { relay, our_users: Arc::new(our_users), networks, trust }
+    }
+
+    /// Whom to believe.
+    fn trust(&self) -> TrustSettings {
+        let config = &self.config;
+        let bridge = |bridge: &config::Bridge| trust::Bridge {
+            bot: bridge.bot.clone(),
+            ghosts: Some(bridge.ghosts.clone()),
+            puppets: bridge.puppets.clone(),
+            is_configured: true,
+        };
+        TrustSettings {
+            actions: config.trust.actions,
+            bridges: config.bridges.iter().map(bridge).collect(),
+            owner: config.owner.as_ref().map(|owner| owner.user_id.clone()),
+            only_configured: config.trust.new_bridges == NewBridges::Refuse,
+        }
     }
 }

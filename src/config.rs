@@ -19,6 +19,7 @@ mod source;
 mod store;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod webhooks;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
@@ -35,7 +36,7 @@ pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
 use crate::{
-    model::{Detail, Filter, Format, Pattern, RecoveryKey, Schedule, Scope},
+    model::{Detail, Filter, Format, Pattern, RecoveryKey, Schedule, Scope, TrustPolicy},
     store::Location,
 };
 
@@ -66,6 +67,8 @@ pub struct Config {
     pub undecryptable: Undecryptable,
     /// Bridges known beforehand; others are pinned when first seen.
     pub bridges: Vec<Bridge>,
+    /// Whom to believe.
+    pub trust: Trust,
     /// Names of networks by the `protocol.id` of `m.bridge`, beside the built-in ones.
     pub networks: BTreeMap<String, String>,
     /// What is kept of messages.
@@ -236,8 +239,29 @@ pub enum Relay {
 pub struct Bridge {
     /// The bridge's bot, whose device encrypts for its ghosts.
     pub bot: OwnedUserId,
-    /// The bridge's ghosts, for example `@instagram_*:example.org`.
-    pub ghosts: Option<Pattern>,
+    /// The bridge's ghosts, for example `@instagram_*:example.org`; by default what the bot's name tells.
+    pub ghosts: Pattern,
+    /// The real users for whom it speaks; by default the owner.
+    pub puppets: Option<Pattern>,
+}
+
+/// `trust`: whom to believe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// What is done with a message, by what is known of the device that encrypted it.
+    pub actions: TrustPolicy,
+    /// What is done with a bridge that is not in the settings.
+    pub new_bridges: NewBridges,
+}
+
+/// What is done with a bridge that is not in the settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NewBridges {
+    /// It is believed from when it is first seen, and pinned.
+    #[default]
+    Pin,
+    /// It is not believed.
+    Refuse,
 }
 
 /// `messages`: what is kept of messages.

@@ -11,6 +11,6 @@ pub mod store;
 pub mod trust;
 
 pub use backup::KeyBackup;
-pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey};
+pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey, SessionDevice};
 pub use keylane::KeyLane;
 pub use secrets::{RecoveryError, SecretStorage};

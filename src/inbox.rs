@@ -21,6 +21,7 @@ mod seen;
 #[cfg(test)]
 mod tests;
 pub mod trial;
+pub mod verdict;
 pub mod worker;
 
 pub use accept::{AcceptError, Inbox};

@@ -128,10 +128,15 @@ fn bare(
     }
 }
 
+/// Whether a content bears the mark of what a bridge says for a real user. Anybody can write it; it means
+/// something only where a bridge did.
+#[must_use]
+pub fn is_puppets(content: &Map<String, Value>) -> bool {
+    content.get(DOUBLE_PUPPET).and_then(Value::as_str).is_some_and(|by| !by.is_empty())
+}
+
 fn direction(event: &ClearEvent, room: &RoomContext) -> Direction {
-    // Anybody can write the mark; it means something only where there is a bridge to write it.
-    let puppet = room.bridge_bot.is_some()
-        && event.content.get(DOUBLE_PUPPET).and_then(Value::as_str).is_some_and(|by| !by.is_empty());
+    let puppet = room.bridge_bot.is_some() && is_puppets(&event.content);
     if puppet || room.our_users.contains(&event.sender) { Direction::Out } else { Direction::In }
 }
 

@@ -10,6 +10,7 @@ mod pattern;
 mod recovery;
 mod room;
 mod sync;
+mod trust;
 mod webhook;
 
 pub use access::Scope;
@@ -21,4 +22,5 @@ pub use pattern::Pattern;
 pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
+pub use trust::{Action, TrustPolicy};
 pub use webhook::{Detail, Filter, Format, Route, Schedule};

@@ -6,7 +6,14 @@
 
 pub mod missed;
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use rand::Rng;
@@ -63,7 +70,7 @@ pub struct InvitePolicy {
     pub bot: Option<Vec<Inviter>>,
     /// For the owner: whether invites of known bridge bots are accepted.
     pub owner: bool,
-    /// Bridge bots that are configured; those of relayed rooms are known as well.
+    /// Bridge bots that are configured; those of relayed rooms that the owner has joined are known as well.
     pub bridge_bots: Vec<OwnedUserId>,
     /// Whether rooms that are not relayed are read anew at the start, because the settings may have changed
     /// to relay them.
@@ -93,6 +100,8 @@ pub struct Errands {
     policy: InvitePolicy,
     wake: Arc<Notify>,
     inbox: Arc<Notify>,
+    /// The homeserver asked to be left alone until then, in milliseconds as [`Timestamp`].
+    quiet_until: AtomicI64,
 }
 
 impl Errands {
@@ -109,7 +118,8 @@ impl Errands {
         wake: Arc<Notify>,
         inbox: Arc<Notify>,
     ) -> Self {
-        Self { store, homeserver, lease, clock, accounts, policy, wake, inbox }
+        let quiet_until = AtomicI64::new(0);
+        Self { store, homeserver, lease, clock, accounts, policy, wake, inbox, quiet_until }
     }
 
     /// Compares the store's view of who is where with the homeserver's: at the start, for rooms that were
@@ -157,6 +167,7 @@ impl Errands {
         if self.policy.look_again {
             rooms::look_again(&mut tx, now).await?;
         }
+        rooms::look_again_for(&mut tx, &self.policy.bridge_bots, now).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -213,6 +224,10 @@ impl Errands {
         let room_id = &invite.room_id;
         let account = self.accounts.iter().find(|account| account.id == invite.account_id);
         let Some(account) = account else { return self.put_off(&invite, None).await };
+        if let Some(until) = self.quiet_until() {
+            // It would refuse this one as well, and count it against us.
+            return self.postpone(&invite, until).await;
+        }
         let became = match invite.membership {
             Membership::Wanted => match self.owner() {
                 Some(owner) => {
@@ -236,6 +251,11 @@ impl Errands {
         match became {
             Ok(Some((membership, inviter))) => self.note(&invite, membership, inviter).await,
             Ok(None) => self.put_off(&invite, None).await,
+            Err(error @ HomeserverError::Status { status: 429, .. }) => {
+                let until = self.keep_quiet(&error, invite.tries);
+                tracing::warn!(room.id = %room_id, %until, "the homeserver asks for patience with invites");
+                self.put_off(&invite, Some(until)).await
+            }
             Err(error) => {
                 let transient = error.is_transient() || invite.tries < 5;
                 let next = transient.then(|| self.next_try(invite.tries));
@@ -271,6 +291,28 @@ impl Errands {
         Ok(())
     }
 
+    /// When to ask the homeserver again for anything, if not now.
+    fn quiet_until(&self) -> Option<Timestamp> {
+        let until = Timestamp(self.quiet_until.load(Ordering::Relaxed));
+        (until > self.clock.now()).then_some(until)
+    }
+
+    /// Takes in that the homeserver asks to be left alone, and answers until when.
+    fn keep_quiet(&self, error: &HomeserverError, tries: i64) -> Timestamp {
+        let asked = error.retry_after().map(|wish| self.clock.now().plus(wish));
+        let until = asked.unwrap_or_else(|| self.next_try(tries));
+        self.quiet_until.fetch_max(until.0, Ordering::Relaxed);
+        until
+    }
+
+    async fn postpone(&self, invite: &DueInvite, until: Timestamp) -> Result<(), RoomsError> {
+        let mut tx = self.store.begin().await?;
+        leases::check(&mut tx, &self.lease).await?;
+        rooms::postpone_invite(&mut tx, &invite.room_id, invite.account_id, until).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     async fn put_off(&self, invite: &DueInvite, next: Option<Timestamp>) -> Result<(), RoomsError> {
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
@@ -288,13 +330,16 @@ impl Errands {
             }
             Role::Owner if !self.policy.owner => Ok(false),
             Role::Owner => Ok(self.policy.bridge_bots.iter().any(|bot| bot == inviter)
-                || rooms::is_bridge_bot(self.store.db(), inviter).await?),
+                || rooms::is_bridge_bot(self.store.db(), inviter, account.id).await?),
         }
     }
 
     /// Reads a room's state as the first account that may, and hands it to the inbox.
     async fn read(&self, room: DueRoom) -> Result<(), RoomsError> {
         let room_id = &room.room_id;
+        if let Some(until) = self.quiet_until() {
+            return self.put_off_reading(room_id, until).await;
+        }
         let mut readers = rooms::members(self.store.db(), room_id).await?;
         let should_be_readable = !readers.is_empty();
         // An account whose membership was missed may still be in.
@@ -317,6 +362,10 @@ impl Errands {
                     break;
                 }
                 Err(HomeserverError::Status { status: 403 | 404, .. }) => {}
+                Err(error @ HomeserverError::Status { status: 429, .. }) => {
+                    let until = self.keep_quiet(&error, room.tries);
+                    return self.put_off_reading(room_id, until).await;
+                }
                 Err(error) => {
                     tracing::warn!(room.id = %room_id, error = &error as &dyn Error, "could not read a room");
                     return self.put_off_reading(room_id, self.next_try(room.tries)).await;

@@ -9,6 +9,7 @@
 
 pub mod accounts;
 pub mod backups;
+pub mod bridges;
 #[cfg(test)]
 mod conformance;
 pub mod crypto;

@@ -11,9 +11,11 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tempfile::TempDir;
 
 use crate::{
-    clock::Timestamp,
-    model::{Direction, Message, MessageId, MessageType, Trust},
-    store::{Location, Store, messages},
+    clock::{SharedClock, Timestamp},
+    crypto::Engine,
+    homeserver::Homeserver,
+    model::{Account, Direction, Message, MessageId, MessageType, Trust},
+    store::{Lease, Location, Store, messages},
 };
 
 /// The time at which tests begin.
@@ -59,6 +61,16 @@ pub(crate) async fn sqlite() -> TestStore {
 /// One of each.
 pub(crate) async fn both() -> [TestStore; 2] {
     [postgres().await, sqlite().await]
+}
+
+/// An account's crypto, with no homeserver to talk to.
+pub(crate) async fn engine(account: &Account, store: &Store, lease: &Lease, clock: SharedClock) -> Engine {
+    // As the process does at its start; another test may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let nowhere = "http://127.0.0.1:9".parse().expect("a URL");
+    let homeserver = Homeserver::new(&nowhere, SecretString::from("token")).expect("a client");
+    let loaded = Engine::load(account.clone(), store.clone(), lease.clone(), homeserver, clock);
+    loaded.await.expect("the engine loads")
 }
 
 async fn prepare(location: Location, guard: Guard) -> TestStore {

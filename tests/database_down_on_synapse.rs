@@ -194,7 +194,10 @@ async fn the_network_to_the_database_swallows_everything_for_a_while() {
     let mut other = PgConnection::connect(url.as_str()).await.unwrap();
     let mut lock = other.begin().await.unwrap();
     lock.execute("LOCK TABLE room_queues, inbox IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let stuck = "SELECT COUNT(*) FROM pg_stat_activity \
+                 WHERE datname = current_database() AND state = 'active' AND wait_event_type = 'Lock'";
+    let both = async || (scene.database.number(stuck).await >= 2).then_some(());
+    until("the worker and the dispatcher to wait for the lock", SOON, both).await;
     let shut_at = Instant::now();
     gate.shut();
     lock.rollback().await.unwrap();

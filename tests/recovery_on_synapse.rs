@@ -223,7 +223,7 @@ async fn serve_brings_itself_back_and_fills_a_backup_that_was_deleted() {
     let restored = async || coucou.log().contains("restored account").then_some(());
     until("the restore", ARRIVAL, restored).await;
     let (same, devices) = bot.identity().await;
-    assert_eq!((same, devices.len()), (identity, 2));
+    assert_eq!((&same, devices.len()), (&identity, 2));
     assert_eq!(second.number("SELECT COUNT(*) FROM megolm_inbound_sessions WHERE backed_up = 1").await, 4);
     // This session's key was sent to the lost device alone, and never reached the backup.
     let four = send().room(&portal).count(1).run().await;
@@ -233,6 +233,18 @@ async fn serve_brings_itself_back_and_fills_a_backup_that_was_deleted() {
         })
         .await;
     drop(three);
+
+    // The way out without a key: another identity, and a backup of its own.
+    coucou.kill9();
+    let (third, version) = (Database::create().await, bot.backup().await.unwrap().0);
+    let mut coucou = coucou.store(&third.url()).unset("COUCOU_RECOVERY_KEY");
+    assert!(complaint(&coucou.run(&["serve"]).await).contains("--start-over"));
+    let begun = coucou.run(&["restore", "--start-over"]).await;
+    assert!(begun.status.success(), "{begun:?}");
+    assert_ne!(bot.identity().await.0, same);
+    coucou.start().await;
+    let renewed = async || bot.backup().await.filter(|(now, _)| *now != version).map(drop);
+    until("a backup of the new identity's", ARRIVAL, renewed).await;
 }
 
 /// A backup of the owner's, as the owner's own clients would have made it.
@@ -319,9 +331,9 @@ async fn the_owners_recovery_key_signs_the_device_and_opens_the_owners_backup() 
 
     // A key that nobody was given, and that only the owner's backup has.
     phone.prepare(&portal).await;
-    backup.put(&owner, &portal, &phone.export(&portal).await).await;
     let said = phone.say_prepared(&portal, "only for my backup").await;
     assert!(said.shared_with.is_empty());
+    backup.put(&owner, &portal, &phone.export(&portal).await).await;
     let told = receiver
         .wait_until("what only the backup can open", ARRIVAL, |taken| {
             taken.iter().any(|message| message.event_id() == said.event_id)

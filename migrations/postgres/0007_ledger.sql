@@ -5,7 +5,7 @@ ALTER TABLE pending_events ADD COLUMN tried_at BIGINT;
 -- When the webhooks were told that the event cannot be decrypted.
 ALTER TABLE pending_events ADD COLUMN notified_at BIGINT;
 -- Of replays and forgeries no webhook is told.
-CREATE INDEX pending_events_untold ON pending_events (received_at)
+CREATE INDEX pending_events_untold ON pending_events (received_at, position)
     WHERE state = 'ledger' AND notified_at IS NULL AND reason <> 'replay' AND reason <> 'untrusted_sender';
 -- To see that a session which is known now belongs to another room.
 CREATE INDEX pending_events_keyless ON pending_events (session_id) WHERE state = 'ledger' AND reason = 'no_key';

@@ -5,7 +5,7 @@
 //! | content of messages | `messages.retention`, and until it is delivered; with 0 until it is delivered |
 //! | encrypted events whose key is missing, and what could not be read | `messages.retention`; with 0 [`UNREAD`] |
 //! | what is pending for a webhook that is in the settings no more | `messages.retention`, [`ABANDONED`] at least |
-//! | ids of messages and deliveries, places in Megolm sessions | `messages.retention`, [`IDS`] at least |
+//! | ids of messages, deliveries and of what was taken back unread, places in Megolm sessions | `messages.retention`, [`IDS`] at least |
 //! | hashes of Olm messages | [`HASHES`] |
 //! | hashes of transactions | [`TRANSACTIONS`] |
 //!
@@ -24,7 +24,7 @@ use crate::{
     clock::{Clock, Timestamp},
     model::WebhookId,
     store::{
-        Lease, Store, StoreError, Tx, inbox, leases, messages,
+        Lease, Store, StoreError, Tx, inbox, leases, messages, redacted,
         retention::{self, Place},
     },
 };
@@ -153,6 +153,7 @@ enum Step {
     Abandoned(WebhookId),
     Contents,
     Ids,
+    Redacted,
     Indexes,
     Hashes,
 }
@@ -168,7 +169,7 @@ impl Round<'_> {
         let mut steps = vec![Step::Transactions, Step::SetAside, Step::Unread];
         let gone = retention::abandoned(self.store.db(), self.webhooks).await?;
         steps.extend(gone.into_iter().map(Step::Abandoned));
-        steps.extend([Step::Contents, Step::Ids, Step::Indexes, Step::Hashes]);
+        steps.extend([Step::Contents, Step::Ids, Step::Redacted, Step::Indexes, Step::Hashes]);
         let mut batches = 0;
         for step in steps {
             let mut place = Some(Place::default());
@@ -251,6 +252,9 @@ impl Round<'_> {
             }
             Step::Contents => (0, most, &mut swept.contents),
             Step::Ids => (retention::delete_messages(tx, now.minus(ids)).await?, most, &mut swept.ids),
+            Step::Redacted => {
+                (redacted::prune(tx, now.minus(ids)).await?, redacted::PRUNE_BATCH, &mut swept.ids)
+            }
             Step::Indexes => (retention::forget_indexes(tx, now.minus(ids)).await?, most, &mut swept.indexes),
             Step::Hashes => (retention::delete_hashes(tx, now.minus(HASHES)).await?, most, &mut swept.hashes),
         })

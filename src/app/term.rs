@@ -204,7 +204,8 @@ impl Term {
             let inbox = Arc::clone(&wakes.inbox);
             let outage = Arc::clone(&wakes.outage);
             let (store, homeserver) = (store.clone(), homeserver.clone());
-            lanes.push(KeyLane::new(store, homeserver, lease, account.clone(), clock, inbox, outage));
+            let lane = KeyLane::new(store, homeserver, lease, account.clone(), clock, inbox, outage);
+            lanes.push(lane.heeding(Arc::clone(&wakes.alive)));
         }
         Ok(Office { engines, lanes })
     }

@@ -7,13 +7,13 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
-    Api, ApiToken, Appservice, Bridge, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION,
-    Log, LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable,
+    Api, ApiToken, Appservice, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
+    LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable,
     check, duration,
     file::{Node, Value},
     settings::{self, Setting, other},
     source::{Given, Reader},
-    store, webhooks,
+    store, trust, webhooks,
 };
 use crate::model::{Pattern, RecoveryKey, Scope};
 
@@ -53,8 +53,9 @@ impl Config {
             owner_recovery_key: owner_recovery_key(&reader, owner.is_some(), &mut warnings)?,
             recovery_key: recovery_key(&reader, &settings::RECOVERY_KEY)?,
             owner,
+            bridges: trust::bridges(&reader)?,
+            trust: trust::trust(&reader)?,
             undecryptable: undecryptable(&reader)?,
-            bridges: bridges(&reader)?,
             networks: networks(&reader)?,
             log: log(&reader)?,
             // Last, for it may write the pickle key: nothing is written for settings that are wrong.
@@ -323,29 +324,6 @@ fn undecryptable(reader: &Reader<'_>) -> Result<Undecryptable, ConfigError> {
     Ok(Undecryptable { notify_after: notify_after.unwrap_or(Some(NOTIFY_AFTER)) })
 }
 
-fn bridges(reader: &Reader<'_>) -> Result<Vec<Bridge>, ConfigError> {
-    let bridge = |entry: &Node| {
-        let field = |key: &str, setting: &'static Setting| match entry.get(key) {
-            Some(node) => reader.text(node, setting),
-            None => Ok(None),
-        };
-        let place = format!(" in {}", reader.origin(entry.line));
-        let bot = field("bot", &settings::BRIDGE_BOT)?;
-        let bot = bot.ok_or_else(|| missing(&settings::BRIDGE_BOT, &place))?;
-        let ghosts = field("ghosts", &settings::BRIDGE_GHOSTS)?;
-        if let Some(ghosts) = ghosts.as_ref().filter(|ghosts| !is_user_pattern(&ghosts.text)) {
-            let must = "must be a user id, in which * stands for anything";
-            return Err(ghosts.invalid(&settings::BRIDGE_GHOSTS, must));
-        }
-        Ok(Bridge {
-            bot: user_id(&bot.text)
-                .ok_or_else(|| bot.invalid(&settings::BRIDGE_BOT, "must be a whole user id"))?,
-            ghosts: ghosts.map(|ghosts| Pattern::new(&ghosts.text)),
-        })
-    };
-    reader.entries("bridges").iter().map(bridge).collect()
-}
-
 fn networks(reader: &Reader<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
     let setting = &settings::NETWORKS;
     let Some(node) = reader.node(setting) else { return Ok(BTreeMap::new()) };
@@ -428,12 +406,9 @@ pub(super) fn http_url(text: &str) -> Option<Url> {
     (matches!(url.scheme(), "http" | "https") && url.host().is_some()).then_some(url)
 }
 
-fn user_id(text: &str) -> Option<OwnedUserId> {
+/// A whole user id.
+pub(super) fn user_id(text: &str) -> Option<OwnedUserId> {
     UserId::parse(text).ok().filter(|id| !id.localpart().is_empty())
-}
-
-fn is_user_pattern(text: &str) -> bool {
-    text.starts_with('@') && text.contains(':') && !text.contains(' ')
 }
 
 /// `true` or `false`, in the ways that people write it.

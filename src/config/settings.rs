@@ -292,8 +292,58 @@ settings! {
     }
     BRIDGE_GHOSTS {
         "bridges[].ghosts",
-        default: "any user of the bridge", example: "@instagram_*:example.org",
-        "User ids of the bridge's ghosts, in which * stands for anything.",
+        default: "for @instagrambot:example.org, @instagram_*:example.org; required for a bot of another name",
+        example: "@instagram_*:example.org",
+        "User ids of the bridge's ghosts, in which * stands for anything. The bridge speaks for nobody else but its \
+         puppets.",
+    }
+    BRIDGE_PUPPETS {
+        "bridges[].puppets",
+        default: "the owner; without one, users of the bridge's server whom the bridge marks as its puppets",
+        example: "@*:example.org",
+        "User ids of real users for whom the bridge speaks as well (double puppets), in which * stands for anything.",
+    }
+    TRUST_NEW_BRIDGES {
+        "trust.new_bridges", env: "COUCOU_TRUST_NEW_BRIDGES",
+        default: "pin", example: "pin",
+        "What is done with a bridge that is not listed under bridges: pin (believe it when first seen, and no \
+         other in its place) or refuse.",
+    }
+    TRUST_BRIDGE {
+        "trust.bridge", env: "COUCOU_TRUST_BRIDGE",
+        default: "deliver", example: "deliver",
+        "What is done with messages that the room's bridge encrypted for its ghosts and puppets: deliver, flag \
+         (deliver with encryption.flagged) or hold (keep on the ledger).",
+    }
+    TRUST_VERIFIED {
+        "trust.verified", env: "COUCOU_TRUST_VERIFIED",
+        default: "deliver", example: "deliver",
+        "The same for messages of devices of verified users.",
+    }
+    TRUST_CROSS_SIGNED {
+        "trust.cross_signed", env: "COUCOU_TRUST_CROSS_SIGNED",
+        default: "deliver", example: "deliver",
+        "The same for messages of devices that their user signed.",
+    }
+    TRUST_UNVERIFIED {
+        "trust.unverified", env: "COUCOU_TRUST_UNVERIFIED",
+        default: "deliver", example: "flag",
+        "The same for messages of devices that their user did not sign.",
+    }
+    TRUST_MISMATCHED_SENDER {
+        "trust.mismatched_sender", env: "COUCOU_TRUST_MISMATCHED_SENDER",
+        default: "hold", example: "hold",
+        "The same for messages that somebody else encrypted who is not the sender's bridge: forgeries.",
+    }
+    TRUST_UNKNOWN_DEVICE {
+        "trust.unknown_device", env: "COUCOU_TRUST_UNKNOWN_DEVICE",
+        default: "flag", example: "hold",
+        "The same for messages of devices that nobody knows.",
+    }
+    TRUST_IMPORTED {
+        "trust.imported", env: "COUCOU_TRUST_IMPORTED",
+        default: "flag", example: "deliver",
+        "The same for messages whose key is from a backup, an import or a forward, which proves nobody.",
     }
     NETWORKS {
         "networks",

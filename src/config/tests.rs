@@ -3,7 +3,7 @@
 mod store;
 mod webhooks;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -162,7 +162,7 @@ log: {format: json, filter: debug}
     assert!(accepted("@any:a.example.org") && accepted("@friend:example.net"));
     assert!(!accepted("@other:example.net") && !accepted("@any:example.org"));
     assert_eq!(config.bridges.len(), 2);
-    assert!(config.bridges[0].ghosts.as_ref().unwrap().matches("@instagram_1:example.org"));
+    assert!(config.bridges[0].ghosts.matches("@instagram_1:example.org"));
     assert_eq!(config.networks["instagramgo"], "insta");
     assert_eq!(config.log, Log { format: LogFormat::Json, filter: "debug".to_owned() });
 }
@@ -179,6 +179,16 @@ fn lists_have_commas_in_the_environment() {
     .unwrap();
     assert!(matches!(&config.rooms.relay, Relay::Only(rooms) if rooms.len() == 2));
     assert_eq!(config.rooms.invite_from.unwrap().len(), 2);
+}
+
+#[test]
+fn the_news_of_an_undecryptable_message_can_be_put_off_or_turned_off() {
+    let after =
+        |value| load("", &[("COUCOU_UNDECRYPTABLE_NOTIFY_AFTER", value)]).unwrap().undecryptable.notify_after;
+    assert_eq!(after(""), Some(Duration::from_mins(5)));
+    assert_eq!(after("90s"), Some(Duration::from_secs(90)));
+    assert_eq!(after("0"), Some(Duration::ZERO));
+    assert_eq!(after("off"), None);
 }
 
 #[test]
@@ -425,11 +435,80 @@ const MALFORMED: &[(&str, &str, &str)] = &[
          example COUCOU_ROOMS_INVITE_FROM=example.org",
     ),
     (
+        "COUCOU_UNDECRYPTABLE_NOTIFY_AFTER",
+        "soon",
+        "undecryptable.notify_after must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0, \
+         or off, but COUCOU_UNDECRYPTABLE_NOTIFY_AFTER has \"soon\": set it in coucou.yaml or as \
+         COUCOU_UNDECRYPTABLE_NOTIFY_AFTER, for example COUCOU_UNDECRYPTABLE_NOTIFY_AFTER=5m",
+    ),
+    (
+        "COUCOU_TRUST_NEW_BRIDGES",
+        "maybe",
+        "trust.new_bridges must be pin or refuse, but COUCOU_TRUST_NEW_BRIDGES has \"maybe\": set it in \
+         coucou.yaml or as COUCOU_TRUST_NEW_BRIDGES, for example COUCOU_TRUST_NEW_BRIDGES=pin",
+    ),
+    (
+        "COUCOU_TRUST_BRIDGE",
+        "drop",
+        "trust.bridge must be deliver, flag or hold, but COUCOU_TRUST_BRIDGE has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_BRIDGE, for example COUCOU_TRUST_BRIDGE=deliver",
+    ),
+    (
+        "COUCOU_TRUST_VERIFIED",
+        "drop",
+        "trust.verified must be deliver, flag or hold, but COUCOU_TRUST_VERIFIED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_VERIFIED, for example COUCOU_TRUST_VERIFIED=deliver",
+    ),
+    (
+        "COUCOU_TRUST_CROSS_SIGNED",
+        "drop",
+        "trust.cross_signed must be deliver, flag or hold, but COUCOU_TRUST_CROSS_SIGNED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_CROSS_SIGNED, for example COUCOU_TRUST_CROSS_SIGNED=deliver",
+    ),
+    (
+        "COUCOU_TRUST_UNVERIFIED",
+        "drop",
+        "trust.unverified must be deliver, flag or hold, but COUCOU_TRUST_UNVERIFIED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_UNVERIFIED, for example COUCOU_TRUST_UNVERIFIED=flag",
+    ),
+    (
+        "COUCOU_TRUST_MISMATCHED_SENDER",
+        "drop",
+        "trust.mismatched_sender must be deliver, flag or hold, but COUCOU_TRUST_MISMATCHED_SENDER has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_MISMATCHED_SENDER, for example COUCOU_TRUST_MISMATCHED_SENDER=hold",
+    ),
+    (
+        "COUCOU_TRUST_UNKNOWN_DEVICE",
+        "drop",
+        "trust.unknown_device must be deliver, flag or hold, but COUCOU_TRUST_UNKNOWN_DEVICE has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_UNKNOWN_DEVICE, for example COUCOU_TRUST_UNKNOWN_DEVICE=hold",
+    ),
+    (
+        "COUCOU_TRUST_IMPORTED",
+        "drop",
+        "trust.imported must be deliver, flag or hold, but COUCOU_TRUST_IMPORTED has \"drop\": set it in \
+         coucou.yaml or as COUCOU_TRUST_IMPORTED, for example COUCOU_TRUST_IMPORTED=deliver",
+    ),
+    (
         "COUCOU_MESSAGES_RETENTION",
         "a month",
         "messages.retention must be a number with a unit (s, m, h, d or w), such as 90s, 12h or 30d, or 0; a \
          hundred years at most, but COUCOU_MESSAGES_RETENTION has \"a month\": set it in coucou.yaml or as \
          COUCOU_MESSAGES_RETENTION, for example COUCOU_MESSAGES_RETENTION=30d",
+    ),
+    (
+        "COUCOU_RECOVERY_KEY",
+        "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQb",
+        "recovery.key must be a recovery key without a slip (48 letters and digits from Es), or a passphrase, but \
+         the value of COUCOU_RECOVERY_KEY is not: set it in coucou.yaml or as COUCOU_RECOVERY_KEY, for example \
+         COUCOU_RECOVERY_KEY=EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
+    ),
+    (
+        "COUCOU_OWNER_RECOVERY_KEY",
+        "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa1",
+        "owner_recovery_key must be a recovery key without a slip (48 letters and digits from Es), or a passphrase, \
+         but the value of COUCOU_OWNER_RECOVERY_KEY is not: set it in coucou.yaml or as COUCOU_OWNER_RECOVERY_KEY, \
+         for example COUCOU_OWNER_RECOVERY_KEY=EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa",
     ),
     (
         "COUCOU_LOG_FORMAT",
@@ -494,6 +573,21 @@ fn a_wrong_place_in_the_file_is_named_with_its_line() {
             "bridges: [{bot: instagrambot}]",
             "bridges[].bot must be a whole user id, but coucou.yaml line 1 has \"instagrambot\": set it in \
              coucou.yaml, for example bot: @instagrambot:example.org",
+        ),
+        (
+            "bridges: [{bot: '@bridge:a.org'}]",
+            "bridges[].ghosts is missing in coucou.yaml line 1, and the name of @bridge:a.org does not tell them: \
+             set it in coucou.yaml, for example ghosts: @instagram_*:example.org",
+        ),
+        (
+            "bridges: [{bot: '@igbot:a.org', puppets: owner}]",
+            "bridges[].puppets must be a user id, in which * stands for anything, but coucou.yaml line 1 has \
+             \"owner\": set it in coucou.yaml, for example puppets: @*:example.org",
+        ),
+        (
+            "bridges: [{bot: '@igbot:a.org'}, {bot: '@igbot:a.org'}]",
+            "bridges[].bot must be unique, but coucou.yaml line 1 has \"@igbot:a.org\": set it in coucou.yaml, for \
+             example bot: @instagrambot:example.org",
         ),
         (
             "networks: {x: Insta Gram}",
@@ -564,6 +658,7 @@ fn a_plain_text_signs_in_the_form_that_libraries_take() {
 #[test]
 fn a_mistyped_recovery_key_is_no_passphrase() {
     let key = "EsTb ZLfa Puin 6xGD j2oC VWwD Kpb1 fx5E 91Ct Mcb6 UQ8v HPQa";
+    let mistyped = key.replace("HPQa", "HPQb");
     let with = |name, value| load("", &[&LEAST[..], &[(name, value)]].concat());
     let config = with("COUCOU_RECOVERY_KEY", key).unwrap();
     assert_eq!(config.recovery_key.unwrap().text(), key.replace(' ', ""));
@@ -571,9 +666,8 @@ fn a_mistyped_recovery_key_is_no_passphrase() {
     for (name, path) in
         [("COUCOU_RECOVERY_KEY", "recovery.key"), ("COUCOU_OWNER_RECOVERY_KEY", "owner_recovery_key")]
     {
-        let mistyped = key.replace("HPQa", "HPQb");
-        let error = load("", &[&LEAST[..], &[(name, &*mistyped)]].concat()).unwrap_err().to_string();
-        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQ"), "{error}");
+        let error = with(name, &mistyped).unwrap_err().to_string();
+        assert!(error.starts_with(path) && error.contains(name) && !error.contains("HPQb"), "{error}");
     }
     let config = with("COUCOU_OWNER_RECOVERY_KEY", key).unwrap();
     assert!(

@@ -15,7 +15,9 @@ use matrix_sdk_common::deserialized_responses::{
 };
 use matrix_sdk_crypto::{
     CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
-    TrustRequirement, olm::SenderData, types::events::room::encrypted::EncryptedEvent,
+    TrustRequirement,
+    olm::{InboundGroupSession, SenderData},
+    types::events::room::encrypted::EncryptedEvent,
     vodozemac::megolm::DecryptionError,
 };
 use ruma::{
@@ -143,6 +145,19 @@ pub struct Clear {
     pub trust: Trust,
     /// Who owns the device that made the session, when that is known.
     pub session_owner: Option<OwnedUserId>,
+    /// That device, when it is known.
+    pub device: Option<SessionDevice>,
+}
+
+/// The device that made a Megolm session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionDevice {
+    /// Its id.
+    pub device_id: String,
+    /// Its Curve25519 key, base64.
+    pub identity_key: String,
+    /// The master key of the identity that signed it, base64.
+    pub master_key: Option<String>,
 }
 
 /// What came of an attempt to decrypt.
@@ -295,8 +310,27 @@ impl Engine {
                 VerificationLevel::UnsignedDevice | VerificationLevel::VerificationViolation,
             ) => Trust::Unverified,
         };
-        let session_owner = session.and_then(|session| owner(&session.sender_data));
-        Ok(Clear { event: decrypted.event.into_json(), algorithm, trust, session_owner })
+        let mut clear =
+            Clear { event: decrypted.event.into_json(), algorithm, trust, session_owner: None, device: None };
+        match session {
+            // The SDK finds the sender's device for the keys that an import claims, which proves nothing. Another
+            // maker than the sender was noted when the maker itself forwarded the key.
+            Some(session) if session.has_been_imported() => {
+                clear.session_owner = owner(&session.sender_data).filter(|owner| *owner != info.sender);
+                if clear.session_owner.is_none() {
+                    clear.trust = Trust::Imported;
+                }
+            }
+            Some(session) => {
+                if is_disowned(&session.sender_data) {
+                    clear.trust = Trust::MismatchedSender;
+                }
+                clear.session_owner = owner(&session.sender_data);
+                clear.device = device(&session);
+            }
+            None => {}
+        }
+        Ok(clear)
     }
 
     /// Why a key is not there, when the sender has said so: the code of `m.room_key.withheld`.
@@ -364,6 +398,25 @@ fn owner(sender: &SenderData) -> Option<OwnedUserId> {
         | SenderData::SenderUnverified(known)
         | SenderData::SenderVerified(known) => Some(known.user_id.clone()),
     }
+}
+
+/// Whether the device that gave the key is known and did not make the session.
+fn is_disowned(sender: &SenderData) -> bool {
+    matches!(sender, SenderData::UnknownDevice { owner_check_failed: true, .. })
+}
+
+/// The device that made a session, when that is proven.
+fn device(session: &InboundGroupSession) -> Option<SessionDevice> {
+    let (device_id, master_key) = match &session.sender_data {
+        SenderData::UnknownDevice { .. } => return None,
+        SenderData::DeviceInfo { device_keys, .. } => (device_keys.device_id.clone(), None),
+        SenderData::VerificationViolation(known)
+        | SenderData::SenderUnverified(known)
+        | SenderData::SenderVerified(known) => (known.device_id.clone()?, Some(known.master_key.to_base64())),
+    };
+    // What a device calls itself is stored and logged: no more than a name.
+    let device_id = device_id.as_str().chars().filter(char::is_ascii_graphic).take(64).collect();
+    Some(SessionDevice { device_id, identity_key: session.sender_key().to_base64(), master_key })
 }
 
 /// Bridges encrypt for their ghosts, which every stricter requirement refuses; coucou judges afterwards.

@@ -12,8 +12,8 @@
 //!
 //! - at every start of coucou and every hand-over of the lease, as each term begins with a drain;
 //! - after the store was away, which ends the term, as soon as it is back (the lease is claimed every 2 s);
-//! - after the homeserver was away, at most [`LONGEST_BACKOFF`] later, and a second later after a mere
-//!   restart, as waiting begins at one second;
+//! - after the homeserver was away, as soon as it pushes anything, which it does for every message of ours; and
+//!   at most [`LONGEST_BACKOFF`] later without that;
 //! - after a network swallowed the poll's answer, when the poll times out: a minute after it was opened.
 //!
 //! And it always asks from the last token that is stored, so what happened to pushes meanwhile does not
@@ -54,6 +54,9 @@ pub enum Page {
 /// How often, in pages, progress is logged while a backlog is fetched.
 const REPORT: u64 = 5;
 
+/// The shortest wait between attempts, whatever the homeserver shows of itself meanwhile.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(500);
+
 /// What was fetched in one go.
 #[derive(Debug, Default)]
 struct Backlog {
@@ -93,6 +96,8 @@ pub struct KeyLane {
     news: Arc<Notify>,
     /// Told when the homeserver is back.
     outage: Arc<Notify>,
+    /// Told when the homeserver makes a request of us, so that it is there.
+    alive: Arc<Notify>,
     /// To-device messages since there was last nothing to fetch.
     backlog: Backlog,
     /// Key counts as they were last stored: the same again are not stored again.
@@ -113,7 +118,14 @@ impl KeyLane {
         outage: Arc<Notify>,
     ) -> Self {
         let backlog = Backlog::default();
-        Self { store, homeserver, lease, account, clock, news, outage, backlog, last_counts: None }
+        let alive = Arc::default();
+        Self { store, homeserver, lease, account, clock, news, outage, alive, backlog, last_counts: None }
+    }
+
+    /// Heeds `alive`, whose waiters are told when the homeserver makes a request of us: a wait for it ends.
+    #[must_use]
+    pub fn heeding(self, alive: Arc<Notify>) -> Self {
+        Self { alive, ..self }
     }
 
     /// Asks for one page and stores it with the token that follows it.
@@ -219,7 +231,11 @@ impl KeyLane {
                     let asked =
                         if let CryptoError::Homeserver(error) = &error { error.retry_after() } else { None };
                     let wait = backoff(failures).max(asked.unwrap_or_default());
-                    tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
+                    let seen = async {
+                        sleep(asked.unwrap_or(SHORTEST_BACKOFF)).await;
+                        self.alive.notified().await;
+                    };
+                    tokio::select! { () = stop.cancelled() => {}, () = seen => {}, () = sleep(wait) => {} }
                 }
             }
         }

@@ -50,13 +50,15 @@ pub struct Inbox {
     wake: Arc<Notify>,
     /// Told when a transaction was not taken for a reason of ours.
     refused: Arc<Notify>,
+    /// Whose waiters are told that the homeserver is there.
+    alive: Arc<Notify>,
 }
 
 impl Inbox {
     /// An inbox in `store` that notifies `wake` of each new row, so that the worker looks at once.
     #[must_use]
     pub fn new(store: Store, clock: SharedClock, wake: Arc<Notify>) -> Self {
-        Self { store, clock, wake, refused: Arc::default() }
+        Self { store, clock, wake, refused: Arc::default(), alive: Arc::default() }
     }
 
     /// Tells `refused` of transactions that were not taken for a reason of ours: the homeserver waits longer
@@ -64,6 +66,12 @@ impl Inbox {
     #[must_use]
     pub fn telling(self, refused: Arc<Notify>) -> Self {
         Self { refused, ..self }
+    }
+
+    /// Tells who waits on `alive` of each transaction: the homeserver is there.
+    #[must_use]
+    pub fn announcing(self, alive: Arc<Notify>) -> Self {
+        Self { alive, ..self }
     }
 
     /// Makes a transaction durable and answers whether it is new.
@@ -77,6 +85,7 @@ impl Inbox {
         if txn_id.as_str().len() > TXN_ID_LENGTH || txn_id.as_str().chars().any(char::is_control) {
             return Err(AcceptError::TxnId);
         }
+        self.alive.notify_waiters();
         let store = self.store.clone();
         // 32 MiB are read, hashed and sealed in a fraction of a second, which others would have to wait for.
         let body = spawn_blocking(move || {

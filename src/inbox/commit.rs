@@ -11,7 +11,7 @@ use crate::{
     messages::filter,
     model::{Message, Relay, WebhookId, ledger::Reason},
     store::{
-        StoreError, Tx,
+        StoreError, Tx, bridges,
         inbox::{self, InboxId},
         key_news, leases,
         messages::{self, MegolmIndex},
@@ -69,8 +69,10 @@ impl Worker {
         let store = self.parts.store.clone();
         let seal = store.seal()?;
         let changes = self.rooms.take_changes()?;
+        let bridges = self.rooms.pins.take_changes();
         let mut tx = store.begin().await?;
         leases::check(&mut tx, &self.parts.lease).await?;
+        bridges::put(&mut tx, &bridges, now).await?;
         rooms::put_many(&mut tx, seal, &changes.whole, now).await?;
         rooms::put_sequences(&mut tx, &changes.sequences).await?;
         let unread: Vec<_> = outcome.unread.iter().map(|id| &**id).collect();

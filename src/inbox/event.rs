@@ -84,7 +84,7 @@ const LONGEST_ID: usize = 255;
 
 /// Whether a text may stand in a column that is looked up by. PostgreSQL stores no NUL and indexes nothing
 /// long: one such event would fail the whole step, and hold up everything behind it for ever.
-fn can_be_kept(id: &str) -> bool {
+pub(super) fn can_be_kept(id: &str) -> bool {
     id.len() <= LONGEST_ID && !id.contains('\0')
 }
 

@@ -12,6 +12,7 @@ use super::{
     commit::Outcome,
     event::WireEvent,
     flow::{self, Fate},
+    redact,
     relay::Known,
     worker::Worker,
 };
@@ -113,6 +114,10 @@ impl Worker {
         untold: Vec<Pending>,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
+        if !outcome.to_ledger.is_empty() || outcome.waiting.iter().any(|row| row.waits == Waits::Ledger) {
+            // What came long ago, while nobody worked, is due as soon as it is on the ledger.
+            self.look_at = Timestamp::default();
+        }
         if untold.is_empty() {
             return Ok(());
         }
@@ -167,15 +172,10 @@ impl Worker {
     }
 }
 
-/// The event that a redaction takes back. Redactions are never encrypted: a homeserver could not check them.
+/// The event that a redaction takes back, in its room.
 pub(super) fn redaction_target(event: &WireEvent) -> Option<Target> {
-    if event.event_type != "m.room.redaction" || event.state_key.is_some() {
-        return None;
-    }
-    // Beside the content before room version 11, inside since.
-    let inside = || Some(event.content().get("redacts")?.as_str()?.to_owned());
-    let event_id = event.redacts.as_ref().map(|id| id.as_str().to_owned()).or_else(inside)?;
-    Some((event.room_id.to_string(), event_id))
+    let target = redact::target(event).filter(|_| event.state_key.is_none())?;
+    Some((event.room_id.to_string(), target.to_string()))
 }
 
 /// Puts an event that must not be relayed on the ledger, wherever it was before.
@@ -206,3 +206,6 @@ pub(super) fn wire(row: Pending) -> Option<WireEvent> {
     let event = WireEvent::parse(raw, row.received_at).ok()?;
     Some(WireEvent { before_join: row.reason == Reason::BeforeJoin, told: row.told, ..event })
 }
+
+#[cfg(test)]
+mod tests;

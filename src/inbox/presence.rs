@@ -91,13 +91,15 @@ impl Worker {
     ) -> Result<(), CryptoError> {
         let store = self.parts.store.clone();
         let room_id = &snapshot.room_id;
-        // Keys that came while the room was not known to be relayed.
-        let releasable = pending::releasable(store.db()).await?.into_iter();
-        self.unreleased.extend(
-            releasable
-                .filter(|(room, _)| room == room_id.as_str())
-                .map(|(_, session_id)| RoomKey { room_id: room_id.clone(), session_id }),
-        );
+        if self.rooms.get(room_id).is_some_and(|room| room.last_sequence > 0) {
+            // Keys that came while the room was not known to be relayed.
+            let releasable = pending::releasable(store.db()).await?.into_iter();
+            self.unreleased.extend(
+                releasable
+                    .filter(|(room, _)| room == room_id.as_str())
+                    .map(|(_, session_id)| RoomKey { room_id: room_id.clone(), session_id }),
+            );
+        }
         let Some((event, user_id)) = self.own_join(snapshot) else { return Ok(()) };
         let Some(room) = self.rooms.get(room_id) else { return Ok(()) };
         let profile = room.state.profile(&event.sender);

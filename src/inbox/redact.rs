@@ -9,7 +9,10 @@ use std::collections::HashSet;
 use ruma::{EventId, OwnedEventId};
 use serde_json::Value;
 
-use super::{commit::Outcome, event::WireEvent};
+use super::{
+    commit::Outcome,
+    event::{WireEvent, can_be_kept},
+};
 use crate::{
     clock::Timestamp,
     messages::{self, Draft},
@@ -28,7 +31,7 @@ pub(super) fn target(event: &WireEvent) -> Option<OwnedEventId> {
     }
     // Since room version 11 the content says so.
     let inside = || EventId::parse(event.content().get("redacts").and_then(Value::as_str)?).ok();
-    event.redacts.clone().or_else(inside)
+    event.redacts.clone().or_else(inside).filter(|event_id| can_be_kept(event_id.as_str()))
 }
 
 /// Reactions that redactions of a step may take back.

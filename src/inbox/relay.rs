@@ -17,9 +17,9 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    crypto::{Clear, CryptoError, Decrypted, RoomKey, trust},
+    crypto::{Clear, CryptoError, Decrypted, RoomKey},
     messages::{self, PayloadClass, room::Change},
-    model::{ClearEvent, Encryption, Membership, MessageId, Relay, Trust, ledger::Reason},
+    model::{ClearEvent, Encryption, Membership, MessageId, Relay, ledger::Reason},
     store::{
         StoreError,
         messages::MegolmIndex,
@@ -325,8 +325,12 @@ impl Worker {
                 if self.membership_id(event).is_some_and(|id| known.messages.contains(id.as_str())) => {}
             Relay::Yes => {
                 let before = self.presence(event);
-                match self.rooms.apply(&event.room_id, &event.raw) {
-                    Change::Bridge | Change::Member(_) => {
+                let now = self.parts.clock.now();
+                match self.rooms.apply(&event.room_id, &event.raw, now) {
+                    change @ (Change::Bridge | Change::Member(_)) => {
+                        if change == Change::Bridge {
+                            self.doubts.at_once(&event.room_id, now);
+                        }
                         outcome.track.extend(self.rooms.users_to_track(&event.room_id));
                     }
                     Change::Room => self.follow(event, outcome),
@@ -356,15 +360,26 @@ impl Worker {
         known: &mut Known,
         outcome: &mut Outcome,
     ) -> Result<bool, CryptoError> {
+        let now = self.parts.clock.now();
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
         let mut encryption = Encryption::default();
+        let mut bridge_device = None;
         let (mut event_type, mut content) = (event.event_type.clone(), None);
         if let Some(clear) = clear {
+            let clear_content = event::content(&clear.event);
             let bot = room.context.bridge_bot.as_deref();
-            let verdict = trust::judge(clear.trust, clear.session_owner.as_deref(), &event.sender, bot);
-            if !verdict.is_genuine() {
-                refuse(event, Reason::UntrustedSender, outcome);
-                return Ok(false);
+            match self.rooms.pins.admit(event, &clear, &clear_content, bot, late) {
+                Ok(admitted) => {
+                    encryption = admitted.encryption;
+                    bridge_device = admitted.bridge_device;
+                }
+                Err(held) => {
+                    if held.is_open {
+                        self.doubts.soon(&event.room_id, now);
+                    }
+                    refuse(event, Reason::UntrustedSender, outcome);
+                    return Ok(false);
+                }
             }
             // Only a genuine event takes a place: a forger's copy that comes first must not keep it.
             if let Some(index) = megolm_index(event) {
@@ -376,10 +391,8 @@ impl Worker {
                 }
                 outcome.used.push((index, user));
             }
-            encryption = encrypted(event, &clear, verdict.trust);
-            encryption.bridged_by = verdict.bridged_by;
             event_type = clear_type(&clear.event).unwrap_or(event_type);
-            content = Some(event::content(&clear.event));
+            content = Some(clear_content);
         }
         let profile = room.state.profile(&event.sender);
         let draft = messages::draft(
@@ -398,6 +411,9 @@ impl Worker {
             profile,
             event.received_at,
         );
+        if let Some((bot, device)) = bridge_device {
+            self.rooms.pins.observe(&bot, &device);
+        }
         outcome.note_redaction(event);
         let draft = known.reactions.name(draft);
         let draft = if event.told { draft.after_undecryptable() } else { draft };
@@ -443,16 +459,6 @@ impl Queue {
 fn megolm_index(event: &WireEvent) -> Option<MegolmIndex> {
     let place = event.session.as_ref()?;
     Some((place.key.room_id.to_string(), place.key.session_id.clone(), place.index?))
-}
-
-fn encrypted(event: &WireEvent, clear: &Clear, trust: Trust) -> Encryption {
-    Encryption {
-        encrypted: true,
-        algorithm: Some(clear.algorithm.to_owned()),
-        session_id: event.session.as_ref().map(|place| place.key.session_id.clone()),
-        trust: Some(trust),
-        bridged_by: None,
-    }
 }
 
 fn clear_type(event: &RawValue) -> Option<String> {

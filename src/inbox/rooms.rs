@@ -11,7 +11,9 @@ use std::{
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Value, value::RawValue};
 
+use super::verdict::{Pins, TrustSettings};
 use crate::{
+    clock::Timestamp,
     messages::room::{Change, Membership::Join, RoomState},
     model::{Relay, RelayPolicy, RoomContext},
     store::{
@@ -37,6 +39,8 @@ pub struct Policy {
     pub our_users: Arc<BTreeSet<OwnedUserId>>,
     /// Names of networks by protocol id, before the built-in ones.
     pub networks: BTreeMap<String, String>,
+    /// Whom to believe.
+    pub trust: TrustSettings,
 }
 
 impl Policy {
@@ -67,6 +71,8 @@ pub struct Room {
 #[derive(Debug)]
 pub struct Rooms {
     policy: Policy,
+    /// What is believed of bridges.
+    pub(super) pins: Pins,
     known: HashMap<OwnedRoomId, Room>,
     changed: HashSet<OwnedRoomId>,
     advanced: HashSet<OwnedRoomId>,
@@ -76,7 +82,8 @@ impl Rooms {
     /// An empty cache.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        Self { policy, known: HashMap::new(), changed: HashSet::new(), advanced: HashSet::new() }
+        let pins = Pins::new(&policy.trust);
+        Self { policy, pins, known: HashMap::new(), changed: HashSet::new(), advanced: HashSet::new() }
     }
 
     /// Loads what is stored of these rooms and not in the cache. Between steps the cache is emptied when it
@@ -84,7 +91,13 @@ impl Rooms {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn load(&mut self, db: &Db, seal: &Seal, room_ids: HashSet<&RoomId>) -> Result<(), StoreError> {
+    pub async fn load(
+        &mut self,
+        db: &Db,
+        seal: &Seal,
+        room_ids: HashSet<&RoomId>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         if self.known.len() > MOST_ROOMS {
             self.known.clear();
         }
@@ -93,14 +106,21 @@ impl Rooms {
             return Ok(());
         }
         for (room_id, row) in rooms::find_many(db, seal, &missing).await? {
-            let state: RoomState = match &row.state {
+            let mut state: RoomState = match &row.state {
                 Some(state) => serde_json::from_slice(state).map_err(|_| StoreError::Corrupt("rooms"))?,
                 None => RoomState::default(),
             };
             let mut relay = row.relay;
+            // The settings may name other bridges than before.
+            if state.reconsider(&|claim| self.pins.standing(claim)) != Change::None {
+                self.changed.insert(room_id.clone());
+            }
             // The policy may have changed since: what was decided by the state is decided anew.
             if relay != Relay::Unknown && row.state.is_some() {
                 relay = self.policy.decide(&room_id, &state);
+            }
+            if relay == Relay::Yes {
+                self.pins.note(&room_id, &state, now);
             }
             let context = state.context(&self.policy.our_users, &self.policy.networks);
             self.known.insert(room_id, Room { relay, state, context, last_sequence: row.last_sequence });
@@ -153,13 +173,13 @@ impl Rooms {
 
     /// Takes in the whole state of a room, `None` when no account of ours may read it; answers whether the
     /// room is relayed. State of rooms that are not is not kept.
-    pub fn settle(&mut self, room_id: &RoomId, state: Option<&[Value]>) -> Relay {
+    pub fn settle(&mut self, room_id: &RoomId, state: Option<&[Value]>, now: Timestamp) -> Relay {
         let before = self.known.get(room_id);
         let last_sequence = before.map_or(0, |room| room.last_sequence);
         let base = before.map(|room| room.state.clone()).unwrap_or_default();
         let (relay, state) = match state {
             Some(state) => {
-                let state = base.rebuild(state);
+                let state = base.rebuild_judged(state, &|claim| self.pins.standing(claim));
                 (self.policy.decide(room_id, &state), state)
             }
             // Left again before it was read: what was relayed stays so, for what still waits for a key.
@@ -170,7 +190,16 @@ impl Rooms {
             }
             None => (Relay::No, RoomState::default()),
         };
-        let state = if relay == Relay::Yes { state } else { RoomState::default() };
+        let state = if relay == Relay::Yes {
+            self.pins.note(room_id, &state, now);
+            state
+        } else {
+            // The only one that could be relayed for its bridge, were that believed.
+            if self.policy.relay == RelayPolicy::Bridged {
+                self.pins.report(room_id, &state, now);
+            }
+            RoomState::default()
+        };
         let context = state.context(&self.policy.our_users, &self.policy.networks);
         self.known.insert(room_id.to_owned(), Room { relay, state, context, last_sequence });
         self.changed.insert(room_id.to_owned());
@@ -178,12 +207,15 @@ impl Rooms {
     }
 
     /// Takes in one state event of a relayed room.
-    pub fn apply(&mut self, room_id: &RoomId, event: &RawValue) -> Change {
+    pub fn apply(&mut self, room_id: &RoomId, event: &RawValue, now: Timestamp) -> Change {
         let Some(room) = self.known.get_mut(room_id).filter(|room| room.relay == Relay::Yes) else {
             return Change::None;
         };
         let Ok(event) = serde_json::from_str::<Value>(event.get()) else { return Change::None };
-        let change = room.state.apply(&event);
+        let change = room.state.apply_judged(&event, &|claim| self.pins.standing(claim));
+        if change == Change::Bridge {
+            self.pins.note(room_id, &room.state, now);
+        }
         if change != Change::None {
             room.context = room.state.context(&self.policy.our_users, &self.policy.networks);
             self.changed.insert(room_id.to_owned());
@@ -199,20 +231,14 @@ impl Rooms {
         room.last_sequence.unsigned_abs()
     }
 
-    /// The users of a room whose devices are worth following: the bridge bot, and members that are no ghosts
-    /// of the bridge (a bridge's ghosts share the first part of their name and have no devices).
+    /// The users of a room whose devices are worth following: the bridge bot, and members that are no bridge's
+    /// ghosts, which have no devices.
     #[must_use]
     pub fn users_to_track(&self, room_id: &RoomId) -> Vec<OwnedUserId> {
         let Some(room) = self.known.get(room_id) else { return Vec::new() };
         let bot = room.state.bridge.as_ref().map(|bridge| bridge.bot.clone());
-        let prefix = bot.as_ref().map(|bot| bot.localpart().trim_end_matches("bot").to_owned());
-        let is_ghost = |user: &UserId| {
-            prefix.as_ref().is_some_and(|prefix| {
-                user.localpart().strip_prefix(prefix.as_str()).is_some_and(|rest| rest.starts_with('_'))
-            })
-        };
-        let members = room.state.members.keys().filter(|user| !is_ghost(user)).take(MOST_TRACKED).cloned();
-        let mut users: Vec<_> = bot.iter().cloned().chain(members).collect();
+        let members = room.state.members.keys().filter(|user| !self.pins.is_ghost(user));
+        let mut users: Vec<_> = bot.into_iter().chain(members.take(MOST_TRACKED).cloned()).collect();
         users.sort();
         users.dedup();
         users

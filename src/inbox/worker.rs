@@ -24,6 +24,7 @@ use super::{
     flow,
     rooms::{Policy, Rooms},
     seen::Seen,
+    verdict::Doubts,
 };
 use crate::{
     clock::{SharedClock, Timestamp},
@@ -69,6 +70,8 @@ pub struct Wakes {
     pub outbox: Arc<Notify>,
     /// Who makes up for an outage: one is over.
     pub outage: Arc<Notify>,
+    /// Who waits for the homeserver: it has made a request.
+    pub alive: Arc<Notify>,
     /// The key backup: room keys came in.
     pub backup: Arc<Notify>,
 }
@@ -109,6 +112,8 @@ pub struct Worker {
     /// not known, which holds them up without limit.
     pub(super) queues: HashMap<OwnedRoomId, Option<Timestamp>>,
     pub(super) since: Timestamp,
+    /// Rooms in which something is held that may be believed by now.
+    pub(super) doubts: Doubts,
     /// To-device messages of late, which come by push and by the key lane.
     seen: Seen,
     /// Keys that are there while events still wait for them, from a term that ended between the two.
@@ -130,8 +135,9 @@ impl Worker {
         let queued = pending::queued_rooms(parts.store.db()).await?;
         let decrypter = Decrypter::new(parts.store.clone(), parts.engines.clone());
         let mut rooms = Rooms::new(parts.policy.clone());
+        rooms.pins.load(parts.store.db()).await?;
         let ids = queued.iter().map(|(room_id, _)| &**room_id).collect();
-        rooms.load(parts.store.db(), parts.store.seal()?, ids).await?;
+        rooms.load(parts.store.db(), parts.store.seal()?, ids, since).await?;
         let queues = queued
             .into_iter()
             .map(|(room_id, first)| {
@@ -140,16 +146,24 @@ impl Worker {
                 (room_id, deadline)
             })
             .collect();
-        let unreleased = pending::releasable(parts.store.db())
-            .await?
-            .into_iter()
-            .filter_map(|(room_id, session_id)| {
-                Some(RoomKey { room_id: room_id.try_into().ok()?, session_id })
-            })
-            .collect();
+        let mut unreleased = room_keys(pending::releasable(parts.store.db()).await?);
+        // The settings may say now that these are believed.
+        unreleased.extend(room_keys(pending::held(parts.store.db()).await?));
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let seen = Seen::default();
-        Ok(Self { parts, decrypter, rooms, queues, since, seen, unreleased, careful_rows, look_at: since })
+        let doubts = Doubts::default();
+        Ok(Self {
+            parts,
+            decrypter,
+            rooms,
+            queues,
+            since,
+            doubts,
+            seen,
+            unreleased,
+            careful_rows,
+            look_at: since,
+        })
     }
 
     /// Runs until told to stop.
@@ -190,6 +204,7 @@ impl Worker {
         let had_rows = !rows.is_empty();
         let mut batch = Batch::read(rows, &self.readers());
         let mut keys = self.take_in(&batch).await?;
+        self.look_at_doubts(now).await?;
         keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
         let (more, news) = self.read_news().await?;
         keys.extend(more);
@@ -206,7 +221,7 @@ impl Worker {
         let mut touched: HashSet<_> = batch.rooms().collect();
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
         touched.extend(told_of.iter().map(|id| &**id));
-        self.rooms.load(db, seal, touched).await?;
+        self.rooms.load(db, seal, touched, now).await?;
         self.drop_unwanted_keys(&keys).await?;
         let released = self.settle_rooms(&mut batch, &mut outcome).await?;
         due.extend(released);
@@ -290,9 +305,11 @@ impl Worker {
                 snapshot.earlier.clear();
             }
             let room_id = &snapshot.room_id;
-            let relay = self.rooms.settle(room_id, snapshot.state.as_deref());
+            let now = self.parts.clock.now();
+            let relay = self.rooms.settle(room_id, snapshot.state.as_deref(), now);
             tracing::info!(room.id = %room_id, relay = relay.as_str(), "room");
             if relay == Relay::Yes {
+                self.doubts.at_once(room_id, now);
                 outcome.settled.insert(room_id.clone());
                 outcome.track.extend(self.rooms.users_to_track(room_id));
                 released.push(room_id.clone());
@@ -337,6 +354,13 @@ async fn number_messages(parts: &WorkerParts, now: Timestamp) -> Result<(), Cryp
             return Ok(());
         }
     }
+}
+
+pub(super) fn room_keys(sessions: Vec<(String, String)>) -> Vec<RoomKey> {
+    let key = |(room_id, session_id): (String, String)| {
+        Some(RoomKey { room_id: room_id.try_into().ok()?, session_id })
+    };
+    sessions.into_iter().filter_map(key).collect()
 }
 
 /// Logs what ended a worker, once.

@@ -15,7 +15,7 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use bridge::{Bridge, BridgeConflict};
+pub use bridge::{Bridge, BridgeConflict, Judge, Standing};
 
 use crate::{
     messages::network,
@@ -57,6 +57,8 @@ pub struct RoomState {
     pub predecessor: Option<String>,
     /// The bridge that is believed.
     pub bridge: Option<Bridge>,
+    /// The bot of the bridge that was believed last, which keeps the room from others when it lets go.
+    pub pinned_bot: Option<OwnedUserId>,
     /// The latest other bridge bot that claims the room; the believed one stays.
     pub bridge_conflict: Option<BridgeConflict>,
     /// Whether somebody was invited to it as to a direct chat.
@@ -90,8 +92,13 @@ pub enum Membership {
 }
 
 impl RoomState {
-    /// Takes in one state event, full or stripped. Anything else changes nothing.
+    /// Takes in one state event, full or stripped, when nothing is known of bridge bots beyond this room.
     pub fn apply(&mut self, event: &Value) -> Change {
+        self.apply_judged(event, &|_| Standing::Open)
+    }
+
+    /// Takes in one state event, full or stripped. Anything else changes nothing.
+    pub fn apply_judged(&mut self, event: &Value, standing: Judge<'_>) -> Change {
         let text = |key| event.get(key).and_then(Value::as_str);
         let (Some(event_type), Some(state_key)) = (text("type"), text("state_key")) else {
             return Change::None;
@@ -100,7 +107,7 @@ impl RoomState {
         match (event_type, state_key) {
             ("m.room.member", user) => self.apply_member(user, content),
             ("m.bridge" | "uk.half-shot.bridge", key) => {
-                self.apply_bridge(event_type, key, text("sender"), content)
+                self.apply_bridge(event_type, key, text("sender"), content, standing)
             }
             ("m.room.name", "") => replace(&mut self.name, filled(content, "name")),
             ("m.room.encryption", "") => match filled(content, "algorithm") {
@@ -125,13 +132,22 @@ impl RoomState {
         }
     }
 
-    /// Takes in the whole current state of a room, as `/state` lists it, in place of what was known. A bridge
-    /// that was believed stays the one that is, if it still claims the room; encryption stays on.
+    /// [`RoomState::rebuild_judged`], when nothing is known of bridge bots beyond this room.
     #[must_use]
     pub fn rebuild(&self, state: &[Value]) -> Self {
+        self.rebuild_judged(state, &|_| Standing::Open)
+    }
+
+    /// Takes in the whole current state of a room, as `/state` lists it, in place of what was known. A bridge
+    /// that was believed stays the one that is, if it still claims the room, and keeps it from others if it
+    /// does not; encryption stays on.
+    #[must_use]
+    pub fn rebuild_judged(&self, state: &[Value], standing: Judge<'_>) -> Self {
         // What a later state no longer shows: that it was encrypted, and that an invite was to a direct chat,
         // which the join replaces.
         let mut fresh = Self { encryption: self.encryption.clone(), direct: self.direct, ..Self::default() };
+        let known = self.bridge.as_ref().map(|bridge| bridge.bot.clone());
+        fresh.pinned_bot = self.pinned_bot.clone().or(known);
         let is_bridge = |event: &&Value| {
             matches!(event.get("type").and_then(Value::as_str), Some("m.bridge" | "uk.half-shot.bridge"))
         };
@@ -140,17 +156,22 @@ impl RoomState {
         }
         // The list has no order of its own: the bot believed before comes first, then the room's maker, then
         // whoever spoke first.
-        let known = self.bridge.as_ref().map(|bridge| bridge.bot.as_str());
+        let known = fresh.pinned_bot.as_ref().map(|bot| bot.as_str().to_owned());
         let creator = fresh.creator.as_ref().map(|creator| creator.as_str().to_owned());
         let mut bridges = state.iter().filter(is_bridge).collect::<Vec<_>>();
         bridges.sort_by_key(|event| {
             let sender = event.get("sender").and_then(Value::as_str);
             let sent_at = event.get("origin_server_ts").and_then(Value::as_i64).unwrap_or(i64::MAX);
             let is = |user: Option<&str>| user.is_some() && user == sender;
-            (!is(known), !is(creator.as_deref()), sent_at)
+            (!is(known.as_deref()), !is(creator.as_deref()), sent_at)
         });
         for event in bridges {
-            fresh.apply(event);
+            fresh.apply_judged(event, standing);
+        }
+        // Whoever writes over the claim of a bot, and is not believed, does not end it.
+        let known = self.bridge.as_ref().filter(|known| standing(known) != Standing::Refused);
+        if fresh.bridge.is_none() && fresh.bridge_conflict.is_some() {
+            fresh.bridge = known.cloned();
         }
         fresh
     }

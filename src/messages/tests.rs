@@ -116,6 +116,7 @@ fn read_fixture(text: &str) -> Draft {
         session_id: Some(session_id),
         trust: Some(trust),
         bridged_by: (trust == Trust::Bridge).then(|| owned_user_id!("@instagrambot:localhost")),
+        flagged: trust == Trust::MismatchedSender,
     });
     let room = if fixture.room.as_deref() == Some("plain") { plain() } else { portal() };
     let FixtureEvent { r#type, event_id, sender, origin_server_ts, content, redacts } = fixture.event;
@@ -232,6 +233,10 @@ fn an_undecryptable_event_is_told_without_its_ciphertext_and_under_an_id_of_its_
     let decrypted = drafted(event("m.room.message", json!({"msgtype": "m.text", "body": "hi"})));
     assert_eq!(notice.event_id(), decrypted.event_id());
     assert_ne!(notice.message_id(), decrypted.message_id());
+    let payload = |draft: &Draft| serde_json::to_value(draft.payload(9)).unwrap();
+    assert_eq!(payload(&decrypted)["data"].get("undecryptable_id"), None);
+    let after = payload(&decrypted.after_undecryptable());
+    assert_eq!(after["data"]["undecryptable_id"], json!(notice.message_id()));
 }
 
 #[test]

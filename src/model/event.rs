@@ -45,6 +45,9 @@ pub struct Encryption {
     pub trust: Option<Trust>,
     /// The bridge bot whose device encrypted the event for `sender`; set with trust `bridge`, else null.
     pub bridged_by: Option<OwnedUserId>,
+    /// Whether it is to be taken with care: its trust is one that the operator has flagged. Left out when not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub flagged: bool,
 }
 
 /// What is known about the device that encrypted an event.

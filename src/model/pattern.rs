@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ruma::UserId;
+
 /// A pattern such as `@instagram_*:example.org`; `*` matches any run of characters, also an empty one.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Pattern(String);
@@ -28,6 +30,19 @@ impl Pattern {
         text.ends_with(last)
     }
 
+    /// The ghosts of a bridge as its bot's name tells them, the way that mautrix bridges are named:
+    /// `@instagrambot:example.org` speaks for `@instagram_*:example.org`. `None` for a bot of another name.
+    #[must_use]
+    pub fn ghosts_of(bot: &UserId) -> Option<Self> {
+        let name = bot.localpart().strip_suffix("bot")?;
+        let name = name.strip_suffix('_').unwrap_or(name);
+        // Old user ids may hold anything, a * too.
+        let is_plain =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._=-/+".contains(&byte);
+        (!name.is_empty() && name.bytes().all(is_plain))
+            .then(|| Self(format!("@{name}_*:{}", bot.server_name())))
+    }
+
     /// The pattern as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -50,6 +65,20 @@ impl fmt::Display for Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bots_name_tells_its_ghosts() {
+        let ghosts = |localpart: &str| {
+            let bot = UserId::parse(format!("@{localpart}:a.org")).unwrap();
+            Pattern::ghosts_of(&bot).map(|pattern| pattern.as_str().to_owned())
+        };
+        assert_eq!(ghosts("instagrambot").as_deref(), Some("@instagram_*:a.org"));
+        assert_eq!(ghosts("igbot").as_deref(), Some("@ig_*:a.org"));
+        assert_eq!(ghosts("_meta_bot").as_deref(), Some("@_meta_*:a.org"));
+        for odd in ["bot", "_bot", "instagram", "bots", "*bot", "a*bot", "Instagrambot"] {
+            assert_eq!(ghosts(odd), None, "{odd}");
+        }
+    }
 
     #[test]
     fn a_star_matches_any_run_and_nothing_else_is_special() {

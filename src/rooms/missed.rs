@@ -15,7 +15,7 @@ use std::{
 };
 
 use ruma::{OwnedRoomId, RoomId, UserId};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::{
     Value,
     value::{RawValue, to_raw_value},
@@ -72,6 +72,7 @@ struct Head {
 #[serde(default)]
 struct Unsigned {
     prev_content: Membership,
+    redacted_because: Option<IgnoredAny>,
 }
 
 #[derive(Default, Deserialize)]
@@ -81,6 +82,11 @@ struct Membership {
 }
 
 impl Head {
+    /// Whether it may be a message: state is read anew instead, and of what was taken back nothing is left.
+    fn may_be_message(&self) -> bool {
+        self.state_key.is_none() && !self.event_id.is_empty() && self.unsigned.redacted_because.is_none()
+    }
+
     fn is_join_of(&self, user_id: &UserId) -> bool {
         self.event_type == "m.room.member"
             && self.state_key.as_deref() == Some(user_id.as_str())
@@ -167,7 +173,7 @@ impl Missed {
             events.drain(..=join);
         }
         let has_state = events.iter().any(|(head, _)| head.state_key.is_some());
-        events.retain(|(head, _)| head.state_key.is_none() && !head.event_id.is_empty());
+        events.retain(|(head, _)| head.may_be_message());
         let ids: Vec<&str> = events.iter().map(|(head, _)| &*head.event_id).collect();
         let known = messages::known_events(self.store.db(), &ids).await?;
         let is_missing = |head: &Head| !known.contains(&head.event_id);
@@ -241,4 +247,46 @@ fn with_room(event: &RawValue, room_id: &RoomId) -> Option<Event> {
     let mut event: Event = serde_json::from_str(event.get()).ok()?;
     event.insert("room_id".to_owned(), to_raw_value(room_id).ok()?);
     Some(event)
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::user_id;
+    use serde_json::json;
+
+    use super::*;
+
+    fn head(event: Value) -> Head {
+        serde_json::from_value(event).unwrap()
+    }
+
+    #[test]
+    fn what_was_taken_back_is_not_missed() {
+        assert!(head(json!({"event_id": "$1", "type": "m.room.message"})).may_be_message());
+        let redacted = json!({"event_id": "$1", "type": "m.room.encrypted", "content": {},
+            "unsigned": {"redacted_because": {"type": "m.room.redaction"}}});
+        assert!(!head(redacted).may_be_message());
+        assert!(!head(json!({"event_id": "$1", "type": "m.room.name", "state_key": ""})).may_be_message());
+    }
+
+    #[test]
+    fn a_join_is_no_mere_change_of_a_name() {
+        let user = user_id!("@coucou:example.org");
+        let member = |state_key: &str, before: Value| {
+            head(json!({"event_id": "$1", "type": "m.room.member", "state_key": state_key,
+                "content": {"membership": "join"}, "unsigned": {"prev_content": before}}))
+        };
+        assert!(member(user.as_str(), json!({"membership": "invite"})).is_join_of(user));
+        assert!(member(user.as_str(), json!({})).is_join_of(user));
+        assert!(!member(user.as_str(), json!({"membership": "join"})).is_join_of(user));
+        assert!(!member("@other:example.org", json!({"membership": "invite"})).is_join_of(user));
+    }
+
+    #[test]
+    fn an_event_of_a_timeline_gets_its_room_and_stays_as_it_was() {
+        let event = RawValue::from_string(r#"{"type":"t","content":{"b":1.0,"a":1e3}}"#.to_owned()).unwrap();
+        let event = with_room(&event, ruma::room_id!("!r:a.b")).unwrap();
+        let body = serde_json::to_string(&Body { events: &[event] }).unwrap();
+        assert_eq!(body, r#"{"events":[{"content":{"b":1.0,"a":1e3},"room_id":"!r:a.b","type":"t"}]}"#);
+    }
 }

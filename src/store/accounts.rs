@@ -126,3 +126,7 @@ pub async fn set_events_token(tx: &mut Tx, id: AccountId, token: Option<&str>) -
     tx.execute("UPDATE accounts SET events_token = $2 WHERE account_id = $1", values![id.0, token]).await?;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "conformance/missed.rs"]
+mod conformance;

@@ -1,5 +1,7 @@
 //! Every store method, on both databases.
 
+mod bridges;
+
 use std::time::Duration;
 
 use ruma::{device_id, user_id};

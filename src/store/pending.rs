@@ -270,7 +270,7 @@ pub async fn keyless_elsewhere(db: &Db, sessions: &[(String, String)]) -> Result
 
 const UNTOLD: &str = "SELECT event_id, room_id, event, received_at, reason, notified_at FROM pending_events \
                       WHERE state = 'ledger' AND notified_at IS NULL AND reason <> 'replay' \
-                      AND reason <> 'untrusted_sender' AND received_at <= $1 ORDER BY received_at LIMIT $2";
+                      AND reason <> 'untrusted_sender' AND received_at <= $1 ORDER BY received_at, position LIMIT $2";
 
 /// Events on the ledger of which the webhooks were not told, though they came at `before` or earlier, those
 /// that came first. Replays and forgeries are not among them.
@@ -293,6 +293,34 @@ pub async fn releasable(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
          JOIN megolm_inbound_sessions s ON s.room_id = p.room_id AND s.session_id = p.session_id \
          WHERE p.state = 'ledger' AND (p.reason = 'no_key' OR p.reason LIKE 'withheld:%')",
         vec![],
+    )
+    .await
+}
+
+/// Sessions (room and session id) of which events are held because their sender was not believed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn held(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
+    db.fetch_all(
+        "SELECT DISTINCT room_id, session_id FROM pending_events \
+         WHERE state = 'ledger' AND reason = 'untrusted_sender' AND session_id IS NOT NULL",
+        vec![],
+    )
+    .await
+}
+
+/// As [`held`], in these rooms.
+///
+/// # Errors
+/// When the database fails.
+pub async fn held_in(db: &Db, room_ids: &[OwnedRoomId]) -> Result<Vec<(String, String)>, StoreError> {
+    db.fetch_many(
+        "SELECT DISTINCT p.room_id, p.session_id FROM (VALUES {rows}) AS v \
+         JOIN pending_events p ON p.room_id = v.column1 \
+         WHERE p.state = 'ledger' AND p.reason = 'untrusted_sender' AND p.session_id IS NOT NULL",
+        vec![],
+        room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
     )
     .await
 }

@@ -154,15 +154,21 @@ pub async fn ensure(tx: &mut Tx, room_ids: &[&RoomId], now: Timestamp) -> Result
     Ok(())
 }
 
-/// Whether a user is the believed bridge bot of a relayed room.
+/// Whether a user is the believed bridge bot of a relayed room in which an account is: of one that its user has
+/// joined, so that nobody becomes a bridge by making a room.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn is_bridge_bot(db: &Db, user_id: &ruma::UserId) -> Result<bool, StoreError> {
+pub async fn is_bridge_bot(
+    db: &Db,
+    user_id: &ruma::UserId,
+    account_id: AccountId,
+) -> Result<bool, StoreError> {
     let found: Option<(i64,)> = db
         .fetch_optional(
-            "SELECT CAST(1 AS BIGINT) FROM rooms WHERE bridge_bot = $1 AND relay = 'yes' LIMIT 1",
-            values![user_id.as_str()],
+            "SELECT CAST(1 AS BIGINT) FROM rooms r JOIN room_accounts a ON a.room_id = r.room_id \
+             WHERE r.bridge_bot = $1 AND r.relay = 'yes' AND a.account_id = $2 AND a.membership = 'join' LIMIT 1",
+            values![user_id.as_str(), account_id.0],
         )
         .await?;
     Ok(found.is_some())
@@ -234,6 +240,22 @@ pub async fn unrelayed(db: &Db, room_ids: &[&RoomId]) -> Result<HashSet<String>,
 /// When the database fails.
 pub async fn look_again(tx: &mut Tx, now: Timestamp) -> Result<u64, StoreError> {
     tx.execute("UPDATE rooms SET due_at = $1, tries = 0 WHERE relay = 'no'", values![now]).await
+}
+
+/// Asks for the state of rooms that are not relayed and that one of these bots has claimed in vain: by now the
+/// settings may name it.
+///
+/// # Errors
+/// When the database fails.
+pub async fn look_again_for(tx: &mut Tx, bots: &[OwnedUserId], now: Timestamp) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE rooms SET due_at = $1, tries = 0 WHERE relay = 'no' AND room_id IN \
+         (SELECT room_id FROM bridge_conflicts WHERE bot IN (VALUES {rows}))",
+        values![now],
+        bots.iter().map(|bot| values![bot.as_str()]).collect(),
+    )
+    .await?;
+    Ok(())
 }
 
 /// Rooms whose state is due to be read, longest due first.

@@ -14,7 +14,7 @@ from pathlib import Path
 from mautrix.client import Client, MemoryStateStore
 from mautrix.crypto import OlmMachine, PgCryptoStore
 from mautrix.errors import EncryptionError
-from mautrix.types import EventType, PaginationDirection, TrustState
+from mautrix.types import EncryptedMegolmEventContent, EventType, PaginationDirection, TrustState
 from mautrix.util.async_db import Database
 
 from sender import ENCRYPTED, MESSAGE, RoomState, emit
@@ -104,7 +104,8 @@ class User:
         room_id = await self.client.create_room(is_direct=True, initial_state=[encryption], invitees=invitees)
         emit(room_id=room_id)
 
-    async def say(self) -> None:
+    async def encrypted(self) -> tuple[dict, EncryptedMegolmEventContent]:
+        """A text as it is, and as the room's members' devices can read it."""
         room_id = self.args.room
         await self.client.get_state_event(room_id, EventType.ROOM_ENCRYPTION)
         members = await self.client.get_members(room_id)
@@ -115,7 +116,16 @@ class User:
             await self.store.remove_outbound_group_session(room_id)
             await self.machine.share_group_session(room_id, users)
         content = {"msgtype": "m.text", "body": self.args.text}
-        wire = await self.machine.encrypt_megolm_event(room_id, MESSAGE, content)
+        return content, await self.machine.encrypt_megolm_event(room_id, MESSAGE, content)
+
+    async def encrypt(self) -> None:
+        """What a text looks like encrypted, for somebody else to send it."""
+        _, wire = await self.encrypted()
+        emit(wire=wire.serialize())
+
+    async def say(self) -> None:
+        room_id = self.args.room
+        content, wire = await self.encrypted()
         event_id = await self.client.send_message_event(room_id, ENCRYPTED, wire)
         emit(
             room_id=room_id, event_id=event_id, session_id=wire.session_id, content=content,
@@ -171,12 +181,13 @@ def main() -> None:
     room = actions.add_parser("private", help="create a private encrypted room")
     room.add_argument("--invite", action="append", default=[], metavar="MXID")
     for name, does in [
-        ("join", "join a room"), ("say", "say something encrypted"), ("read", "read a room"), ("export", "print room keys"),
-        ("prepare", "make a session whose key nobody is given"),
+        ("join", "join a room"), ("say", "say something encrypted"),
+        ("encrypt", "encrypt something and share its key, but do not send it"), ("read", "read a room"),
+        ("export", "print room keys"), ("prepare", "make a session whose key nobody is given"),
     ]:
         action = actions.add_parser(name, help=does)
         action.add_argument("room", metavar="ROOM")
-        if name == "say":
+        if name in ("say", "encrypt"):
             action.add_argument("text", metavar="TEXT")
             action.add_argument("--prepared", action="store_true", help="in the session that was prepared")
     args = parser.parse_args()

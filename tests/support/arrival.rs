@@ -15,6 +15,7 @@ use super::{
 pub(crate) async fn assert_arrives(receiver: &Receiver, sent: &[&Sent], deadline: Duration) {
     let sent: Vec<&Line> = sent.iter().flat_map(|sent| sent.messages()).collect();
     let taken = wait_for_all(receiver, &sent, deadline).await;
+    check_numbers(&receiver.taken());
     let mut ids: HashMap<&str, &str> = HashMap::new();
     for message in &taken {
         let other = ids.insert(message.event_id(), &message.id);
@@ -34,8 +35,9 @@ pub(crate) async fn assert_arrives(receiver: &Receiver, sent: &[&Sent], deadline
             order(told.iter().map(|message| message.event_id()).collect()),
             "the order of {room_id}"
         );
-        for (at, (line, message)) in lines.iter().zip(&told).enumerate() {
-            assert_eq!(message.data()["sequence"].as_u64(), Some(at as u64 + 1), "in {room_id}");
+        // Before the first message the webhook is told that the room is read.
+        for (sequence, (line, message)) in (2..).zip(lines.iter().zip(&told)) {
+            assert_eq!(message.data()["sequence"].as_u64(), Some(sequence), "in {room_id}");
             assert_eq!(message.data()["matrix"]["content"], line.content);
             assert_eq!(message.data()["encryption"]["session_id"].as_str(), line.session_id.as_deref());
         }
@@ -59,5 +61,16 @@ async fn wait_for_all(receiver: &Receiver, sent: &[&Line], deadline: Duration) -
             sent.len()
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Panics unless the numbers of each room, which count everything that is told of it, have no gaps.
+pub(crate) fn check_numbers(taken: &[Attempt]) {
+    let mut numbers = HashMap::new();
+    for told in taken {
+        let Some(number) = told.data()["sequence"].as_u64() else { continue };
+        let last = numbers.entry(told.room_id()).or_insert(0);
+        assert_eq!(number, *last + 1, "a gap in {}", told.room_id());
+        *last = number;
     }
 }

@@ -5,12 +5,22 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
+    sync::Arc,
     time::Duration,
 };
 
+use coucou::{
+    app::{AppError, run_with},
+    clock::{ManualClock, SharedClock},
+    config::{Config, Sources},
+};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::task::spawn_blocking;
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{free_port, http, process::Process, receiver::Receiver, run, until};
 
@@ -23,9 +33,23 @@ const STOP: Duration = Duration::from_secs(30);
 pub(crate) struct Coucou {
     // Before its folder: it shows the end of its log when dropped.
     process: Option<Process>,
+    /// In place of a process: a task of the test's own.
+    inside: Option<Inside>,
     folder: TempDir,
     port: u16,
     environment: BTreeMap<String, String>,
+}
+
+/// A coucou that runs in the test's process.
+struct Inside {
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), AppError>>,
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
 }
 
 impl Coucou {
@@ -61,7 +85,7 @@ impl Coucou {
         let folder = tempfile::Builder::new().prefix("coucou-").tempdir().unwrap();
         let port = free_port();
         let store = format!("sqlite:{}", folder.path().join("coucou.db").display());
-        Self { folder, port, environment: BTreeMap::new(), process: None }
+        Self { folder, port, environment: BTreeMap::new(), process: None, inside: None }
             .set("COUCOU_HTTP_PORT", &port.to_string())
             .set("COUCOU_STORE_URL", &store)
             .set("COUCOU_STORE_PICKLE_KEY", "the pickle key of a scenario, long enough")
@@ -137,6 +161,29 @@ impl Coucou {
         self.ready().await;
     }
 
+    /// Starts the service inside of the test's process, by a clock that the test moves, and waits until it takes
+    /// transactions.
+    pub(crate) async fn start_inside(&mut self, clock: &Arc<ManualClock>) {
+        assert!(self.process.is_none() && self.inside.is_none(), "coucou runs already");
+        // As its own process does at its start; another test may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let environment = self.environment.clone().into_iter().collect();
+        let sources = Sources { file: None, folder: self.folder.path().to_owned(), environment };
+        let config = Config::load(&sources).unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run_with(config, Arc::clone(clock) as SharedClock, stop.clone()));
+        self.inside = Some(Inside { stop, task });
+        self.ready().await;
+    }
+
+    /// Stops the service that was started inside, gently.
+    pub(crate) async fn stop_inside(&mut self) {
+        let mut inside = self.inside.take().expect("coucou was started inside");
+        inside.stop.cancel();
+        let ended = timeout(STOP, &mut inside.task).await.expect("coucou ends in time");
+        ended.unwrap().unwrap();
+    }
+
     /// Starts `coucou serve` and waits for nothing.
     pub(crate) fn spawn(&mut self) {
         assert!(self.process.is_none(), "coucou runs already");
@@ -155,9 +202,13 @@ impl Coucou {
 
     async fn answers(&mut self, path: &str) -> Value {
         let (client, url) = (http(), format!("{}/api/v1/{path}", self.url()));
-        let process = self.process.as_mut().expect("coucou was started");
+        assert!(self.process.is_some() || self.inside.is_some(), "coucou was not started");
+        let (process, inside) = (&mut self.process, &self.inside);
         until(&format!("{url} to answer 200"), START, async || {
-            process.assert_alive();
+            if let Some(process) = process.as_mut() {
+                process.assert_alive();
+            }
+            assert!(inside.as_ref().is_none_or(|inside| !inside.task.is_finished()), "coucou has ended");
             let answer = client.get(&url).send().await.ok().filter(|answer| answer.status().is_success())?;
             serde_json::from_slice(&answer.bytes().await.ok()?).ok()
         })

@@ -18,7 +18,7 @@ mod client;
 mod sender;
 
 pub(crate) use client::Client;
-pub(crate) use sender::{Bridge, Choir, Line, Sent, Timed};
+pub(crate) use sender::{Bridge, Choir, Line, Sending, Sent, Timed};
 
 /// How long a Synapse may take to start on a busy machine.
 const START: Duration = Duration::from_mins(2);
@@ -118,6 +118,11 @@ impl Synapse {
         let mut command = script();
         command.arg("user").arg("--dir").arg(self.folder.path().join("hs")).args([name, password]);
         run(command).await;
+        self.log_in(name, password).await
+    }
+
+    /// Logs in to an account that exists, with another device.
+    pub(crate) async fn log_in(&self, name: &str, password: &str) -> User {
         let login = json!({
             "type": "m.login.password",
             "identifier": {"type": "m.id.user", "user": name},

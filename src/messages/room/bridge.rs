@@ -2,7 +2,8 @@
 //! ([MSC2346](https://github.com/matrix-org/matrix-spec-proposals/pull/2346)).
 //!
 //! Whoever may send state may claim to be a bridge. A claim counts only when it was sent by the very bot that
-//! it names; of several bots the first is kept, because what the room's messages are worth hangs on it.
+//! it names; of several bots the first is kept, because what the room's messages are worth hangs on it, until
+//! the settings name another one.
 
 use ruma::{OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
@@ -45,14 +46,31 @@ pub struct Bridge {
     pub room_type: Option<String>,
 }
 
-/// A bridge bot that claims a room which is another one's.
+/// A bridge bot that claims a room and is not believed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BridgeConflict {
     /// The bot that is not believed.
     pub bot: OwnedUserId,
     /// The state key of its claim.
     pub state_key: String,
+    /// All of its claim, for the day on which it is believed.
+    #[serde(default)]
+    pub claim: Option<Box<Bridge>>,
 }
+
+/// What is known of a bot that claims a room, beyond the room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is in the settings: it takes the place of a bot that is not.
+    Configured,
+    /// It is believed where no other bot was before.
+    Open,
+    /// It is not believed.
+    Refused,
+}
+
+/// Tells the [`Standing`] of a claim.
+pub type Judge<'a> = &'a dyn Fn(&Bridge) -> Standing;
 
 impl RoomState {
     pub(super) fn apply_bridge(
@@ -61,35 +79,82 @@ impl RoomState {
         state_key: &str,
         sender: Option<&str>,
         content: &Value,
+        standing: Judge<'_>,
     ) -> Change {
         let Some(sender) = sender.and_then(|id| UserId::parse(id).ok()) else { return Change::None };
         let claim = Bridge::read(event_type, state_key, content);
         match (claim, &self.bridge) {
             (Some(claim), _) if claim.bot != sender => Change::None,
-            (Some(claim), None) => {
-                self.bridge = Some(claim);
-                Change::Bridge
-            }
-            (Some(claim), Some(known)) if claim.bot != known.bot => {
-                let conflict = BridgeConflict { bot: claim.bot, state_key: state_key.to_owned() };
-                if self.bridge_conflict.as_ref() == Some(&conflict) {
-                    return Change::None;
-                }
-                self.bridge_conflict = Some(conflict);
-                Change::Bridge
-            }
-            (Some(claim), Some(known)) => {
+            (Some(claim), Some(known)) if claim.bot == known.bot => {
                 // Bridges send both types with the same content; the newer type is the one that counts.
                 let older = known.event_type == "m.bridge" && event_type != "m.bridge";
-                if older || *known == claim {
+                if older || *known == claim || standing(&claim) == Standing::Refused {
                     return Change::None;
                 }
                 self.bridge = Some(claim);
                 Change::Bridge
             }
+            (Some(claim), _) if self.accepts(&claim, standing) => {
+                self.believe(claim);
+                Change::Bridge
+            }
+            (Some(claim), _) => self.refuse(claim),
             (None, Some(known)) => self.withdraw(event_type, state_key, &sender, known.bot == sender),
-            (None, None) => Change::None,
+            (None, None) => self.withdraw(event_type, state_key, &sender, false),
         }
+    }
+
+    /// Whether a claim takes the room: nobody had it, or its bot is in the settings and the other's is not.
+    fn accepts(&self, claim: &Bridge, standing: Judge<'_>) -> bool {
+        match standing(claim) {
+            Standing::Refused => false,
+            Standing::Configured => {
+                self.bridge.as_ref().is_none_or(|known| standing(known) != Standing::Configured)
+            }
+            Standing::Open => {
+                self.bridge.is_none() && self.pinned_bot.as_ref().is_none_or(|bot| *bot == claim.bot)
+            }
+        }
+    }
+
+    fn believe(&mut self, claim: Bridge) {
+        self.bridge_conflict.take_if(|conflict| conflict.bot == claim.bot);
+        self.pinned_bot = Some(claim.bot.clone());
+        self.bridge = Some(claim);
+    }
+
+    fn refuse(&mut self, claim: Bridge) -> Change {
+        let same = |known: &BridgeConflict| known.bot == claim.bot && known.state_key == claim.state_key;
+        let is_known = self.bridge_conflict.as_ref().is_some_and(same);
+        self.bridge_conflict = Some(BridgeConflict {
+            bot: claim.bot.clone(),
+            state_key: claim.state_key.clone(),
+            claim: Some(Box::new(claim)),
+        });
+        if is_known { Change::None } else { Change::Bridge }
+    }
+
+    /// Judges the claims anew, because the settings or what is known of the bots may have changed.
+    pub fn reconsider(&mut self, standing: Judge<'_>) -> Change {
+        let mut change = Change::None;
+        if self.pinned_bot.is_none() {
+            self.pinned_bot = self.bridge.as_ref().map(|bridge| bridge.bot.clone());
+        }
+        let mut refused = None;
+        if self.bridge.as_ref().is_some_and(|known| standing(known) == Standing::Refused) {
+            refused = self.bridge.take();
+            change = Change::Bridge;
+        }
+        let claim = self.bridge_conflict.as_ref().and_then(|conflict| conflict.claim.as_deref());
+        if let Some(claim) = claim.filter(|claim| self.accepts(claim, standing)).cloned() {
+            refused = refused.or(self.bridge.take());
+            self.believe(claim);
+            change = Change::Bridge;
+        }
+        if let Some(refused) = refused {
+            self.refuse(refused);
+        }
+        change
     }
 
     /// A bot empties its claim when it lets go of a room.

@@ -119,6 +119,51 @@ fn reading_the_state_anew_keeps_the_bot_that_was_believed() {
 }
 
 #[test]
+fn a_room_stays_its_first_bots_when_that_lets_go() {
+    let mallory = "@mallory:localhost";
+    let theirs = state("m.bridge", "key", mallory, &claim(mallory, "2"));
+    let mut room = bridged();
+    room.apply(&state("m.bridge", "key", BOT, &json!({})));
+    assert_eq!(room.apply(&theirs), Change::Bridge);
+    assert_eq!((&room.bridge, room.bridge_conflict.as_ref().unwrap().bot.as_str()), (&None, mallory));
+    let mut stored: RoomState = serde_json::from_value(serde_json::to_value(&room).unwrap()).unwrap();
+    assert_eq!(stored.rebuild(&[theirs.clone()]).bridge, None, "nor after a restart");
+    stored.apply(&state("m.bridge", "key", BOT, &claim(BOT, "1")));
+    assert_eq!(stored.bridge.unwrap().bot, BOT);
+    // What writes over a claim does not end it.
+    assert_eq!(bridged().rebuild(&[theirs]).bridge, bridged().bridge);
+}
+
+#[test]
+fn the_settings_can_give_a_room_to_another_bot() {
+    let new = "@metabot:localhost";
+    let standing = |claim: &Bridge| if claim.bot == new { Standing::Configured } else { Standing::Open };
+    let mut room = bridged();
+    room.apply(&state("m.bridge", "key", new, &claim(new, "2")));
+    assert_eq!(room.clone().reconsider(&|_| Standing::Open), Change::None);
+    assert_eq!(room.reconsider(&standing), Change::Bridge);
+    assert_eq!(room.bridge.as_ref().unwrap().bot, new);
+    assert_eq!(room.bridge_conflict.as_ref().unwrap().bot, BOT);
+    assert_eq!(room.reconsider(&standing), Change::None);
+    let mut room = bridged();
+    room.apply_judged(&state("m.bridge", "key", new, &claim(new, "2")), &standing);
+    assert_eq!(room.bridge.as_ref().unwrap().bot, new, "at once, too");
+}
+
+#[test]
+fn a_bot_that_is_refused_is_no_rooms_bridge() {
+    let mut room = RoomState::default();
+    let theirs = state("m.bridge", "key", BOT, &claim(BOT, "1"));
+    assert_eq!(room.apply_judged(&theirs, &|_| Standing::Refused), Change::Bridge);
+    assert_eq!(room.bridge, None);
+    assert_eq!(room.rebuild_judged(&[theirs], &|_| Standing::Refused).bridge, None);
+    assert_eq!(room.reconsider(&|_| Standing::Open), Change::Bridge);
+    assert_eq!(room.bridge.as_ref().unwrap().bot, BOT);
+    assert_eq!(room.reconsider(&|_| Standing::Refused), Change::Bridge);
+    assert_eq!((&room.bridge, room.bridge_conflict.unwrap().bot.as_str()), (&None, BOT));
+}
+
+#[test]
 fn a_room_stays_encrypted() {
     let mut room = RoomState::default();
     let on = state("m.room.encryption", "", BOT, &json!({"algorithm": "m.megolm.v1.aes-sha2"}));

@@ -35,6 +35,7 @@ migrations! {
     "0005_outbox"
     "0006_rooms"
     "0007_ledger"
+    "0008_bridges"
     "0009_retention"
     "0011_backups"
     "0012_delivery"

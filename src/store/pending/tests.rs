@@ -225,7 +225,7 @@ async fn the_ledger_is_read_off_its_indexes() {
         let store = &test.store;
         let pages = |statements: [&'static str; 2], values: Values| {
             statements
-                .map(|statement| (statement, vec![values![0_i64, 9_i64], values.clone()].concat(), vec![]))
+                .map(|statement| (statement, vec![values![1000_i64, 9_i64], values.clone()].concat(), vec![]))
         };
         let pairs = || vec![values!["!a", "one"], values!["!b", "two"]];
         let mut reads: Vec<(&'static str, Values, Vec<Values>, &str)> = vec![
@@ -242,6 +242,12 @@ async fn the_ledger_is_read_off_its_indexes() {
         ] {
             reads.extend(statements.map(|(statement, shared, rows)| (statement, shared, rows, index)));
         }
+        let many =
+            |n| event(&format!("${n}"), &format!("!{}", n % 40), &format!("s{}", n % 400), Reason::NoKey);
+        put(store, &(0..2000).map(many).collect::<Vec<_>>()).await;
+        let mut tx = store.begin().await.unwrap();
+        tx.execute("ANALYZE", vec![]).await.unwrap();
+        tx.commit().await.unwrap();
         for (statement, shared, rows, index) in reads {
             let mut tx = store.begin().await.unwrap();
             if store.backend() == "postgres" {

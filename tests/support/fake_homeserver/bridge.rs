@@ -19,6 +19,8 @@ pub(crate) struct FakeBridge {
     device_id: String,
     account: Account,
     device_keys: Value,
+    /// Whether it tells its device keys along with room keys (MSC4147), as older bridges do not.
+    tells_keys: bool,
     /// By user and device.
     olm: HashMap<(String, String), Session>,
     /// By room.
@@ -49,7 +51,22 @@ impl FakeBridge {
         world.changed_users.insert(bot);
         drop(world);
         let (olm, megolm) = (HashMap::new(), HashMap::new());
-        Self { network: network.to_owned(), device_id, account, device_keys, olm, megolm }
+        let (network, tells_keys) = (network.to_owned(), true);
+        Self { network, device_id, account, device_keys, tells_keys, olm, megolm }
+    }
+
+    /// Takes the bridge's device from what the homeserver tells; the bridge does not tell of it either.
+    pub(crate) fn hide_device(&mut self, homeserver: &FakeHomeserver) {
+        self.tells_keys = false;
+        homeserver.world().devices.remove(&(self.bot(), self.device_id.clone()));
+    }
+
+    /// Lets the homeserver tell of the bridge's device; the next transaction says so.
+    pub(crate) fn show_device(&self, homeserver: &FakeHomeserver) {
+        let mut world = homeserver.world();
+        let device = world.devices.entry((self.bot(), self.device_id.clone())).or_default();
+        device.keys = Some(self.device_keys.clone());
+        world.changed_users.insert(self.bot());
     }
 
     /// The bridge bot's user id.
@@ -188,13 +205,15 @@ impl FakeBridge {
                 .create_outbound_session(OlmConfig::version_1(), public(&curve25519), public(one_time))
                 .unwrap()
         });
-        let plaintext = json!({
+        let mut plaintext = json!({
             "type": event_type, "content": content,
             "sender": format!("@{}bot:{SERVER_NAME}", self.network), "sender_device": self.device_id,
             "keys": {"ed25519": account.ed25519_key().to_base64()},
             "recipient": mxid, "recipient_keys": {"ed25519": ed25519},
-            "sender_device_keys": self.device_keys,
         });
+        if self.tells_keys {
+            plaintext["sender_device_keys"] = self.device_keys.clone();
+        }
         let (kind, ciphertext) = session.encrypt(plaintext.to_string()).unwrap().to_parts();
         json!({
             "algorithm": ALGORITHMS[0],

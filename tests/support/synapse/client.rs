@@ -65,6 +65,12 @@ impl Client {
         serde_json::from_value(self.run(&["say", room_id, text]).await).unwrap()
     }
 
+    /// Encrypts a text in a new Megolm session of its own, whose key it shares, and answers the content for
+    /// somebody else to send.
+    pub(crate) async fn encrypt(&self, room_id: &str, text: &str) -> Value {
+        self.run(&["encrypt", room_id, text]).await["wire"].take()
+    }
+
     /// Makes a new Megolm session, and gives its key to nobody.
     pub(crate) async fn prepare(&self, room_id: &str) {
         self.run(&["prepare", room_id]).await;

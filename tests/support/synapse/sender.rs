@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::super::process::last_lines;
-use super::{python, run};
+use super::{as_service, python, run};
 
 /// How long the sender may be silent.
 const SILENCE: Duration = Duration::from_mins(2);
@@ -52,6 +52,21 @@ impl Bridge {
     /// The bridge bot's user id.
     pub(crate) fn bot(&self) -> String {
         format!("@{}bot:localhost", self.network)
+    }
+
+    /// Makes a request to `/_matrix/client/v3/{path}` as one of the bridge's users; panics unless it succeeds.
+    pub(crate) async fn request_as(
+        &self,
+        homeserver: &str,
+        mxid: &str,
+        (method, path): (&str, &str),
+        body: &Value,
+    ) -> Value {
+        let text = fs::read_to_string(self.registration()).unwrap();
+        let registration: Value = serde_saphyr::from_str(&text).unwrap();
+        let user = as_service(homeserver, registration["as_token"].as_str().unwrap(), mxid);
+        let body = if method == "GET" { None } else { Some(body) };
+        user.request(method, &format!("v3/{path}?user_id={mxid}"), body).await
     }
 
     /// What to send, to be completed and [run](Send::run).
@@ -144,6 +159,16 @@ impl Send<'_> {
     /// Room keys come so much later than the first message.
     pub(crate) fn late_keys(self, delay: Duration) -> Self {
         self.arg("--late-keys", &delay.as_secs_f64().to_string())
+    }
+
+    /// The key of the n-th session of this run comes once the file `n` is in `folder`, n from 1.
+    pub(crate) fn keys_when(self, folder: &Path) -> Self {
+        self.arg("--keys-when", &folder.to_string_lossy())
+    }
+
+    /// Room keys are withheld from everybody, who is told so.
+    pub(crate) fn withhold(self) -> Self {
+        self.flag("--withhold")
     }
 
     /// Room keys never come.
@@ -271,6 +296,13 @@ impl Sending {
         let line: Line = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
         self.sent.lines.push(line.clone());
         Some(line)
+    }
+
+    /// Reads on until so many messages were sent.
+    pub(crate) async fn said(&mut self, count: usize) {
+        while self.sent.messages().count() < count {
+            assert!(self.next().await.is_some(), "the sender ended:\n{}", last_lines(&self.log, 20));
+        }
     }
 
     /// The portal, as soon as it is there.
