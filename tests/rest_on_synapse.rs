@@ -137,10 +137,8 @@ async fn stats_and_rooms_tell_of_them(scene: &Scene, instagram: &Sent) {
     let stored = &stats["stored"];
     assert_eq!(stored["keys"]["rooms"], 2, "{stored}");
     assert_eq!(stored["rooms"]["by_network"], json!({"instagram": 1, "messenger": 1}));
-    assert_eq!(
-        (&stored["messages"]["total"], &stored["messages"]["decrypted"]["hour"]),
-        (&json!(5), &json!(5))
-    );
+    assert_eq!(stored["messages"]["total"], scene.get("messages?limit=500").await["count"]);
+    assert_eq!(stored["messages"]["decrypted"]["hour"], 5);
     assert_eq!(stored["messages"]["decryptable_rate"]["hour"], 1.0);
     assert_eq!(stored["crypto"]["is_held"], true);
     assert_eq!(stored["crypto"]["accounts"][0]["user_id"], BOT);
@@ -171,8 +169,12 @@ async fn deliveries_go_out_again(scene: &Scene) {
     let (status, again) = scene.post(&format!("deliveries/{}/resend", one["id"]), &json!({})).await;
     assert_eq!((status, &again["status"]), (200, &json!("pending")));
     let id = one["message_id"].as_str().unwrap();
-    until("the same message again", SOON, async || (attempts_under(scene, id) == before + 1).then_some(()))
-        .await;
+    until("the same message again", SOON, async || {
+        let status = scene.get(&format!("deliveries/{}", one["id"])).await["status"].clone();
+        (status == "delivered").then_some(())
+    })
+    .await;
+    assert_eq!(attempts_under(scene, id), before + 1);
 
     // While it is paused, a webhook gets nothing; then it gets what there is, in order.
     assert_eq!(scene.post("webhooks/default/pause", &json!({})).await.0, 200);
