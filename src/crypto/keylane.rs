@@ -40,6 +40,9 @@ const POLL: Duration = Duration::from_secs(30);
 /// The longest wait between attempts while the homeserver does not answer.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 
+/// The shortest wait between attempts, whatever the homeserver shows of itself meanwhile.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(500);
+
 /// What a step of the lane came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Page {
