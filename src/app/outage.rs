@@ -3,8 +3,9 @@
 //! The homeserver waits up to 512 s between two attempts at a transaction that failed. So after every outage
 //! coucou asks it for a ping, whose answer ends that wait; and as a ping does not help when the homeserver
 //! itself was restarted, and events that waited for their turn are then lost to pushing altogether, rooms
-//! are compared with what is known ([`Missed`]). The same is done now and then, for outages that nobody
-//! noticed. What an outage is: a start of coucou or of a term under the lease (the store or another process
+//! are compared with what is known ([`Missed`]). The same is done soon after and then every minute, for outages
+//! that nobody noticed, and because Synapse forgets a transaction that it makes in the very moment in which
+//! it finds that we are back: it is sent when we have been away the next time. What an outage is: a start of coucou or of a term under the lease (the store or another process
 //! was away), a key lane that could not reach the homeserver and can again, a transaction that was not taken.
 
 use std::{error::Error, sync::Arc, time::Duration};
@@ -26,7 +27,10 @@ use crate::{
 };
 
 /// How often rooms are compared when nothing is known to have happened.
-const NOW_AND_THEN: Duration = Duration::from_mins(5);
+const NOW_AND_THEN: Duration = Duration::from_mins(1);
+
+/// When rooms are compared again after an outage, each time since the last.
+const SOON_AFTER: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(15)];
 
 /// How long after an outage nothing is done about the next one, so that a homeserver which comes and goes is
 /// not made busy by us.
@@ -60,14 +64,16 @@ impl Outages {
     async fn watch(self) -> Result<(), CryptoError> {
         // The start itself has compared memberships.
         self.recover(false).await?;
+        let mut soon_after = SOON_AFTER.into_iter();
         loop {
-            let soon = NOW_AND_THEN.mul_f64(rand::rng().random_range(0.8..1.2));
+            let wait = soon_after.next().unwrap_or(NOW_AND_THEN).mul_f64(rand::rng().random_range(0.8..1.2));
             tokio::select! {
                 () = self.wake.notified() => {
                     tracing::info!("an outage is over; making up for it");
                     self.recover(true).await?;
+                    soon_after = SOON_AFTER.into_iter();
                 }
-                () = sleep(soon) => self.compare(false).await?,
+                () = sleep(wait) => self.compare(false).await?,
             }
         }
     }

@@ -40,6 +40,9 @@ const POLL: Duration = Duration::from_secs(30);
 /// The longest wait between attempts while the homeserver does not answer.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 
+/// The shortest wait between attempts, whatever the homeserver shows of itself meanwhile.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(500);
+
 /// What a step of the lane came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Page {
@@ -51,11 +54,11 @@ pub enum Page {
     Idle,
 }
 
-/// How often, in pages, progress is logged while a backlog is fetched.
-const REPORT: u64 = 5;
+/// Messages of a page that others follow: Synapse puts no more into one.
+const FULL_PAGE: usize = 100;
 
-/// The shortest wait between attempts, whatever the homeserver shows of itself meanwhile.
-const SHORTEST_BACKOFF: Duration = Duration::from_millis(500);
+/// How often, in full pages, progress is logged while a backlog is fetched.
+const REPORT: u64 = 5;
 
 /// What was fetched in one go.
 #[derive(Debug, Default)]
@@ -65,11 +68,11 @@ struct Backlog {
 }
 
 impl Backlog {
-    /// Counts a page, and tells how far it is.
-    fn count(&mut self, account: &Account, messages: usize, page: Page) {
-        if page == Page::News {
+    /// Counts a page, and tells how far it is. The first page that is not full ends a backlog.
+    fn count(&mut self, account: &Account, messages: usize) {
+        self.messages += messages;
+        if messages >= FULL_PAGE {
             self.pages += 1;
-            self.messages += messages;
             if self.pages.is_multiple_of(REPORT) {
                 tracing::info!(account.user_id = %account.user_id, pages = self.pages,
                     to_device = self.messages, "fetching the key lane's backlog");
@@ -150,7 +153,7 @@ impl KeyLane {
         let messages = page.to_device.len();
         let news = messages > 0 || !page.is_empty();
         if !news && !new_counts && since == Some(page.next_batch.as_str()) {
-            self.backlog.count(&self.account, 0, Page::Idle);
+            self.backlog.count(&self.account, 0);
             return Ok(Page::Idle);
         }
         let body = if news || new_counts {
@@ -176,9 +179,8 @@ impl KeyLane {
         if messages > 0 {
             tracing::debug!(account.user_id = %self.account.user_id, to_device = messages, "key lane page");
         }
-        let came = if news { Page::News } else { Page::Idle };
-        self.backlog.count(&self.account, messages, came);
-        Ok(came)
+        self.backlog.count(&self.account, messages);
+        Ok(if news { Page::News } else { Page::Idle })
     }
 
     /// Gives up a position that the homeserver does not know. What it holds comes again, which is harmless.

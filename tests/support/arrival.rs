@@ -35,9 +35,7 @@ pub(crate) async fn assert_arrives(receiver: &Receiver, sent: &[&Sent], deadline
             order(told.iter().map(|message| message.event_id()).collect()),
             "the order of {room_id}"
         );
-        // Before the first message the webhook is told that the room is read.
-        for (sequence, (line, message)) in (2..).zip(lines.iter().zip(&told)) {
-            assert_eq!(message.data()["sequence"].as_u64(), Some(sequence), "in {room_id}");
+        for (line, message) in lines.iter().zip(&told) {
             assert_eq!(message.data()["matrix"]["content"], line.content);
             assert_eq!(message.data()["encryption"]["session_id"].as_str(), line.session_id.as_deref());
         }
