@@ -1,7 +1,7 @@
 //! The REST API, told from outside: what was relayed can be read back, followed and sent again, whatever happens to
 //! the process.
 
-use std::{collections::BTreeSet, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -85,9 +85,15 @@ async fn what_was_relayed_is_read_back_followed_and_sent_again() {
     a_reader_misses_nothing_over_a_power_cut(&mut scene, instagram.portal()).await;
 }
 
+/// Takes out what tells that coucou came into a room.
+fn without_joins(list: &mut Value) {
+    list["messages"].as_array_mut().unwrap().retain(|message| message["type"] != "room.joined");
+}
+
 async fn messages_read_as_they_were_sent(scene: &Scene, instagram: &Sent, messenger: &Sent) {
-    let list = scene.get("messages/instagram").await;
-    assert_eq!((&list["platform"], &list["count"]), (&json!("instagram"), &json!(4)));
+    let mut list = scene.get("messages/instagram").await;
+    assert_eq!(list["platform"], "instagram");
+    without_joins(&mut list);
     let mut sent: Vec<_> = instagram.messages().map(|line| line.event_id.clone()).collect();
     sent.reverse();
     assert_eq!(ids(&list, "messages", "event_id"), sent, "newest first");
@@ -103,18 +109,21 @@ async fn messages_read_as_they_were_sent(scene: &Scene, instagram: &Sent, messen
     assert_eq!(list["messages"][2]["kind"], "image");
     assert_eq!(list["messages"][3]["content"], texts[0].content["body"]);
 
-    let other = scene.get("messages/facebook").await;
+    let mut other = scene.get("messages/facebook").await;
+    without_joins(&mut other);
     assert_eq!(ids(&other, "messages", "room_id"), [messenger.portal()]);
     let (portal, edited) = (instagram.portal().replace('!', "%21"), "message.edited");
     let edits =
         scene.get(&format!("messages?room={portal}&type={edited}&direction=in&network=instagram")).await;
     assert_eq!(edits["count"], 1);
-    let first = scene.get("messages?limit=3").await;
-    let next = first["next"].as_str().unwrap();
-    let second = scene.get(&format!("messages?limit=3&cursor={next}")).await;
-    let all: BTreeSet<_> =
-        [&first, &second].into_iter().flat_map(|page| ids(page, "messages", "id")).collect();
-    assert_eq!((all.len(), &second["next"]), (5, &Value::Null));
+    let (mut all, mut path) = (Vec::new(), "messages?limit=3".to_owned());
+    loop {
+        let page = scene.get(&path).await;
+        all.extend(ids(&page, "messages", "id"));
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("messages?limit=3&cursor={next}");
+    }
+    assert_eq!(all, ids(&scene.get("messages?limit=500").await, "messages", "id"));
 
     // One by its id is what the webhook was told.
     let told = scene.receiver.messages();
@@ -128,10 +137,8 @@ async fn stats_and_rooms_tell_of_them(scene: &Scene, instagram: &Sent) {
     let stored = &stats["stored"];
     assert_eq!(stored["keys"]["rooms"], 2, "{stored}");
     assert_eq!(stored["rooms"]["by_network"], json!({"instagram": 1, "messenger": 1}));
-    assert_eq!(
-        (&stored["messages"]["total"], &stored["messages"]["decrypted"]["hour"]),
-        (&json!(5), &json!(5))
-    );
+    assert_eq!(stored["messages"]["total"], scene.get("messages?limit=500").await["count"]);
+    assert_eq!(stored["messages"]["decrypted"]["hour"], 5);
     assert_eq!(stored["messages"]["decryptable_rate"]["hour"], 1.0);
     assert_eq!(stored["crypto"]["is_held"], true);
     assert_eq!(stored["crypto"]["accounts"][0]["user_id"], BOT);
@@ -141,7 +148,8 @@ async fn stats_and_rooms_tell_of_them(scene: &Scene, instagram: &Sent) {
         (&room["name"], &room["type"], &room["encrypted"]),
         (&json!("Alice"), &json!("dm"), &json!(true))
     );
-    assert_eq!((&room["network"], &room["message_count"]), (&json!("instagram"), &json!(4)));
+    assert_eq!(room["network"], "instagram");
+    assert!(room["message_count"].as_u64().unwrap() >= 4, "{room}");
     assert_eq!(room["accounts"], json!([{"user_id": BOT, "membership": "join"}]));
     assert_eq!(scene.get("rooms?relayed=yes").await["count"], 2);
     // What was asked of whom must not show up anywhere.
@@ -150,9 +158,10 @@ async fn stats_and_rooms_tell_of_them(scene: &Scene, instagram: &Sent) {
 }
 
 async fn deliveries_go_out_again(scene: &Scene) {
-    let delivered = until("five recorded deliveries", SOON, async || {
+    let total = scene.get("messages?limit=500").await["count"].as_u64().unwrap();
+    let delivered = until("all recorded deliveries", SOON, async || {
         let list = scene.get("deliveries?status=delivered&webhook=default").await;
-        (list["count"] == 5).then_some(list)
+        (list["count"] == total).then_some(list)
     })
     .await;
     let one = &delivered["deliveries"][0];
@@ -160,17 +169,21 @@ async fn deliveries_go_out_again(scene: &Scene) {
     let (status, again) = scene.post(&format!("deliveries/{}/resend", one["id"]), &json!({})).await;
     assert_eq!((status, &again["status"]), (200, &json!("pending")));
     let id = one["message_id"].as_str().unwrap();
-    until("the same message again", SOON, async || (attempts_under(scene, id) == before + 1).then_some(()))
-        .await;
+    until("the same message again", SOON, async || {
+        let status = scene.get(&format!("deliveries/{}", one["id"])).await["status"].clone();
+        (status == "delivered").then_some(())
+    })
+    .await;
+    assert_eq!(attempts_under(scene, id), before + 1);
 
     // While it is paused, a webhook gets nothing; then it gets what there is, in order.
     assert_eq!(scene.post("webhooks/default/pause", &json!({})).await.0, 200);
     let (status, trial) = scene.post("webhooks/default/test", &json!({})).await;
     assert_eq!(status, 202);
     let (_, resent) = scene.post("webhooks/default/resend", &json!({"since": "2020-01-01T00:00:00Z"})).await;
-    assert_eq!(resent, json!({"resent": 5, "next": null}));
+    assert_eq!(resent, json!({"resent": total, "next": null}));
     let waiting = scene.get("webhooks").await["webhooks"][0].clone();
-    assert_eq!((&waiting["enabled"], &waiting["pending"]), (&json!(false), &json!(6)), "{waiting}");
+    assert_eq!((&waiting["enabled"], &waiting["pending"]), (&json!(false), &json!(total + 1)), "{waiting}");
     assert_eq!(attempts_under(scene, trial["message_id"].as_str().unwrap()), 0);
     assert_eq!(scene.post("webhooks/default/resume", &json!({})).await.0, 200);
     until("the queue to be empty", SOON, async || {
@@ -214,7 +227,7 @@ async fn the_documented_reader_reads_all(scene: &Scene) {
         (scene.coucou.url(), "for cursor, id, payload in events(sys.argv[1], sys.argv[2], None): print(id)");
     command.args(["-c", &format!("import sys\n{code}\n{call}"), &url, API_TOKEN]);
     let printed = run(command).await;
-    let mut told: Vec<_> = scene.receiver.messages().into_iter().map(|message| message.id).collect();
+    let mut told: Vec<_> = scene.receiver.taken().into_iter().map(|message| message.id).collect();
     let mut read: Vec<_> = printed.lines().map(str::to_owned).collect();
     told.sort();
     told.dedup();

@@ -19,7 +19,8 @@ CREATE UNIQUE INDEX messages_position ON messages (position);
 CREATE INDEX messages_network_position ON messages (network, position);
 CREATE INDEX messages_room_position ON messages (room_id, position);
 -- The types that are rare among all.
-CREATE INDEX messages_type_position ON messages (type, position) WHERE type <> 'message.created';
+CREATE INDEX messages_type_position ON messages (type, position)
+    WHERE type <> 'message.created' AND type <> 'reaction.created';
 DROP INDEX messages_network;
 
 -- How many messages were stored in each five minutes, by network and by whether they had to be decrypted.

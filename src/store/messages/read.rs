@@ -104,7 +104,8 @@ macro_rules! newest_first {
 pub(super) const ALL: &str = newest_first!();
 pub(super) const BY_ROOM: &str = newest_first!("room_id = $3");
 pub(super) const BY_NETWORK: &str = newest_first!("network = $4");
-pub(super) const BY_TYPE: &str = newest_first!("type = $6 AND type <> 'message.created'");
+pub(super) const BY_TYPE: &str =
+    newest_first!("type = $6 AND type <> 'message.created' AND type <> 'reaction.created'");
 
 pub(super) const FIRST_SINCE: &str = "SELECT MIN(position) FROM messages WHERE created_at = (SELECT MIN(created_at) FROM messages WHERE created_at >= $1)";
 
@@ -133,7 +134,8 @@ pub async fn page(
         Some(until) => first_since(db, until).await?,
         None => i64::MAX,
     };
-    let is_rare = filter.message_type.is_some_and(|kind| kind != MessageType::MessageCreated);
+    let is_often = |kind| matches!(kind, MessageType::MessageCreated | MessageType::ReactionCreated);
+    let is_rare = filter.message_type.is_some_and(|kind| !is_often(kind));
     let sql = match filter {
         Filter { room_id: Some(_), .. } => BY_ROOM,
         _ if is_rare => BY_TYPE,

