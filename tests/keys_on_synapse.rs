@@ -141,6 +141,8 @@ async fn keys_of_a_file_release_what_waits_for_them() {
     }
     let mut coucou = coucou.store(&found.url());
     assert!(complaint(&coucou.run(&["keys", "import", all]).await).contains("coucou serve"));
+    // A new identity, so that the old one's key backup is out of reach: there are the files alone.
+    printed(&coucou.run(&["restore", "--start-over"]).await);
     coucou.start().await;
     for portal in &portals {
         let entry = stuck(&coucou, portal, "no_key").await;
