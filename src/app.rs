@@ -6,6 +6,7 @@
 //! schema that does not fit, a device that belongs to another store.
 
 mod commands;
+pub mod keys;
 mod leader;
 mod outage;
 mod recovery;

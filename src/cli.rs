@@ -3,6 +3,7 @@
 //! What a command answers goes to stdout, the log and errors to stderr. A failure is one line that begins
 //! with `coucou:`, and exit code 1; wrong usage is exit code 2.
 
+mod keys;
 mod listen;
 mod migrate;
 mod recovery_key;
@@ -37,6 +38,8 @@ enum Command {
     Registration(registration::Args),
     /// Brings the store's schema up to date.
     Migrate,
+    /// Room keys: to a file, from a file, and what events wait for.
+    Keys(keys::Args),
     /// Brings a lost database back: the bot's identity and room keys, into an empty store.
     Restore(restore::Args),
     /// Prints the bot's recovery key, which `restore` asks for.
@@ -71,6 +74,10 @@ fn execute(cli: Cli) -> Result<()> {
         Command::Serve => serve::run(load(&sources)?),
         Command::Registration(args) => registration::run(&args, &sources),
         Command::Migrate => block_on(migrate::run(load(&sources)?)),
+        Command::Keys(args) => {
+            let config = load(&sources)?;
+            block_on(keys::run(args, config, sources.environment))
+        }
         Command::Restore(args) => block_on(restore::run(args, load(&sources)?)),
         Command::RecoveryKey => block_on(recovery_key::run(load(&sources)?)),
         Command::Webhooks(args) => block_on(webhooks::run(args, load(&sources)?)),

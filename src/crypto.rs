@@ -2,15 +2,20 @@
 
 pub mod backup;
 pub mod engine;
+mod forward;
+pub mod import;
 pub mod keylane;
 mod outgoing;
 pub mod recovery;
+pub mod requests;
 pub mod secrets;
 pub mod setup;
 pub mod store;
 pub mod trust;
+mod unwedge;
 
 pub use backup::KeyBackup;
 pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey, SessionDevice};
 pub use keylane::KeyLane;
+pub use requests::Asker;
 pub use secrets::{RecoveryError, SecretStorage};

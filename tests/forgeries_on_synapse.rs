@@ -167,7 +167,7 @@ async fn forgeries_are_held_and_what_is_genuine_arrives() {
     assert_eq!(told, genuine, "{}", scene.coucou.log());
     let own = messages.iter().find(|message| message.event_id() == own).unwrap();
     assert_eq!(own.data()["network"], Value::Null, "not a bridge's room");
-    let mut forged = vec![member, stranger, foreign, second.clone(), unbridged];
+    let mut forged = [member, stranger, foreign, second.clone(), unbridged];
     let ledger = scene.ledger(forged.len()).await;
     forged.sort();
     assert_eq!(ledger.keys().collect::<Vec<_>>(), forged.iter().collect::<Vec<_>>());

@@ -318,7 +318,7 @@ async fn the_owners_recovery_key_signs_the_device_and_opens_the_owners_backup() 
     coucou.start().await;
     let complains = async || coucou.log().contains("cannot be used: coucou goes on without").then_some(());
     until("a complaint about the key", ARRIVAL, complains).await;
-    assert_eq!(signed_devices(&owner).await, [phone.device_id.clone()]);
+    assert_eq!(signed_devices(&owner).await, [&*phone.device_id]);
     coucou.kill9();
 
     let mut coucou = coucou.set("COUCOU_OWNER_RECOVERY_KEY", &phone.recovery_key);

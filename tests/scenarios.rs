@@ -23,6 +23,7 @@ mod faults_on_synapse;
 mod forgeries_on_synapse;
 mod instances_on_synapse;
 mod key_lane_on_synapse;
+mod keys_on_synapse;
 mod late_keys_on_synapse;
 mod owner_on_synapse;
 mod recovery_on_synapse;

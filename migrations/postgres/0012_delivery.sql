@@ -14,5 +14,5 @@ ALTER TABLE room_queues ADD COLUMN hold_until BIGINT NOT NULL DEFAULT 0;
 -- A webhook that answered 410 gets nothing until it is enabled again, or has another address.
 ALTER TABLE webhooks ADD COLUMN disabled_at BIGINT;
 ALTER TABLE webhooks ADD COLUMN disabled_reason TEXT;
--- SHA-256 of the URL in the settings.
+-- SHA-256 of the URL in the settings, in base64.
 ALTER TABLE webhooks ADD COLUMN url_digest TEXT;

@@ -10,16 +10,13 @@ use rand::Rng;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, term::Term};
+use super::{Shared, keys::CRYPTO, term::Term};
 use crate::{
     crypto::CryptoError,
     inbox::worker::log_end,
     model::Route,
     store::{Lease, StoreError, leases},
 };
-
-/// The name of the lease.
-const CRYPTO: &str = "crypto";
 
 /// How long the lease lasts without renewal. With the time between two claims this bounds how long nobody
 /// works after a SIGKILL: under 15 s.

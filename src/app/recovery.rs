@@ -170,15 +170,16 @@ impl Recovery {
                     Some(self.after_failure(&error, failures))
                 }
             };
-            match wait {
-                Some(wait) => tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} },
-                None => tokio::select! {
-                    () = stop.cancelled() => {},
-                    () = sleep(IDLE) => {}
-                    () = wake.notified() => {
-                        tokio::select! { () = stop.cancelled() => {}, () = sleep(GATHER) => {} }
-                    }
-                },
+            if let Some(wait) = wait {
+                tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
+                continue;
+            }
+            tokio::select! {
+                () = stop.cancelled() => {},
+                () = sleep(IDLE) => {}
+                () = wake.notified() => {
+                    tokio::select! { () = stop.cancelled() => {}, () = sleep(GATHER) => {} }
+                }
             }
         }
         Ok(())

@@ -167,16 +167,13 @@ async fn apply(
         };
         engine.keep_note(HISTORY_SINCE, &since.to_string()).await?;
     }
-    let restored = match found {
-        Some(found) => found.restore(&engine, progress).await?,
-        None => {
-            engine.drain_outgoing().await?;
-            engine.publish_identity().await?;
-            recovery::start_over(&engine, config.recovery_key.as_ref()).await?;
-            Restored::default()
-        }
-    };
-    Ok(restored)
+    if let Some(found) = found {
+        return Ok(found.restore(&engine, progress).await?);
+    }
+    engine.drain_outgoing().await?;
+    engine.publish_identity().await?;
+    recovery::start_over(&engine, config.recovery_key.as_ref()).await?;
+    Ok(Restored::default())
 }
 
 /// The bot's recovery key as the store keeps it, in groups as people write it.

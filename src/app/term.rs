@@ -18,7 +18,7 @@ use super::{Shared, outage::Outages, recovery};
 use crate::{
     clock::Timestamp,
     config::{OwnerMode, Relay},
-    crypto::{CryptoError, Engine, KeyLane, keylane::backoff, setup},
+    crypto::{Asker, CryptoError, Engine, KeyLane, keylane::backoff, setup},
     inbox::{Worker, WorkerParts},
     model::{Account, Role, Route},
     rooms::{Errands, InvitePolicy, RoomsError, missed::Missed},
@@ -87,6 +87,7 @@ impl Term {
         for lane in office.lanes {
             tasks.spawn(lane.run(stop.clone()));
         }
+        tasks.spawn(self.asker(&office.engines).run(stop.clone()));
         let term = Arc::new(self);
         tasks.spawn(term.outages(&accounts).run(stop.clone()));
         let errands = term.errands(accounts);
@@ -250,6 +251,12 @@ impl Term {
             notify_after: config.undecryptable.notify_after,
             wakes: self.shared.wakes.clone(),
         }
+    }
+
+    fn asker(&self, engines: &[Engine]) -> Asker {
+        let Shared { store, clock, wakes, .. } = &self.shared;
+        let (lease, wake) = (self.lease.clone(), Arc::clone(&wakes.ledger));
+        Asker::new(store.clone(), lease, engines.to_vec(), Arc::clone(clock), wake)
     }
 
     fn errands(&self, accounts: Vec<Account>) -> Errands {

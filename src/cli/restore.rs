@@ -20,7 +20,7 @@ const KEYS_A_LINE: u64 = 1_000;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The bot's recovery key or passphrase; - reads it from standard input [default: COUCOU_RECOVERY_KEY].
+    /// The bot's recovery key or passphrase; - reads it from standard input [default: `COUCOU_RECOVERY_KEY`].
     #[arg(long, value_name = "KEY", conflicts_with = "recovery_key_file")]
     recovery_key: Option<String>,
     /// A file that holds it: unlike an argument, nobody else on this machine sees it.

@@ -384,8 +384,9 @@ pub(super) mod other {
     pub(crate) const ADDON_PASSWORD: &str = "POSTGRESQL_ADDON_PASSWORD";
     /// Set by operators who came from programs that log in as the owner; never read.
     pub(crate) const ETKE_PASSWORD: &str = "ETKE_PASSWORD";
-    /// `COUCOU_` variables that are not ours to judge: those of the tests and of the development rig.
+    /// `COUCOU_` variables that are no settings: those of the tests and of the development rig, and the
+    /// passphrase of `coucou keys`.
     pub(crate) fn is_foreign(name: &str) -> bool {
-        name == "COUCOU_HOMESERVER" || name.starts_with("COUCOU_TEST_")
+        name == "COUCOU_HOMESERVER" || name == "COUCOU_KEYS_PASSPHRASE" || name.starts_with("COUCOU_TEST_")
     }
 }

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::{
-    ConfigError, Webhook,
+    ConfigError, Webhook, duration,
     file::{Node, Value},
     load::{boolean, http_url, missing},
     settings::{self, Setting},
@@ -157,7 +157,8 @@ impl Entry<'_> {
         webhook.headers = self.headers()?;
         let must = "must be a duration from 1s to 2m";
         let timeout = self.parsed("timeout", &settings::WEBHOOK_TIMEOUT, must, |text| {
-            duration(text).filter(|timeout| (Duration::from_secs(1)..=LONGEST_TIMEOUT).contains(timeout))
+            duration::parse(text)
+                .filter(|timeout| (Duration::from_secs(1)..=LONGEST_TIMEOUT).contains(timeout))
         })?;
         webhook.timeout = timeout.unwrap_or(webhook.timeout);
         let must = "must be a number from 1 to 64";
@@ -301,7 +302,7 @@ impl Entry<'_> {
         let Some(node) = self.node.get("schedule") else { return Ok(None) };
         let must = "must be a list of 1 to 100 durations from 1s to 7d, such as [5s, 5m, 2h]";
         let waits = self.list(Some(node), setting, must, |text| {
-            duration(text).filter(|wait| (Duration::from_secs(1)..=LONGEST_WAIT).contains(wait))
+            duration::parse(text).filter(|wait| (Duration::from_secs(1)..=LONGEST_WAIT).contains(wait))
         })?;
         if waits.is_empty() || waits.len() > Schedule::MOST {
             let found = format!("{} has {}", self.reader.origin(node.line), waits.len());
@@ -309,22 +310,6 @@ impl Entry<'_> {
         }
         Ok(Some(Schedule::new(waits)))
     }
-}
-
-/// `90s`, `5m`, `2h`, `1d`, `500ms`; a number alone is seconds.
-fn duration(text: &str) -> Option<Duration> {
-    let digits = text.len() - text.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    let seconds = match unit.trim() {
-        "ms" => return Some(Duration::from_millis(number)),
-        "s" | "" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    number.checked_mul(seconds).map(Duration::from_secs)
 }
 
 fn webhook_url(given: &Given) -> Result<Url, ConfigError> {
@@ -366,20 +351,4 @@ fn webhook_secret(
     let must = "must be whsec_ and base64 of 24 to 64 bytes (whsec_$(openssl rand -base64 32)), or a text of 16 \
                 to 64 bytes";
     Err(given.invalid(&settings::WEBHOOK_SECRET, must))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_duration_has_a_number_and_a_unit() {
-        let good = [("5s", 5), ("5", 5), ("5 m", 300), ("2h", 7200), ("1d", 86_400), ("2000ms", 2)];
-        for (text, seconds) in good {
-            assert_eq!(duration(text), Some(Duration::from_secs(seconds)), "{text}");
-        }
-        for text in ["", "s", "-5s", "5x", "1.5h", "99999999999999999999s", "18446744073709551615d"] {
-            assert_eq!(duration(text), None, "{text}");
-        }
-    }
 }

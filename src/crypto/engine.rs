@@ -27,6 +27,7 @@ use ruma::{
 use serde_json::value::RawValue;
 
 use super::store::{AccountStore, store_error};
+use super::unwedge::Wedged;
 use crate::{
     clock::SharedClock,
     homeserver::{Homeserver, Identity},
@@ -187,6 +188,12 @@ pub struct Engine {
     pub(super) store: Arc<AccountStore>,
     pub(super) homeserver: Homeserver,
     pub(super) identity: Identity,
+    /// The whole store, for what is ours beside the machine's.
+    pub(super) whole: Store,
+    pub(super) lease: Lease,
+    pub(super) clock: SharedClock,
+    /// Devices whose Olm sessions with us do not open any more.
+    pub(super) wedged: Wedged,
 }
 
 impl std::fmt::Debug for Engine {
@@ -207,11 +214,23 @@ impl Engine {
         homeserver: Homeserver,
         clock: SharedClock,
     ) -> Result<Self, CryptoError> {
-        let store = Arc::new(AccountStore::new(store, account.id, Some(lease), clock));
+        let whole = store.clone();
+        let store =
+            Arc::new(AccountStore::new(store, account.id, Some(lease.clone()), SharedClock::clone(&clock)));
         let (user_id, device_id) = (&account.user_id, &account.device_id);
         let machine = OlmMachine::with_store(user_id, device_id, Arc::clone(&store), None).await?;
         let identity = Identity { user_id: user_id.clone(), device_id: Some(device_id.clone()) };
-        Ok(Self { account, machine, store, homeserver, identity })
+        Ok(Self {
+            account,
+            machine,
+            store,
+            homeserver,
+            identity,
+            whole,
+            lease,
+            clock,
+            wedged: Wedged::default(),
+        })
     }
 
     /// The account.
@@ -226,6 +245,8 @@ impl Engine {
     /// # Errors
     /// When the store fails: nothing of the changes is then certain, and they must come again.
     pub async fn receive(&self, changes: Changes) -> Result<Vec<RoomKey>, CryptoError> {
+        // Before the machine: it advances what the copies are made of, and wipes keys that it does not take.
+        let forwards = self.take_forwards(&changes.to_device).await?;
         let to_device = changes.to_device.into_iter().map(Raw::<AnyToDeviceEvent>::from_json).collect();
         let mut lists = DeviceLists::new();
         lists.changed = changes.changed;
@@ -240,11 +261,14 @@ impl Engine {
             unused_fallback_keys: fallback.as_deref(),
             next_batch_token: None,
         };
-        let (_, keys) = self.machine.receive_sync_changes(changes, &settings()).await?;
+        let (processed, keys) = self.machine.receive_sync_changes(changes, &settings()).await?;
         let mut keys: Vec<_> = keys
             .into_iter()
             .map(|key| RoomKey { room_id: key.room_id, session_id: key.session_id })
             .collect();
+        self.count_forwards(&forwards, &processed, &keys).await?;
+        self.note_wedged(&processed).await?;
+        keys.extend(forwards.taken);
         keys.sort();
         keys.dedup();
         Ok(keys)

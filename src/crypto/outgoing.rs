@@ -1,10 +1,12 @@
 //! What the machine wants to tell the homeserver: keys to upload, devices to ask for, messages to send.
 
+use std::collections::BTreeMap;
+
 use matrix_sdk_crypto::types::requests::{
     AnyOutgoingRequest, KeysQueryRequest, OutgoingRequest, ToDeviceRequest, UploadSigningKeysRequest,
 };
 use ruma::{
-    TransactionId,
+    TransactionId, UserId,
     api::client::{
         keys::{get_keys, upload_signing_keys},
         message::send_message_event,
@@ -12,6 +14,7 @@ use ruma::{
     },
     events::MessageLikeEventContent,
     serde::Raw,
+    to_device::DeviceIdOrAllDevices,
 };
 
 use super::engine::{CryptoError, Engine};
@@ -30,6 +33,7 @@ impl Engine {
     /// When the homeserver or the store fails.
     pub async fn drain_outgoing(&self) -> Result<usize, CryptoError> {
         let mut sent = 0;
+        self.unwedge().await?;
         for _ in 0..MOST_ROUNDS {
             let requests = self.machine.outgoing_requests().await?;
             if requests.is_empty() {
@@ -43,7 +47,7 @@ impl Engine {
         Ok(sent)
     }
 
-    async fn send_request(&self, request: &OutgoingRequest) -> Result<(), CryptoError> {
+    pub(super) async fn send_request(&self, request: &OutgoingRequest) -> Result<(), CryptoError> {
         let id = request.request_id();
         match request.request() {
             AnyOutgoingRequest::KeysUpload(request) => {
@@ -82,7 +86,11 @@ impl Engine {
         Ok(())
     }
 
-    async fn send_to_device(&self, id: &TransactionId, request: &ToDeviceRequest) -> Result<(), CryptoError> {
+    pub(super) async fn send_to_device(
+        &self,
+        id: &TransactionId,
+        request: &ToDeviceRequest,
+    ) -> Result<(), CryptoError> {
         let request = send_event_to_device::v3::Request::new_raw(
             request.event_type.clone(),
             request.txn_id.clone(),
@@ -90,6 +98,29 @@ impl Engine {
         );
         let response = self.homeserver.send(&self.identity, request).await?;
         self.machine.mark_request_as_sent(id, &response).await?;
+        Ok(())
+    }
+
+    /// Sends a to-device message in clear; `*` stands for all devices of the user.
+    ///
+    /// # Errors
+    /// When the homeserver fails.
+    pub(super) async fn send_plain(
+        &self,
+        user_id: &UserId,
+        device_id: &str,
+        event_type: &str,
+        content: &serde_json::Value,
+    ) -> Result<(), CryptoError> {
+        let device = match device_id {
+            "*" => DeviceIdOrAllDevices::AllDevices,
+            device_id => DeviceIdOrAllDevices::DeviceId(device_id.into()),
+        };
+        let content = Raw::new(content).map_err(matrix_sdk_crypto::OlmError::from)?.cast_unchecked();
+        let messages = BTreeMap::from([(user_id.to_owned(), BTreeMap::from([(device, content)]))]);
+        let request =
+            send_event_to_device::v3::Request::new_raw(event_type.into(), TransactionId::new(), messages);
+        self.homeserver.send(&self.identity, request).await?;
         Ok(())
     }
 

@@ -181,6 +181,23 @@ impl AccountStore {
         Ok(deleted)
     }
 
+    /// Some room keys by (room id, session id), those after `after`; given a room, those of it alone. Opens a
+    /// page at a time, because all of them do not fit into memory.
+    ///
+    /// # Errors
+    /// When the database fails or a key does not open.
+    pub async fn page_of_inbound_group_sessions(
+        &self,
+        room_id: Option<&RoomId>,
+        after: Option<&InboundGroupSession>,
+        limit: usize,
+    ) -> Result<Vec<InboundGroupSession>> {
+        let (db, scope) = self.read()?;
+        let after = after.map(|session| (session.room_id().as_str(), session.session_id()));
+        let found = inbound::page(db, &scope, room_id.map(RoomId::as_str), after, limit).await?;
+        found.iter().map(codec::inbound_session).collect()
+    }
+
     /// Some sessions of relayed rooms that the key backup does not have.
     pub(super) async fn relayed_sessions_to_back_up(&self, limit: usize) -> Result<Vec<InboundGroupSession>> {
         let (db, scope) = self.read()?;

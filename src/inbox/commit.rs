@@ -142,6 +142,9 @@ impl Worker {
                 "inbox"
             );
         }
+        if !(outcome.waiting.is_empty() && outcome.to_ledger.is_empty() && outcome.released.is_empty()) {
+            wakes.ledger.notify_one();
+        }
         if !outcome.waiting.is_empty() {
             // A backup may have the key.
             wakes.backup.notify_one();

@@ -104,7 +104,7 @@ impl Worker {
             self.walk_queue(&room_id, &queue, now, &mut known, outcome)?;
         }
         let mut walks = HashMap::new();
-        for event in batch.events {
+        for event in &batch.events {
             self.take_event(event, now, &mut walks, &mut known, outcome)?;
         }
         let redacting = std::mem::take(&mut known.redacting).into_iter();
@@ -241,14 +241,14 @@ impl Worker {
     /// An event of the batch.
     fn take_event(
         &mut self,
-        event: WireEvent,
+        event: &WireEvent,
         now: Timestamp,
         walks: &mut HashMap<OwnedRoomId, Walk>,
         known: &mut Known,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
         if event.state_key.is_some() {
-            return self.take_state(&event, known, outcome);
+            return self.take_state(event, known, outcome);
         }
         match self.relays(&event.room_id) {
             Relay::No => return Ok(()),
@@ -257,38 +257,38 @@ impl Worker {
                     outcome.unread.insert(event.room_id.clone());
                 }
                 self.queues.insert(event.room_id.clone(), None);
-                outcome.waiting.push(new_pending(&event, Waits::Queued, Reason::RoomState));
+                outcome.waiting.push(new_pending(event, Waits::Queued, Reason::RoomState));
                 return Ok(());
             }
             Relay::Yes => {}
         }
-        if known.is_settled(&event) {
+        if known.is_settled(event) {
             return Ok(());
         }
-        let target = redaction_target(&event);
+        let target = redaction_target(event);
         if let Some(deadline) = self.queues.get_mut(&event.room_id) {
             if target.is_some() && deadline.is_some() {
                 // What holds up the room may be what was taken back.
                 *deadline = Some(now);
             }
-            outcome.waiting.push(new_pending(&event, Waits::Queued, Reason::Order));
+            outcome.waiting.push(new_pending(event, Waits::Queued, Reason::Order));
             return Ok(());
         }
         known.redacted.extend(target);
         let walk = walks.entry(event.room_id.clone()).or_insert_with(|| Walk::new(now, self.since));
-        match walk.next(&event, &mut known.decrypted) {
+        match walk.next(event, &mut known.decrypted) {
             Fate::Relay(clear) => {
                 let late = known.overtaken.contains(&event.event_id);
-                self.emit(&event, clear, late, known, outcome)?;
+                self.emit(event, clear, late, known, outcome)?;
             }
             Fate::Queue(why) => {
                 let deadline = flow::deadline(event.received_at, self.since);
                 self.queues.insert(event.room_id.clone(), Some(deadline));
-                outcome.waiting.push(new_pending(&event, Waits::Queued, why));
+                outcome.waiting.push(new_pending(event, Waits::Queued, why));
             }
             Fate::Ledger(why) => {
                 tracing::warn!(event.id = %event.event_id, room.id = %event.room_id, %why, "undecryptable");
-                outcome.waiting.push(new_pending(&event, Waits::Ledger, why));
+                outcome.waiting.push(new_pending(event, Waits::Ledger, why));
             }
         }
         Ok(())

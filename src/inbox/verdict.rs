@@ -188,16 +188,15 @@ impl Pins {
                 room_id: room_id.to_string(),
                 pinned_at: now,
             };
-            match &pinned.ghosts {
-                Some(ghosts) => {
-                    tracing::info!(%bot, %ghosts, room.id = %room_id, "a bridge is believed from now on");
-                }
-                None => tracing::warn!(
+            if let Some(ghosts) = &pinned.ghosts {
+                tracing::info!(%bot, %ghosts, room.id = %room_id, "a bridge is believed from now on");
+            } else {
+                tracing::warn!(
                     %bot,
                     room.id = %room_id,
                     "a bridge is believed from now on, but its name does not tell its ghosts, so what it says \
                      for them is held: name it under `bridges` in the settings"
-                ),
+                );
             }
             self.bridges.add(of_pinned(&pinned));
             self.changes.bridges.push(pinned);

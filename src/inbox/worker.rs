@@ -22,6 +22,7 @@ use super::{
     commit::Outcome,
     decrypt::Decrypter,
     flow,
+    imports::Imports,
     rooms::{Policy, Rooms},
     seen::Seen,
     verdict::Doubts,
@@ -66,6 +67,8 @@ pub struct Wakes {
     pub outgoing: Arc<Notify>,
     /// Who answers invites and reads rooms' state.
     pub rooms: Arc<Notify>,
+    /// Who asks for keys that events on the ledger wait for.
+    pub ledger: Arc<Notify>,
     /// The dispatchers.
     pub outbox: Arc<Notify>,
     /// Who makes up for an outage: one is over.
@@ -120,6 +123,8 @@ pub struct Worker {
     pub(super) unreleased: Vec<RoomKey>,
     /// Rows still to be taken one by one.
     careful_rows: u32,
+    /// Keys that another process hands over.
+    pub(super) imports: Imports,
     /// When to look again for events that the webhooks are to be told of.
     pub(super) look_at: Timestamp,
 }
@@ -151,7 +156,7 @@ impl Worker {
         unreleased.extend(room_keys(pending::held(parts.store.db()).await?));
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let seen = Seen::default();
-        let doubts = Doubts::default();
+        let (doubts, imports) = (Doubts::default(), Imports::default());
         Ok(Self {
             parts,
             decrypter,
@@ -162,6 +167,7 @@ impl Worker {
             seen,
             unreleased,
             careful_rows,
+            imports,
             look_at: since,
         })
     }
@@ -202,6 +208,7 @@ impl Worker {
             .map(|(room_id, _)| room_id.clone())
             .collect();
         let had_rows = !rows.is_empty();
+        let imported = self.take_import(now).await?;
         let mut batch = Batch::read(rows, &self.readers());
         let mut keys = self.take_in(&batch).await?;
         self.look_at_doubts(now).await?;
@@ -209,7 +216,12 @@ impl Worker {
         let (more, news) = self.read_news().await?;
         keys.extend(more);
         let untold = self.read_untold(now).await?;
-        if !had_rows && due.is_empty() && keys.is_empty() && news.is_empty() && untold.is_empty() {
+        if !(had_rows || imported)
+            && due.is_empty()
+            && keys.is_empty()
+            && news.is_empty()
+            && untold.is_empty()
+        {
             return Ok(Progress::Idle);
         }
         keys.sort();
@@ -342,6 +354,13 @@ impl Worker {
     }
 }
 
+pub(super) fn room_keys(sessions: Vec<(String, String)>) -> Vec<RoomKey> {
+    let key = |(room_id, session_id): (String, String)| {
+        Some(RoomKey { room_id: room_id.try_into().ok()?, session_id })
+    };
+    sessions.into_iter().filter_map(key).collect()
+}
+
 /// Gives positions to what an earlier version of coucou stored without them, before anything new gets one.
 async fn number_messages(parts: &WorkerParts, now: Timestamp) -> Result<(), CryptoError> {
     const MOST: i64 = 1000;
@@ -354,13 +373,6 @@ async fn number_messages(parts: &WorkerParts, now: Timestamp) -> Result<(), Cryp
             return Ok(());
         }
     }
-}
-
-pub(super) fn room_keys(sessions: Vec<(String, String)>) -> Vec<RoomKey> {
-    let key = |(room_id, session_id): (String, String)| {
-        Some(RoomKey { room_id: room_id.try_into().ok()?, session_id })
-    };
-    sessions.into_iter().filter_map(key).collect()
 }
 
 /// Logs what ended a worker, once.

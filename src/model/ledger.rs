@@ -89,6 +89,10 @@ impl fmt::Display for Reason {
 
 /// What else decides on the next step; all `false` when nothing is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that are found out one by one, not states of one thing"
+)]
 pub struct Facts {
     /// The key was asked for, of the own devices or of the device that made it, and no answer came yet.
     pub requested: bool,
@@ -104,9 +108,9 @@ pub struct Facts {
 #[must_use]
 pub fn next_step(reason: &Reason, facts: &Facts) -> String {
     match reason {
-        Reason::NoKey => missing(facts, "its key was never received"),
-        Reason::BeforeJoin => missing(facts, "it was sent before coucou joined the room"),
-        Reason::UnknownIndex => missing(facts, "the key that is here begins at a later message"),
+        Reason::NoKey => missing(*facts, "its key was never received"),
+        Reason::BeforeJoin => missing(*facts, "it was sent before coucou joined the room"),
+        Reason::UnknownIndex => missing(*facts, "the key that is here begins at a later message"),
         Reason::Withheld(code) => withheld(code),
         Reason::BadCiphertext => "nothing: the ciphertext is damaged, or was not made with the session it \
                                   names. Ask the sender to send it again"
@@ -129,12 +133,12 @@ pub fn next_step(reason: &Reason, facts: &Facts) -> String {
     }
 }
 
-fn missing(facts: &Facts, why: &str) -> String {
+fn missing(facts: Facts, why: &str) -> String {
     if facts.key_is_here && !why.starts_with("the key that is here") {
         return "nothing: its key has come, and it is about to be tried again".to_owned();
     }
     let by_hand = "import the key (coucou keys import)";
-    match *facts {
+    match facts {
         Facts { refused: true, backup, .. } => {
             let backup = if backup { "" } else { ", or restore it from the key backup (coucou restore)" };
             format!("{why}, and who was asked for the key does not give it: {by_hand}{backup}")

@@ -49,7 +49,7 @@ pub(super) enum Admission {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Failed<'a> {
     pub(super) room_id: &'a str,
-    /// The receiver asks for less, not for this room to be left alone (429, 502, 503 and 504).
+    /// The receiver asks for less, not for this room to be left alone (429, 502 and 504).
     pub(super) slows_all: bool,
     /// How long it asked to wait.
     pub(super) asked: Option<Duration>,

@@ -162,7 +162,7 @@ impl Attempt<'_> {
                 let tells = match &why {
                     SendError::Gone => Tells::Gone,
                     SendError::Unsendable => Tells::Unsendable,
-                    why if why.slows_all() => Tells::Throttled,
+                    why if why.slows_all(after.is_some()) => Tells::Throttled,
                     _ => Tells::Refused,
                 };
                 let attempted = attempted(Fate::Pending, why.status(), Some(why.word()));

@@ -75,10 +75,10 @@ impl SendError {
         }
     }
 
-    /// Whether the receiver, or what stands before it, asks for less of everything.
+    /// Whether the receiver, or what stands before it, asks for less of everything; `asked`: it said for how long.
     #[must_use]
-    pub fn slows_all(&self) -> bool {
-        matches!(self, Self::Status(429 | 502 | 503 | 504))
+    pub fn slows_all(&self, asked: bool) -> bool {
+        matches!(self, Self::Status(429 | 502 | 504)) || (asked && matches!(self, Self::Status(503)))
     }
 
     /// The status of the answer, when there was one.

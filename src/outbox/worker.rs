@@ -394,7 +394,7 @@ impl Dispatcher {
             let done = finished.iter().flat_map(|outcome| &outcome.attempts);
             let done =
                 done.filter(|attempt| attempt.fate == Fate::Delivered).map(|attempt| attempt.delivery_id);
-            retention::purge_delivered(&mut tx, done, self.clock.now()).await?;
+            retention::purge_delivered(&mut tx, done, now).await?;
         }
         tx.commit().await?;
         self.gone.clear();

@@ -325,5 +325,51 @@ pub async fn held_in(db: &Db, room_ids: &[OwnedRoomId]) -> Result<Vec<(String, S
     .await
 }
 
+/// A session that events wait for, in figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stuck {
+    /// The room.
+    pub room_id: String,
+    /// The Megolm session, when the events name one.
+    pub session_id: Option<String>,
+    /// Why they wait.
+    pub reason: String,
+    /// How many wait.
+    pub event_count: u64,
+    /// One of them.
+    pub event_id: String,
+    /// When the first of them came.
+    pub since: Timestamp,
+}
+
+/// Room, session, reason, count, event id, first time, last position.
+type StuckRow = (String, Option<String>, String, i64, String, i64, i64);
+
+/// What the ledger holds, by session and reason, the newest first.
+///
+/// # Errors
+/// When the database fails.
+pub async fn stuck(db: &Db, most: i64) -> Result<Vec<Stuck>, StoreError> {
+    let rows: Vec<StuckRow> = db
+        .fetch_all(
+            "SELECT room_id, session_id, reason, COUNT(*), MIN(event_id), MIN(received_at), MAX(position) \
+             FROM pending_events WHERE state = 'ledger' GROUP BY room_id, session_id, reason \
+             ORDER BY MAX(position) DESC LIMIT $1",
+            values![most],
+        )
+        .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(room_id, session_id, reason, count, event_id, since, _)| Stuck {
+            room_id,
+            session_id,
+            reason,
+            event_count: u64::try_from(count).unwrap_or(0),
+            event_id,
+            since: Timestamp(since),
+        })
+        .collect())
+}
+
 #[cfg(test)]
 mod tests;

@@ -370,6 +370,40 @@ pub async fn want_bridged(tx: &mut Tx, account_id: AccountId, now: Timestamp) ->
     .await
 }
 
+/// Those of these rooms that are known not to be relayed.
+///
+/// # Errors
+/// When the database fails.
+pub async fn not_relayed(db: &Db, room_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let rows: Vec<(String,)> = db
+        .fetch_many(
+            "SELECT room_id FROM rooms WHERE relay = 'no' AND room_id IN (VALUES {rows})",
+            vec![],
+            room_ids.iter().map(|id| values![*id]).collect(),
+        )
+        .await?;
+    Ok(rows.into_iter().map(|(room_id,)| room_id).collect())
+}
+
+/// A relayed room of a bridge bot's that an account has joined.
+///
+/// # Errors
+/// When the database fails.
+pub async fn shared_with_bot(
+    db: &Db,
+    account_id: AccountId,
+    bot: &ruma::UserId,
+) -> Result<Option<OwnedRoomId>, StoreError> {
+    let row: Option<(String,)> = db
+        .fetch_optional(
+            "SELECT r.room_id FROM rooms r JOIN room_accounts a ON a.room_id = r.room_id \
+             WHERE r.bridge_bot = $1 AND r.relay = 'yes' AND a.account_id = $2 AND a.membership = 'join' LIMIT 1",
+            values![bot.as_str(), account_id.0],
+        )
+        .await?;
+    row.map(|(room_id,)| OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)).transpose()
+}
+
 /// A room that replaces another which an account is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Successor {

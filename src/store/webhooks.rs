@@ -109,7 +109,7 @@ pub async fn enable(tx: &mut Tx, id: WebhookId) -> Result<bool, StoreError> {
 /// When the database fails.
 pub async fn at_address(tx: &mut Tx, id: WebhookId, url: &str) -> Result<bool, StoreError> {
     // Not the address itself: receivers put tokens into it.
-    let digest: String = Sha256::digest(url).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = STANDARD.encode(Sha256::digest(url));
     let known: Option<(Option<String>,)> =
         tx.fetch_optional("SELECT url_digest FROM webhooks WHERE webhook_id = $1", values![id.0]).await?;
     if known.as_ref().is_some_and(|(known,)| known.as_ref() == Some(&digest)) {

@@ -185,6 +185,13 @@ impl Receiver {
         attempts
     }
 
+    /// How many messages and edits are taken so far; cheap however many there are.
+    pub(crate) fn message_count(&self) -> usize {
+        let book = self.shared.book.lock().unwrap();
+        let taken = book.attempts.iter().filter(|attempt| attempt.accepted() && attempt.is_message());
+        taken.map(|attempt| attempt.id.as_str()).collect::<HashSet<_>>().len()
+    }
+
     /// The messages and edits taken so far, each once.
     pub(crate) fn messages(&self) -> Vec<Attempt> {
         self.taken().into_iter().filter(Attempt::is_message).collect()

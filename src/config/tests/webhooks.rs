@@ -33,7 +33,7 @@ webhooks:
     secret: {ONE}
     secrets: [{TWO}]
     headers: {{Authorization: Bearer hushhush, X-Tenant: 7}}
-    timeout: 30
+    timeout: 30s
     concurrency: 8
     schedule: [5s, 1m, 2h, 1d]
     content: metadata

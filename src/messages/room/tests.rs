@@ -127,7 +127,7 @@ fn a_room_stays_its_first_bots_when_that_lets_go() {
     assert_eq!(room.apply(&theirs), Change::Bridge);
     assert_eq!((&room.bridge, room.bridge_conflict.as_ref().unwrap().bot.as_str()), (&None, mallory));
     let mut stored: RoomState = serde_json::from_value(serde_json::to_value(&room).unwrap()).unwrap();
-    assert_eq!(stored.rebuild(&[theirs.clone()]).bridge, None, "nor after a restart");
+    assert_eq!(stored.rebuild(std::slice::from_ref(&theirs)).bridge, None, "nor after a restart");
     stored.apply(&state("m.bridge", "key", BOT, &claim(BOT, "1")));
     assert_eq!(stored.bridge.unwrap().bot, BOT);
     // What writes over a claim does not end it.

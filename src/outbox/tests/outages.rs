@@ -302,6 +302,8 @@ async fn a_receiver_that_asks_for_less_is_asked_by_one_room_and_not_before() {
     assert_eq!(sink.taken().len(), 100);
 }
 
+type Row = (String, i64, Option<i64>, Option<String>, Option<i64>, Option<i64>);
+
 #[tokio::test]
 async fn an_attempt_leaves_its_status_reason_and_duration() {
     for test in testing::both().await {
@@ -311,7 +313,6 @@ async fn an_attempt_leaves_its_status_reason_and_duration() {
         put(store, &[main], &[("!a:x", 1)], START).await;
         let mut dispatcher = dispatch(store, &clock, main, &sink);
         settle(&mut dispatcher).await;
-        type Row = (String, i64, Option<i64>, Option<String>, Option<i64>, Option<i64>);
         let row = async || {
             let sql = "SELECT state, attempts, last_status, last_error, last_duration_ms, last_attempt_at \
                        FROM deliveries";

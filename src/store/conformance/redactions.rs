@@ -18,10 +18,10 @@ fn message(id: &str, event: &str, room: &str, sequence: u64, message_type: Messa
         direction: Direction::In,
         sender: user_id!("@a:example.org").to_owned(),
         origin_server_ts: START,
-        replaces: None,
         kind: None,
         encrypted: false,
         trust: None,
+        replaces: None,
         payload: id.as_bytes().to_vec(),
     }
 }

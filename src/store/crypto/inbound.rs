@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Key, Plain, Scope, keys};
 use crate::{
     clock::Timestamp,
+    model::AccountId,
     store::{
         Db, StoreError, Tx,
         db::{Value, values},
@@ -57,6 +58,12 @@ pub(super) const OF_DEVICE: &str = "SELECT room_id, session_id, pickle, backed_u
                                     megolm_inbound_sessions WHERE account_id = $1 AND sender_key = $2 \
                                     AND sender_data_type = $3 AND session_id > $4 \
                                     ORDER BY session_id LIMIT $5";
+pub(super) const PAGE: &str = "SELECT room_id, session_id, pickle, backed_up FROM megolm_inbound_sessions \
+                               WHERE account_id = $1 AND (room_id, session_id) > ($2, $3) \
+                               ORDER BY room_id, session_id LIMIT $4";
+pub(super) const PAGE_OF_ROOM: &str = "SELECT room_id, session_id, pickle, backed_up FROM \
+                                       megolm_inbound_sessions WHERE account_id = $1 AND room_id = $2 \
+                                       AND session_id > $3 ORDER BY session_id LIMIT $4";
 pub(super) const TO_BACK_UP: &str = "SELECT room_id, session_id, pickle, backed_up FROM \
                                      megolm_inbound_sessions WHERE account_id = $1 AND backed_up = 0 LIMIT $2";
 pub(super) const MARK: &str = "UPDATE megolm_inbound_sessions SET backed_up = 1 \
@@ -107,6 +114,60 @@ pub async fn of_device(
     let Key([sender_key, after]) = Key::of([sender_key, after.unwrap_or_default()]);
     let values = values![scope.account.0, sender_key, sender_data_type, after, bounded(limit)];
     open_all(scope, db.fetch_all(OF_DEVICE, values).await?)
+}
+
+/// Some sessions by (room id, session id), those after `after`; given a room, those of it alone.
+///
+/// # Errors
+/// When the database fails or a pickle does not open.
+pub async fn page(
+    db: &Db,
+    scope: &Scope<'_>,
+    room_id: Option<&str>,
+    after: Option<(&str, &str)>,
+    limit: usize,
+) -> Result<Vec<Found>, StoreError> {
+    let (after_room, after_session) = after.unwrap_or_default();
+    let Key([room, session]) = Key::of([room_id.unwrap_or(after_room), after_session]);
+    let sql = if room_id.is_some() { PAGE_OF_ROOM } else { PAGE };
+    open_all(scope, db.fetch_all(sql, values![scope.account.0, room, session, bounded(limit)]).await?)
+}
+
+/// What is known of an account's sessions without opening one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overview {
+    /// The sessions.
+    pub session_count: u64,
+    /// The rooms that they are for.
+    pub room_count: u64,
+    /// Those that the key backup has.
+    pub backed_up_count: u64,
+    /// When the first came.
+    pub first_at: Option<Timestamp>,
+    /// When the last came.
+    pub last_at: Option<Timestamp>,
+}
+
+/// Sessions, rooms, backed up, first, last.
+type OverviewRow = (i64, i64, i64, Option<i64>, Option<i64>);
+
+/// An account's sessions in figures.
+///
+/// # Errors
+/// When the database fails.
+pub async fn overview(db: &Db, account: AccountId) -> Result<Overview, StoreError> {
+    let sql = "SELECT COUNT(*), COUNT(DISTINCT room_id), COUNT(CASE WHEN backed_up = 1 THEN 1 END), \
+               MIN(created_at), MAX(created_at) FROM megolm_inbound_sessions WHERE account_id = $1";
+    let row: Option<OverviewRow> = db.fetch_optional(sql, values![account.0]).await?;
+    let (sessions, rooms, backed_up, first, last) = row.unwrap_or_default();
+    let number = |number: i64| u64::try_from(number).unwrap_or(0);
+    Ok(Overview {
+        session_count: number(sessions),
+        room_count: number(rooms),
+        backed_up_count: number(backed_up),
+        first_at: first.map(Timestamp),
+        last_at: last.map(Timestamp),
+    })
 }
 
 /// Some sessions that the key backup does not have.

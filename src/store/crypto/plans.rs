@@ -60,6 +60,9 @@ async fn room_keys_are_found_by_index() {
             values![1_i64, "k", 2_i64, "", 10_i64],
         )
         .await;
+        let from = values![1_i64, "!r", "s", 10_i64];
+        assert_indexed(store, SESSIONS, &session[..2], inbound::PAGE, from.clone()).await;
+        assert_indexed(store, SESSIONS, &session, inbound::PAGE_OF_ROOM, from).await;
         assert_indexed(store, SESSIONS, &["account_id"], inbound::TO_BACK_UP, values![1_i64, 9_i64]).await;
         let values = values![1_i64, 9_i64];
         assert_indexed(store, SESSIONS, &["account_id"], inbound::RELAYED_TO_BACK_UP, values).await;

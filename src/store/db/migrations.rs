@@ -37,6 +37,7 @@ migrations! {
     "0007_ledger"
     "0008_bridges"
     "0009_retention"
+    "0010_key_requests"
     "0011_backups"
     "0012_delivery"
     "0013_events_token"

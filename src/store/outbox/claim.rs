@@ -76,7 +76,7 @@ pub(super) const CLAIM: Locking = locking!(
          room_queues.hold_until, room_queues.lease_token"
 );
 
-/// Room, failures, scheduled_at, hold_until, token.
+/// Room, failures, `scheduled_at`, `hold_until`, token.
 pub(super) type ClaimRow = (String, i64, i64, i64, i64);
 
 pub(super) fn claimed(webhook_id: WebhookId, row: ClaimRow) -> Claimed {

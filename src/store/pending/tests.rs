@@ -228,8 +228,11 @@ async fn the_ledger_is_read_off_its_indexes() {
                 .map(|statement| (statement, vec![values![1000_i64, 9_i64], values.clone()].concat(), vec![]))
         };
         let pairs = || vec![values!["!a", "one"], values!["!b", "two"]];
+        // SQLite, without statistics, takes the index that knows nothing of what was told.
+        let untold =
+            if store.backend() == "postgres" { "pending_events_untold" } else { "pending_events_received" };
         let mut reads: Vec<(&'static str, Values, Vec<Values>, &str)> = vec![
-            (UNTOLD, values![0_i64, 9_i64], vec![], "pending_events_untold"),
+            (UNTOLD, values![0_i64, 9_i64], vec![], untold),
             (LEDGER, vec![], pairs(), "pending_events_session"),
             (KEYLESS_ELSEWHERE, vec![], pairs(), "pending_events_keyless"),
             (QUEUE, values!["!a", 9_i64], vec![], "pending_events_queued"),
@@ -238,21 +241,27 @@ async fn the_ledger_is_read_off_its_indexes() {
         for (statements, index) in [
             (pages(page::ALL, vec![]), "pending_events_ledger"),
             (pages(page::OF_ROOM, values!["!a"]), "pending_events_room"),
-            (pages(page::OF_REASON, values!["no_key"]), "pending_events_reason"),
+            (pages(page::OF_REASON, values!["unknown_index"]), "pending_events_reason"),
         ] {
             reads.extend(statements.map(|(statement, shared, rows)| (statement, shared, rows, index)));
         }
-        let many =
-            |n| event(&format!("${n}"), &format!("!{}", n % 40), &format!("s{}", n % 400), Reason::NoKey);
+        let many = |n: u32| {
+            let why = if n.is_multiple_of(50) { Reason::UnknownIndex } else { Reason::NoKey };
+            event(&format!("${n}"), &format!("!{}", n % 40), &format!("s{}", n % 400), why)
+        };
         put(store, &(0..2000).map(many).collect::<Vec<_>>()).await;
-        let mut tx = store.begin().await.unwrap();
-        tx.execute("ANALYZE", vec![]).await.unwrap();
-        tx.commit().await.unwrap();
+        if store.backend() == "postgres" {
+            // As it does by itself, and SQLite never.
+            let mut tx = store.begin().await.unwrap();
+            tx.execute("ANALYZE", vec![]).await.unwrap();
+            tx.commit().await.unwrap();
+        }
         for (statement, shared, rows, index) in reads {
             let mut tx = store.begin().await.unwrap();
             if store.backend() == "postgres" {
                 tx.execute("SET LOCAL enable_seqscan = off", vec![]).await.unwrap();
                 tx.execute("SET LOCAL enable_sort = off", vec![]).await.unwrap();
+                tx.execute("SET LOCAL enable_incremental_sort = off", vec![]).await.unwrap();
             }
             let plan = tx.explain(statement, shared, rows).await;
             assert!(plan.contains(index), "{index} in {}: {statement}\n{plan}", store.backend());
