@@ -147,26 +147,28 @@ macro_rules! select {
     };
 }
 
+// SQLite takes CROSS JOIN for the order in which to go through the tables; PostgreSQL needs no telling.
+
 /// Along the messages, newest first.
 pub(super) const BY_TIME: &str = select!(
-    "FROM messages AS m JOIN deliveries AS d ON d.message_id = m.message_id AND d.webhook_id = $1 \
-     WHERE m.position < $2 AND (d.state = $3 OR $3 IS NULL) \
+    "FROM messages AS m CROSS JOIN deliveries AS d \
+     WHERE d.message_id = m.message_id AND d.webhook_id = $1 AND m.position < $2 AND (d.state = $3 OR $3 IS NULL) \
      AND (m.created_at >= $4 OR $4 IS NULL) AND (m.created_at < $5 OR $5 IS NULL) AND ($6 IS NULL OR m.room_id = $6) \
      ORDER BY m.position DESC LIMIT $7"
 );
 
 /// Along one room's messages, newest first.
 pub(super) const BY_ROOM: &str = select!(
-    "FROM messages AS m JOIN deliveries AS d ON d.message_id = m.message_id AND d.webhook_id = $1 \
-     WHERE m.room_id = $6 AND m.position < $2 AND (d.state = $3 OR $3 IS NULL) \
+    "FROM messages AS m CROSS JOIN deliveries AS d \
+     WHERE d.message_id = m.message_id AND d.webhook_id = $1 AND m.room_id = $6 AND m.position < $2 AND (d.state = $3 OR $3 IS NULL) \
      AND (m.created_at >= $4 OR $4 IS NULL) AND (m.created_at < $5 OR $5 IS NULL) \
      ORDER BY m.position DESC LIMIT $7"
 );
 
 /// Along the deliveries that are not done, newest first.
 pub(super) const OPEN: &str = select!(
-    "FROM deliveries AS d JOIN messages AS m ON m.message_id = d.message_id \
-     WHERE d.webhook_id = $1 AND d.state = $3 AND d.state <> 'delivered' AND d.delivery_id < $2 \
+    "FROM deliveries AS d CROSS JOIN messages AS m \
+     WHERE m.message_id = d.message_id AND d.webhook_id = $1 AND d.state = $3 AND d.state <> 'delivered' AND d.delivery_id < $2 \
      AND (m.created_at >= $4 OR $4 IS NULL) AND (m.created_at < $5 OR $5 IS NULL) \
      AND (d.room_id = $6 OR $6 IS NULL) AND m.position IS NOT NULL \
      ORDER BY d.delivery_id DESC LIMIT $7"
@@ -236,8 +238,8 @@ pub async fn of_messages(
 }
 
 pub(super) const FINISHED: &str = "SELECT d.delivery_id, m.position \
-     FROM messages AS m JOIN deliveries AS d ON d.message_id = m.message_id AND d.webhook_id = $1 \
-     WHERE m.position > $2 AND m.created_at >= $3 AND (m.created_at < $4 OR $4 IS NULL) \
+     FROM messages AS m CROSS JOIN deliveries AS d \
+     WHERE d.message_id = m.message_id AND d.webhook_id = $1 AND m.position > $2 AND m.created_at >= $3 AND (m.created_at < $4 OR $4 IS NULL) \
      AND d.state <> 'pending' AND (d.state = $5 OR $5 IS NULL) AND (d.room_id = $6 OR $6 IS NULL) \
      ORDER BY m.position LIMIT $7";
 
