@@ -291,8 +291,11 @@ impl Stage {
 
     /// Nothing is left anywhere of what arrived.
     async fn assert_settled(&self) {
-        let waiting = self.database.number("SELECT COUNT(*) FROM inbox WHERE processed_at IS NULL").await;
-        assert_eq!(waiting, 0, "rows are left in the inbox");
+        let waiting = "SELECT COUNT(*) FROM inbox WHERE processed_at IS NULL";
+        until("the inbox to be worked through", ARRIVES, async || {
+            (self.database.number(waiting).await == 0).then_some(())
+        })
+        .await;
         let stuck = "SELECT COUNT(*) FROM pending_events WHERE reason <> 'replay'";
         assert_eq!(self.database.number(stuck).await, 0, "events are left");
         let messages = "SELECT COUNT(*) FROM messages WHERE type = 'message.created'";
