@@ -254,8 +254,9 @@ pub async fn ledger(db: &Db, seal: &Seal, sessions: &[(String, String)]) -> Resu
         .collect()
 }
 
-const KEYLESS_ELSEWHERE: &str = "SELECT p.event_id FROM (VALUES {rows}) AS v JOIN pending_events p ON p.session_id = v.column2 \
-     WHERE p.state = 'ledger' AND p.reason = 'no_key' AND p.room_id <> v.column1";
+// SQLite looks at the tables of a CROSS JOIN in this order, and only so by the session.
+const KEYLESS_ELSEWHERE: &str = "SELECT p.event_id FROM (VALUES {rows}) AS v CROSS JOIN pending_events p \
+     WHERE p.session_id = v.column2 AND p.state = 'ledger' AND p.reason = 'no_key' AND p.room_id <> v.column1";
 
 /// Events on the ledger without a key that name one of these sessions (room and session id), but in another
 /// room than the session's.

@@ -42,6 +42,7 @@ migrations! {
     "0012_delivery"
     "0013_events_token"
     "0014_positions"
+    "0015_ledger_indexes"
 }
 
 /// The leading number of a migration's file name.
