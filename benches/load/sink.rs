@@ -14,7 +14,7 @@ use tokio::{net::TcpListener, time::sleep};
 use crate::rig::support::free_port;
 
 /// How long nothing may arrive before the run is given up.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 #[derive(Deserialize)]
 struct Payload {

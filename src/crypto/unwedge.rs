@@ -69,7 +69,7 @@ struct EnvelopeContent {
 }
 
 /// A message's name among those that were decrypted, as the SDK makes it; its own way there is private.
-fn hash(sender_key: &str, message: OlmMessage) -> OlmMessageHash {
+fn hash(sender_key: &str, message: &OlmMessage) -> OlmMessageHash {
     let (kind, ciphertext) = message.to_parts();
     let mut hash = Sha256::new();
     hash.update(sender_key.as_bytes());
@@ -96,7 +96,7 @@ impl Engine {
             let mut ciphertext = envelope.content.ciphertext;
             // What is not for us says nothing, and a repeat does not open either.
             let Some(message) = ciphertext.remove(&own) else { continue };
-            let hash = hash(&envelope.content.sender_key, message);
+            let hash = hash(&envelope.content.sender_key, &message);
             if self.store.is_message_known(&hash).await.map_err(failed)? {
                 continue;
             }

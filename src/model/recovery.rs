@@ -44,7 +44,7 @@ impl RecoveryKey {
         if key.is_some_and(|key| key.to_base58() == compact) {
             return Ok(Self { text: compact.into(), is_passphrase: false });
         }
-        let grouped = text.split_whitespace().all(|group| group.len() <= 4) || !text.contains(' ');
+        let grouped = text.split_whitespace().all(|group| group.len() <= 5) || !text.contains(' ');
         let plain = compact.bytes().all(|byte| byte.is_ascii_alphanumeric());
         if compact.starts_with("Es") && LENGTHS.contains(&compact.len()) && plain && grouped {
             return Err(BadRecoveryKey::Mistyped);
@@ -89,7 +89,7 @@ mod tests {
         let parsed = RecoveryKey::parse(&key()).unwrap();
         assert!(!parsed.is_passphrase());
         let grouped = parsed.in_groups();
-        assert!(grouped.expose_secret().split(' ').all(|group| group.len() <= 4));
+        assert!(grouped.expose_secret().split(' ').all(|group| group.len() <= 5));
         let again = RecoveryKey::parse(&format!("  {}\n", grouped.expose_secret())).unwrap();
         assert_eq!(again.text(), key());
         assert!(!format!("{again:?}").contains(&key()));

@@ -21,6 +21,7 @@ use crate::{
 
 /// A page of deliveries.
 #[derive(Debug, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the list has the name that programs read it by")]
 pub(super) struct Deliveries {
     /// How many deliveries this page has.
     count: usize,

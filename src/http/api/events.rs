@@ -21,6 +21,7 @@ const LATEST: &str = "latest";
 
 /// A page of events.
 #[derive(Debug, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the list has the name that programs read it by")]
 pub(super) struct Events {
     /// How many events this page has.
     count: usize,

@@ -20,6 +20,7 @@ use crate::{
 
 /// A page of messages.
 #[derive(Debug, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the list has the name that programs read it by")]
 pub(super) struct Messages {
     /// The network that was asked for; null for all.
     #[schema(example = "instagram")]
@@ -34,6 +35,7 @@ pub(super) struct Messages {
 
 /// A message.
 #[derive(Debug, Serialize, ToSchema)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a field of the API")]
 pub(super) struct Message {
     /// Its id, the `webhook-id` of its deliveries.
     #[schema(example = "msg_f1c7e5b38171947b61cce4fda713f1969a464f7d")]

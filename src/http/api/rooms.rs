@@ -23,6 +23,7 @@ use crate::{
 
 /// A page of rooms.
 #[derive(Debug, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the list has the name that programs read it by")]
 pub(super) struct Rooms {
     /// How many rooms this page has.
     count: usize,

@@ -84,7 +84,7 @@ async fn a_message_has_what_programs_of_today_read_and_more() {
     let test = testing::sqlite().await;
     let rig = Rig::new(&test.store).await;
     let sent = message("!one:example.org", 1);
-    testing::insert(&test.store, &[sent.clone()], START).await;
+    testing::insert(&test.store, std::slice::from_ref(&sent), START).await;
     let (_, list) = rig.get("messages/instagram").await;
     let expected = json!({
         "platform": "instagram", "count": 1, "next": null,

@@ -281,7 +281,7 @@ async fn the_webhooks_are_told_once_and_what_comes_after_all_refers_to_it() {
         let mut session = Session::begin();
         scene.push(&[session.say("$1", "one"), text("$2", ROOM, "plain")]).await;
         scene.give_up().await;
-        scene.pass(NOTIFY_AFTER - Duration::from_secs(11)).await;
+        scene.pass(NOTIFY_AFTER.saturating_sub(Duration::from_secs(11))).await;
         assert_eq!(scene.texts().await, ["plain"], "not yet");
         scene.pass(Duration::from_secs(2)).await;
         for _ in 0..3 {

@@ -225,7 +225,7 @@ async fn the_ledger_is_read_off_its_indexes() {
         let store = &test.store;
         let pages = |statements: [&'static str; 2], values: Values| {
             statements
-                .map(|statement| (statement, vec![values![1000_i64, 9_i64], values.clone()].concat(), vec![]))
+                .map(|statement| (statement, [values![1000_i64, 9_i64], values.clone()].concat(), vec![]))
         };
         let pairs = || vec![values!["!a", "one"], values!["!b", "two"]];
         let mut reads: Vec<(&'static str, Values, Vec<Values>, &str)> = vec![
