@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{
     coucou::Coucou,
     fake_homeserver::{FakeBridge, FakeHomeserver, event},
-    receiver::Receiver,
+    receiver::{Attempt, Receiver},
     until,
 };
 
@@ -85,11 +85,9 @@ async fn a_burst_of_invites_is_answered_at_the_homeservers_pace() {
     for room_id in &rooms {
         homeserver.wait_for_join(room_id, BOT, SOON).await;
     }
-    let joined = |taken: &[crate::support::receiver::Attempt]| {
-        taken.iter().filter(|attempt| attempt.event() == "room.joined").count()
-    };
+    let joined = |taken: &[Attempt]| taken.iter().filter(|attempt| attempt.event() == "room.joined").count();
     let taken = receiver.wait_until("every room to be told of", SOON, |taken| joined(taken) == ROOMS).await;
-    let told: BTreeSet<&str> = taken.iter().map(|attempt| attempt.room_id()).collect();
+    let told: BTreeSet<&str> = taken.iter().map(Attempt::room_id).collect();
     assert_eq!(told, rooms.iter().map(String::as_str).collect());
     let joins = homeserver.requests("/join").into_iter().filter(|request| request.path.ends_with("/join"));
     // An invite that was answered before its push came is answered again, which changes nothing.
@@ -126,9 +124,7 @@ async fn invites_are_answered_once_their_bridge_is_known_and_the_bot_comes_after
     // The owner joins another room of its, by hand.
     join(&homeserver, &known, OWNER).await;
     homeserver.wait_for_join(&unanswered, OWNER, SOON).await;
-    let rooms = |taken: &[crate::support::receiver::Attempt]| {
-        taken.iter().filter(|attempt| attempt.event() == "room.joined").count()
-    };
+    let rooms = |taken: &[Attempt]| taken.iter().filter(|attempt| attempt.event() == "room.joined").count();
     receiver.wait_until("both rooms to be told of", SOON, |taken| rooms(taken) == 2).await;
     assert_eq!(homeserver.membership(&known, BOT), "", "the owner's device is enough");
 

@@ -109,7 +109,6 @@ impl Stage {
         let send = instagram.send(&synapse.url()).invite(BOT).messages("text").rotate_every(ROTATION);
         let choir = send.arg("--timeout", "120").conduct(form.rooms).await;
         let (rng, toll, began) = (StdRng::seed_from_u64(seed), Toll::default(), Instant::now());
-        let _instagram = instagram;
         Self {
             form,
             rng,
@@ -120,7 +119,7 @@ impl Stage {
             first,
             second,
             facebook,
-            _instagram,
+            _instagram: instagram,
             receiver,
             forwarder,
             cutter,

@@ -2,7 +2,7 @@
 //! ([`m.room_key_request`](https://spec.matrix.org/latest/client-server-api/#mroom_key_request)).
 //!
 //! Two are asked: the device that made the session, when it is one of the room's believed bridge bot's, whose
-//! answer [`super::forward`] takes; and the account's own other devices, when one of them is verified, whose
+//! answer `forward` takes; and the account's own other devices, when one of them is verified, whose
 //! answer the SDK takes. Bridges of mautrix's make answer to an admin of the bridge with a cross-signed device.
 //!
 //! Requests are rows before they are sent, so a restart neither forgets them nor asks again at once. Each is
