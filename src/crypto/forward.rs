@@ -100,6 +100,18 @@ struct EnvelopeContent {
     ciphertext: std::collections::BTreeMap<String, OlmMessage>,
 }
 
+impl Envelope {
+    /// Whether it is a message encrypted with Olm.
+    fn is_olm(&self) -> bool {
+        self.event_type == "m.room.encrypted" && self.content.algorithm == "m.olm.v1.curve25519-aes-sha2"
+    }
+
+    /// The device that it claims to be from: the user, and the device's Curve25519 key.
+    fn device(&self) -> (&str, &str) {
+        (self.sender.as_str(), &self.content.sender_key)
+    }
+}
+
 /// The type of a decrypted message.
 #[derive(Deserialize)]
 struct Head {
@@ -172,16 +184,14 @@ impl Engine {
     /// When the store fails.
     pub(super) async fn take_forwards(&self, to_device: &[Box<RawValue>]) -> Result<Forwards, CryptoError> {
         let mut forwards = Forwards::default();
-        for raw in to_device {
-            let Ok(envelope) = serde_json::from_str::<Envelope>(raw.get()) else { continue };
-            if envelope.event_type != "m.room.encrypted"
-                || envelope.content.algorithm != "m.olm.v1.curve25519-aes-sha2"
-            {
-                continue;
-            }
-            let (sender, sender_key) = (&envelope.sender, &*envelope.content.sender_key);
-            let db = self.whole.db();
-            let asked = key_requests::asked(db, self.account().id, sender.as_str(), sender_key).await?;
+        let envelopes = to_device.iter().filter_map(|raw| serde_json::from_str::<Envelope>(raw.get()).ok());
+        let envelopes: Vec<_> = envelopes.filter(Envelope::is_olm).collect();
+        let devices = envelopes.iter().map(Envelope::device).collect();
+        let all_asked = key_requests::asked(self.whole.db(), self.account().id, &devices).await?;
+        for envelope in envelopes {
+            let (sender, device) = (&envelope.sender, envelope.device());
+            let of_device = all_asked.iter().filter(|asked| (&*asked.user_id, &*asked.sender_key) == device);
+            let asked: Vec<_> = of_device.cloned().collect();
             if asked.is_empty() {
                 continue;
             }

@@ -47,6 +47,9 @@ const AGAIN: [Duration; 5] = [
 const TICK: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_mins(1);
 
+/// How long is waited after a change: a burst of them is one.
+const BURST: Duration = Duration::from_secs(1);
+
 /// Requests sent in one tick.
 const MOST_SENT: i64 = 20;
 
@@ -134,8 +137,7 @@ impl Asker {
                 () = sleep(wait) => {}
                 () = self.wake.notified() => {
                     looked_at = None;
-                    // A burst of changes is one.
-                    sleep(Duration::from_secs(1)).await;
+                    tokio::select! { () = stop.cancelled() => {}, () = sleep(BURST) => {} }
                 }
             }
         }

@@ -3,6 +3,8 @@
 //! A row is written before its request is sent, so that a process that dies in between neither forgets it nor
 //! asks again at once; and a forwarded key is taken only from the device of a row, for the row's session.
 
+use std::collections::BTreeSet;
+
 use super::{Db, Seal, StoreError, Tx, db::values};
 use crate::{clock::Timestamp, model::AccountId};
 
@@ -206,20 +208,21 @@ pub async fn delete(tx: &mut Tx, request: &KeyRequest) -> Result<(), StoreError>
 }
 
 const ASKED: &str = "SELECT q.account_id, q.room_id, q.session_id, q.user_id, q.device_id, q.sender_key, \
-                     q.request_id, q.tries FROM key_requests q \
-                     WHERE q.account_id = $1 AND q.sender_key = $2 AND q.user_id = $3 AND q.tries > 0";
+                     q.request_id, q.tries FROM (VALUES {rows}) AS v JOIN key_requests q \
+                     ON q.account_id = $1 AND q.user_id = v.column1 AND q.sender_key = v.column2 \
+                     WHERE q.tries > 0";
 
-/// What an account has asked of the device of a user with this Curve25519 key.
+/// What an account has asked of devices, each named by its user and its Curve25519 key.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn asked(
     db: &Db,
     account_id: AccountId,
-    user_id: &str,
-    sender_key: &str,
+    devices: &BTreeSet<(&str, &str)>,
 ) -> Result<Vec<KeyRequest>, StoreError> {
-    let rows: Vec<RequestRow> = db.fetch_all(ASKED, values![account_id.0, sender_key, user_id]).await?;
+    let devices = devices.iter().map(|(user_id, sender_key)| values![*user_id, *sender_key]).collect();
+    let rows: Vec<RequestRow> = db.fetch_many(ASKED, values![account_id.0], devices).await?;
     Ok(rows.into_iter().map(request).collect())
 }
 

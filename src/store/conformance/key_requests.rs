@@ -94,7 +94,11 @@ async fn what_a_key_can_mend_is_asked_for_once() {
         assert_eq!(wanted(super::wanted(db, seal, 10).await.unwrap()), expected[..3]);
         assert_eq!(due(db, Timestamp(START.0 - 1), 10).await.unwrap(), [], "it keeps its turn");
         assert_eq!(due(db, START, 10).await.unwrap(), from_ref(&request));
-        assert_eq!(asked(db, account, "@bridge:example.org", "curve").await.unwrap(), [], "not sent yet");
+        assert_eq!(
+            asked(db, account, &[("@bridge:example.org", "curve")].into()).await.unwrap(),
+            [],
+            "not sent yet"
+        );
 
         let later = Timestamp(START.0 + 60_000);
         let mut tx = store.begin().await.unwrap();
@@ -103,9 +107,12 @@ async fn what_a_key_can_mend_is_asked_for_once() {
         tx.commit().await.unwrap();
         assert_eq!(due(db, START, 10).await.unwrap(), []);
         let sent = KeyRequest { tries: 1, request_id: "r2".to_owned(), ..request.clone() };
-        assert_eq!(asked(db, account, "@bridge:example.org", "curve").await.unwrap(), from_ref(&sent));
+        assert_eq!(
+            asked(db, account, &[("@bridge:example.org", "curve")].into()).await.unwrap(),
+            from_ref(&sent)
+        );
         for (user, key) in [("@bridge:example.org", "other"), ("@mallory:example.org", "curve")] {
-            assert_eq!(asked(db, account, user, key).await.unwrap(), []);
+            assert_eq!(asked(db, account, &[(user, key)].into()).await.unwrap(), []);
         }
         let device = ("@bridge:example.org".to_owned(), "BRIDGE".to_owned());
         assert_eq!(outstanding(db).await.unwrap(), [(account, device.0, device.1, 1)]);
