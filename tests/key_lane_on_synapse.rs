@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use crate::support::{
     arrival::assert_arrives,
     coucou::Coucou,
-    forwarder::Forwarder,
+    forwarder::{Fault, Forwarder},
     postgres::Database,
     receiver::Receiver,
     synapse::{Bridge, Options, Synapse, User},
@@ -102,7 +102,49 @@ async fn nothing_is_pushed_and_everything_arrives() {
     })
     .await;
     let all = i64::try_from(4 + MESSAGES + 21 + 3).unwrap();
-    assert_eq!(database.number("SELECT COUNT(*) FROM messages WHERE type = 'message.created'").await, all);
+    // And that the room is read, once: the invite and the join were pushed long after they were known.
+    assert_eq!(database.number("SELECT COUNT(*) FROM messages").await, all + 1);
     assert_eq!(database.number("SELECT COUNT(*) FROM pending_events").await, 0);
+    assert!(coucou.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_never_pushed_comes_before_what_was_pushed_after_it() {
+    let (database, forwarder, receiver) =
+        tokio::join!(Database::create(), Forwarder::start(), Receiver::start());
+    let coucou = Coucou::behind(&forwarder.url()).await;
+    forwarder.add(&coucou.url());
+    let bridge = Bridge::new("instagram", &[]).await;
+    let registrations = vec![coucou.registration(), bridge.registration()];
+    let synapse = Synapse::start(Options { registrations, encrypted: true }).await;
+    let mut coucou = coucou.store(&database.url()).homeserver(&synapse.url()).webhook(&receiver);
+    coucou.start().await;
+    let first = bridge.send(&synapse.url()).invite(BOT).messages("text").run().await;
+    assert_arrives(&receiver, &[&first], SOON).await;
+
+    // Another process has the lease and does nothing; this one takes transactions, of which one never comes.
+    coucou.kill9();
+    let keep = "UPDATE leases SET holder = 'another', lease_until = 9000000000000000 WHERE name = 'crypto'";
+    execute(&database, keep).await;
+    coucou.start().await;
+    let mut later = Vec::new();
+    for lost in [false, true, false, false] {
+        forwarder.fail_next(lost.then_some(Fault::Lose));
+        let said = bridge.send(&synapse.url()).room(first.portal()).messages("text").run().await;
+        let event_id = said.messages().next().unwrap().event_id.clone();
+        until("the push", SOON, async || {
+            let over = if lost { forwarder.to_come() == 0 } else { forwarder.was_pushed(&event_id) };
+            over.then_some(())
+        })
+        .await;
+        assert!(lost != forwarder.was_pushed(&event_id));
+        later.push(event_id);
+    }
+    let before = first.messages().count();
+    assert_eq!(receiver.message_count(), before, "nobody works");
+    execute(&database, "UPDATE leases SET lease_until = 0 WHERE name = 'crypto'").await;
+    let taken = receiver.wait_for(before + later.len(), SOON).await;
+    let told = taken.iter().map(|message| message.data()["event_id"].as_str().unwrap().to_owned());
+    assert_eq!(told.skip(before).collect::<Vec<_>>(), later);
     assert!(coucou.terminate().await.success());
 }

@@ -5,8 +5,10 @@
 //! itself was restarted, and events that waited for their turn are then lost to pushing altogether, rooms
 //! are compared with what is known ([`Missed`]). The same is done soon after and then every minute, for outages
 //! that nobody noticed, and because Synapse forgets a transaction that it makes in the very moment in which
-//! it finds that we are back: it is sent when we have been away the next time. What an outage is: a start of coucou or of a term under the lease (the store or another process
-//! was away), a key lane that could not reach the homeserver and can again, a transaction that was not taken.
+//! it finds that we are back: it is sent when we have been away the next time.
+//!
+//! What an outage is: a start of coucou or of a term under the lease (the store or another process was away),
+//! a key lane that could not reach the homeserver and can again, a transaction that was not taken.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -78,6 +80,17 @@ impl Outages {
         }
     }
 
+    /// Compares rooms once.
+    ///
+    /// # Errors
+    /// When the homeserver or the store fails, or the lease is lost.
+    pub(super) async fn look(&self) -> Result<(), CryptoError> {
+        for account in &self.accounts {
+            report(account, self.missed.look(account, true).await?);
+        }
+        Ok(())
+    }
+
     async fn recover(&self, memberships: bool) -> Result<(), CryptoError> {
         // A transaction may have been refused for want of the store: it must be able to take the next.
         self.store.ping().await?;
@@ -112,10 +125,7 @@ impl Outages {
                     Err(error) => failures = wait_out(error, failures).await?,
                 }
             };
-            if found != Found::default() {
-                tracing::info!(account.user_id = %account.user_id, events = found.events, rooms = found.rooms,
-                    "took events from rooms' timelines that had not been pushed");
-            }
+            report(account, found);
         }
         Ok(())
     }
@@ -141,6 +151,13 @@ impl Outages {
             sleep(backoff(failures)).await;
         }
         tracing::debug!("the homeserver pinged coucou");
+    }
+}
+
+fn report(account: &Account, found: Found) {
+    if found != Found::default() {
+        tracing::info!(account.user_id = %account.user_id, events = found.events, rooms = found.rooms,
+            "took events from rooms' timelines that had not come yet");
     }
 }
 

@@ -218,7 +218,8 @@ impl Term {
         for lane in &mut office.lanes {
             lane.drain().await?;
         }
-        Ok(())
+        // Before the worker takes what was pushed: of a room, it may lack something in the middle.
+        self.outages(accounts).look().await
     }
 
     async fn publish(&self, engines: &[Engine]) -> Result<(), CryptoError> {

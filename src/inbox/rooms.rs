@@ -11,7 +11,10 @@ use std::{
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Value, value::RawValue};
 
-use super::verdict::{Pins, TrustSettings};
+use super::{
+    event::WireEvent,
+    verdict::{Pins, TrustSettings},
+};
 use crate::{
     clock::Timestamp,
     messages::room::{Change, Membership::Join, RoomState},
@@ -169,6 +172,16 @@ impl Rooms {
         let Some(room) = self.known.get(room_id) else { return false };
         let joined = |user| room.state.members.get(user).is_some_and(|member| member.membership == Join);
         users.into_iter().any(joined)
+    }
+
+    /// Whether a membership is older than the one that is known of the same member: it was pushed late, and the
+    /// room's state, which was read meanwhile, has what followed it.
+    #[must_use]
+    pub fn is_outdated(&self, event: &WireEvent) -> bool {
+        let member = event.state_key.as_deref().filter(|_| event.event_type == "m.room.member");
+        let member = member.and_then(|user| <&UserId>::try_from(user).ok());
+        let known = member.and_then(|user| self.known.get(&event.room_id)?.state.members.get(user));
+        known.and_then(|known| known.since).is_some_and(|since| event.origin_server_ts.0 < since)
     }
 
     /// Takes in the whole state of a room, `None` when no account of ours may read it; answers whether the

@@ -79,6 +79,9 @@ pub struct Member {
     /// The avatar, an `mxc://` address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub avatar: Option<String>,
+    /// The `origin_server_ts` of the event that says so, in milliseconds, when it was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<i64>,
 }
 
 /// How somebody is in a room.
@@ -105,7 +108,9 @@ impl RoomState {
         };
         let content = event.get("content").unwrap_or(&Value::Null);
         match (event_type, state_key) {
-            ("m.room.member", user) => self.apply_member(user, content),
+            ("m.room.member", user) => {
+                self.apply_member(user, content, event.get("origin_server_ts").and_then(Value::as_i64))
+            }
             ("m.bridge" | "uk.half-shot.bridge", key) => {
                 self.apply_bridge(event_type, key, text("sender"), content, standing)
             }
@@ -240,7 +245,7 @@ impl RoomState {
         others.next().is_none().then_some(first)
     }
 
-    fn apply_member(&mut self, user: &str, content: &Value) -> Change {
+    fn apply_member(&mut self, user: &str, content: &Value, since: Option<i64>) -> Change {
         let Ok(user) = UserId::parse(user) else { return Change::None };
         let membership = match content.get("membership").and_then(Value::as_str) {
             Some("join") => Some(Membership::Join),
@@ -252,7 +257,7 @@ impl RoomState {
             return if self.members.remove(&user).is_some() { Change::Member(user) } else { Change::None };
         };
         let avatar = filled(content, "avatar_url").filter(|url| url.starts_with("mxc://"));
-        let member = Member { membership, name: filled(content, "displayname"), avatar };
+        let member = Member { membership, name: filled(content, "displayname"), avatar, since };
         if self.members.get(&user) == Some(&member) {
             return Change::None;
         }

@@ -1,6 +1,6 @@
 //! What came in: a row for each transaction of the homeserver and each page of the key lane, in the order in
-//! which they came, until it is worked through. Bodies are sealed; a worked-through row keeps only its hash,
-//! by which a repeat is known.
+//! which they came, until it is worked through; only parts of timelines go before all others. Bodies are
+//! sealed; a worked-through row keeps only its hash, by which a repeat is known.
 
 use ruma::TransactionId;
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use crate::{clock::Timestamp, model::AccountId};
 /// The most rows that one [`prune`] deletes, so that it holds no lock for long.
 pub const PRUNE_BATCH: u64 = 500;
 
-/// The number of a row: rows are worked through in its order.
+/// The number of a row: rows are worked through in its order, those of timelines first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InboxId(pub i64);
 
@@ -145,14 +145,14 @@ pub async fn accept_state(tx: &mut Tx, body: SealedBody, now: Timestamp) -> Resu
     Ok(())
 }
 
-/// Stores a part of a room's timeline that was not pushed. The caller keeps how far timelines were compared in
-/// the same transaction.
+/// Stores a part of a room's timeline that was not pushed, before all that waits: what followed it may wait
+/// already. The caller keeps how far timelines were compared in the same transaction.
 ///
 /// # Errors
 /// When the database fails; that position must then stay.
 pub async fn accept_missed(tx: &mut Tx, body: SealedBody, now: Timestamp) -> Result<(), StoreError> {
     tx.execute(
-        "INSERT INTO inbox (source, content_hash, body, received_at) VALUES ('missed', $1, $2, $3)",
+        "INSERT INTO inbox (source, rank, content_hash, body, received_at) VALUES ('missed', 0, $1, $2, $3)",
         values![body.content_hash, body.sealed, now],
     )
     .await?;
@@ -164,13 +164,13 @@ type WaitingRow = (i64, String, Option<i64>, Vec<u8>, Option<Vec<u8>>, i64);
 
 // The inner SELECTs end after $1 rows whatever waits behind them, and take lengths without reading bodies.
 const WAITING: &str = "SELECT inbox.inbox_id, source, account_id, content_hash, body, received_at FROM ( \
-         SELECT inbox_id, SUM(length) OVER (ORDER BY inbox_id) - length AS bytes_before FROM ( \
-             SELECT inbox_id, COALESCE(LENGTH(body), 0) AS length FROM inbox \
-             WHERE processed_at IS NULL ORDER BY inbox_id LIMIT $1 \
+         SELECT inbox_id, SUM(length) OVER (ORDER BY rank, inbox_id) - length AS bytes_before FROM ( \
+             SELECT inbox_id, rank, COALESCE(LENGTH(body), 0) AS length FROM inbox \
+             WHERE processed_at IS NULL ORDER BY rank, inbox_id LIMIT $1 \
          ) AS first_rows \
      ) AS sized \
      JOIN inbox ON inbox.inbox_id = sized.inbox_id \
-     WHERE bytes_before < $2 ORDER BY inbox.inbox_id";
+     WHERE bytes_before < $2 ORDER BY inbox.rank, inbox.inbox_id";
 
 /// The rows to work through next, in order: `most_rows` at most, and no further row once the bodies reach
 /// `most_bytes`; so a single row of any size always comes.
@@ -249,8 +249,7 @@ pub async fn set_aside(tx: &mut Tx, ids: &[InboxId], now: Timestamp) -> Result<(
     Ok(())
 }
 
-const DEPTH: &str = "SELECT (SELECT COUNT(*) FROM inbox WHERE processed_at IS NULL), \
-         (SELECT received_at FROM inbox WHERE processed_at IS NULL ORDER BY inbox_id LIMIT 1)";
+const DEPTH: &str = "SELECT COUNT(*), MIN(received_at) FROM inbox WHERE processed_at IS NULL";
 
 /// How much waits.
 ///

@@ -12,13 +12,13 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State},
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, Method, StatusCode, Uri, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
@@ -42,6 +42,8 @@ pub(crate) struct Forwarder {
 pub(crate) enum Fault {
     /// It is answered with 500, and coucou never sees it.
     Refuse,
+    /// It is answered with 200, and coucou never sees it: as good as forgotten by the homeserver.
+    Lose,
     /// coucou takes it, and the homeserver hears 500.
     TakeAndRefuse,
     /// coucou takes it, and the connection breaks before its answer.
@@ -158,6 +160,7 @@ async fn forward(
     let fault = if is_push { shared.next_fault() } else { None };
     match fault {
         Some(Fault::Refuse) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Some(Fault::Lose) => return Json(json!({})).into_response(),
         Some(Fault::Hang(time)) => {
             sleep(time).await;
             break_off()

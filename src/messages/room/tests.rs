@@ -215,7 +215,7 @@ fn members_are_those_who_are_in_or_asked_in() {
     assert_eq!(room.profile(&user).name.as_deref(), Some("A"));
     let odd = json!({"membership": "invite", "displayname": 7, "avatar_url": "https://example.org"});
     room.apply(&state("m.room.member", "@a:localhost", BOT, &odd));
-    let expected = Member { membership: Membership::Invite, name: None, avatar: None };
+    let expected = Member { membership: Membership::Invite, name: None, avatar: None, since: None };
     assert_eq!(room.members.get(&user), Some(&expected));
     let ban = state("m.room.member", "@a:localhost", BOT, &json!({"membership": "ban"}));
     assert_eq!(room.apply(&ban), Change::Member(user.clone()));
