@@ -22,10 +22,10 @@ use crate::{
     model::{ClearEvent, Encryption, Membership, MessageId, Relay, ledger::Reason},
     store::{
         StoreError,
+        memberships::MembershipChange,
         messages::MegolmIndex,
         pending::{self, Waits},
         redacted::{self, Target},
-        rooms::MembershipChange,
     },
 };
 
