@@ -314,11 +314,12 @@ async fn connect_webhooks(
             schedule: webhook.schedule.clone(),
             concurrency: Some(webhook.concurrency),
             timeout: Some(webhook.timeout),
+            flow: webhook.flow,
             max_queue: webhook.max_queue,
             ..Destination::new(&webhook.name, Arc::new(sink))
         };
         destinations.insert(id, destination);
-        routes.push(Route { webhook_id: id, filter: webhook.filter.clone() });
+        routes.push(Route { webhook_id: id, filter: webhook.filter.clone(), flow: webhook.flow });
     }
     if destinations.is_empty() {
         tracing::warn!("no webhook is configured (webhooks, COUCOU_WEBHOOK_URL): messages are only stored");

@@ -2,7 +2,7 @@
 //!
 //! Follows Standard Webhooks: a 2xx is a success, anything else is not, redirects included.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -16,7 +16,7 @@ use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHO
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{Outcome, SendError, Sink, WebhookRequest, retry, shape};
+use super::{Body, Outcome, SendError, Sink, WebhookRequest, retry, shape};
 use crate::model::{Detail, Format};
 
 /// Standard Webhooks advises 15 to 30 seconds.
@@ -161,7 +161,11 @@ impl Sink for WebhookSink {
     async fn deliver(&self, request: WebhookRequest<'_>) -> Outcome {
         let timestamp = request.timestamp.0.div_euclid(1000);
         let unsendable = Outcome::Retry { after: None, why: SendError::Unsendable };
-        let Some(body) = shape::body(request.body, self.detail, self.format) else { return unsendable };
+        let body = match request.body {
+            Body::One(payload) => shape::body(payload, self.detail, self.format).map(Cow::into_owned),
+            Body::Batch(payloads) => shape::batch(request.id, payloads, self.detail, self.format),
+        };
+        let Some(body) = body else { return unsendable };
         // A dot would make what is signed ambiguous.
         let signature = self.signature(request.id, timestamp, &body);
         let Some(signature) = signature.filter(|_| !request.id.contains('.')) else { return unsendable };
@@ -170,11 +174,11 @@ impl Sink for WebhookSink {
             .post(self.url.clone())
             .timeout(self.timeout)
             .headers(self.headers.clone())
-            .header(CONTENT_TYPE, shape::content_type(self.format))
+            .header(CONTENT_TYPE, shape::content_type(self.format, matches!(request.body, Body::Batch(_))))
             .header(HEADER_WEBHOOK_ID, request.id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp)
             .header(HEADER_WEBHOOK_SIGNATURE, signature)
-            .body(body.into_owned())
+            .body(body)
             .send()
             .await;
         match sent {
@@ -299,7 +303,7 @@ mod tests {
         let request = WebhookRequest {
             id: "msg_1",
             timestamp: SystemClock.now(),
-            body: "{\"text\":\"hé\"}".as_bytes(),
+            body: Body::One("{\"text\":\"hé\"}".as_bytes()),
         };
         sink.deliver(request).await
     }
@@ -323,6 +327,44 @@ mod tests {
         }
         let wrong = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
         assert!(Webhook::new(wrong).unwrap().verify(body.as_bytes(), headers).is_err());
+    }
+
+    /// The vectors that the libraries of [Standard Webhooks](https://github.com/standard-webhooks/standard-webhooks)
+    /// test themselves with.
+    #[test]
+    fn the_published_vectors_are_signed_as_published() {
+        let published = [
+            (
+                "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+                "msg_p5jXN8AQM9LWM0D4loKWxJek",
+                1_614_265_330,
+                r#"{"test": 2432232314}"#,
+                "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+            ),
+            (
+                "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+                "msg_27UH4WbU6Z5A5EzD8u03UvzRbpk",
+                1_649_367_553,
+                r#"{"email":"test@example.com","username":"test_user"}"#,
+                "v1,tZ1I4/hDygAJgO5TYxiSd6Sd0kDW6hPenDe+bTa3Kkw=",
+            ),
+        ];
+        let address = SocketAddr::from(([127, 0, 0, 1], 9));
+        for (secret, id, timestamp, body, signature) in published {
+            for secret in [secret, secret.trim_start_matches("whsec_")] {
+                let sink = sink(address, "", &[secret]);
+                assert_eq!(sink.signature(id, timestamp, body.as_bytes()).as_deref(), Some(signature));
+                for (id, timestamp, body) in
+                    [("msg_other", timestamp, body), (id, timestamp + 1, body), (id, timestamp, "{}")]
+                {
+                    assert_ne!(sink.signature(id, timestamp, body.as_bytes()).as_deref(), Some(signature));
+                }
+            }
+        }
+        let both = sink(address, "", &[published[0].0, published[1].0]);
+        let (_, id, timestamp, body, signature) = published[1];
+        let signed = both.signature(id, timestamp, body.as_bytes()).unwrap();
+        assert_eq!(signed.split(' ').nth(1), Some(signature), "each secret signs, in their order");
     }
 
     #[tokio::test]
@@ -374,7 +416,7 @@ mod tests {
     #[tokio::test]
     async fn an_id_with_a_dot_is_not_sent() {
         let (address, calls, _server) = receiver().await;
-        let request = WebhookRequest { id: "msg.1", timestamp: SystemClock.now(), body: b"{}" };
+        let request = WebhookRequest { id: "msg.1", timestamp: SystemClock.now(), body: Body::One(b"{}") };
         let outcome = sink(address, "200", &[SECRET]).deliver(request).await;
         assert_matches!(outcome, Outcome::Retry { why: SendError::Unsendable, .. });
         assert!(calls.lock().unwrap().is_empty());

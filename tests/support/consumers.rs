@@ -1,11 +1,13 @@
 //! Receivers in other languages: the snippets of `docs/webhook.md`, with the published libraries.
 
 use std::{
+    fs,
     io::Write,
     path::Path,
     process::{Command, Stdio},
 };
 
+use http::HeaderMap;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
@@ -42,23 +44,20 @@ impl Case {
     }
 }
 
-/// What every snippet says of each case, by language. Without Node there is only Python.
+/// What every snippet says of each case, by language.
 pub(crate) async fn verdicts(cases: &[Case]) -> Vec<(&'static str, Vec<Vec<bool>>)> {
     let folder = repository().join("tests/consumers");
     let installed = run(Command::new(folder.join("install.sh"))).await;
     let installed = Path::new(installed.trim());
     let mut python = Command::new(repository().join("tests/homeserver/synapse.sh"));
     python.arg("python").arg(folder.join("verify.py")).env("PYTHONPATH", installed.join("python"));
-    let mut languages = vec![("Python", python)];
-    if installed.join("node").exists() {
-        let mut node = Command::new("node");
-        node.arg(folder.join("verify.cjs")).arg(installed);
-        languages.push(("JavaScript", node));
-    } else {
-        println!("Node is not installed: its library is not tested");
-    }
+    let mut node = Command::new(installed.join("bin/node"));
+    node.arg(folder.join("verify.cjs")).arg(installed);
+    let mut php = Command::new(installed.join("bin/php"));
+    php.arg(folder.join("verify.php"));
+    let languages = [("Python", python), ("JavaScript", node), ("PHP", php)];
     let lines: Vec<String> = cases.iter().map(Case::line).collect();
-    let mut verdicts = Vec::new();
+    let mut verdicts = vec![("Rust", cases.iter().map(in_rust).collect())];
     for (language, mut command) in languages {
         let input = lines.join("\n") + "\n";
         let output = spawn_blocking(move || {
@@ -78,4 +77,26 @@ pub(crate) async fn verdicts(cases: &[Case]) -> Vec<(&'static str, Vec<Vec<bool>
         verdicts.push((language, said));
     }
     verdicts
+}
+
+mod snippet {
+    include!("../consumers/verify.rs");
+
+    pub(super) fn says(secret: &str, headers: &HeaderMap, body: &[u8]) -> bool {
+        verify(secret, headers, body)
+    }
+}
+
+fn in_rust(case: &Case) -> Vec<bool> {
+    let page = fs::read_to_string(repository().join("docs/webhook.md")).unwrap();
+    let snippet = include_str!("../consumers/verify.rs");
+    assert!(
+        page.contains(&format!("```rust\n{snippet}```")),
+        "docs/webhook.md has the snippet that is run here"
+    );
+    let mut headers = HeaderMap::new();
+    headers.insert("webhook-id", case.id.parse().unwrap());
+    headers.insert("webhook-timestamp", case.timestamp.parse().unwrap());
+    headers.insert("webhook-signature", case.signature.parse().unwrap());
+    vec![snippet::says(&case.secret, &headers, case.body.as_bytes())]
 }

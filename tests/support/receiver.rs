@@ -24,7 +24,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::{free_port, until};
+use super::{free_port, schema, until};
 
 /// How a request is answered.
 #[derive(Clone, Debug)]
@@ -112,12 +112,13 @@ struct Book {
 struct Shared {
     key: standardwebhooks::Webhook,
     any_time: AtomicBool,
+    any_payload: AtomicBool,
     book: Mutex<Book>,
 }
 
 /// A webhook on 127.0.0.1.
 ///
-/// Every request must be signed, be JSON, and repeat the first body told under its `webhook-id`; and no two
+/// Every request must be signed, be as the published schema says, and repeat the first body told under its `webhook-id`; and no two
 /// of one room may be under way at once. Anything else fails the test, when it waits or at its end.
 pub(crate) struct Receiver {
     shared: Arc<Shared>,
@@ -136,7 +137,12 @@ impl Receiver {
     pub(crate) async fn start_on(port: u16) -> Self {
         let secret = format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
         let key = standardwebhooks::Webhook::new(&secret).unwrap();
-        let shared = Arc::new(Shared { key, any_time: AtomicBool::new(false), book: Mutex::default() });
+        let shared = Arc::new(Shared {
+            key,
+            any_time: AtomicBool::default(),
+            any_payload: AtomicBool::default(),
+            book: Mutex::default(),
+        });
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let router = Router::new()
             .route("/hook", post(receive))
@@ -149,6 +155,12 @@ impl Receiver {
     /// Does not look at when requests say they were made: their sender's clock is moved by hand.
     pub(crate) fn at_any_time(&self) {
         self.shared.any_time.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes any JSON for a payload: what is sent is not coucou's.
+    pub(crate) fn of_any_payload(self) -> Self {
+        self.shared.any_payload.store(true, Ordering::SeqCst);
+        self
     }
 
     /// Where it listens.
@@ -306,6 +318,11 @@ impl Shared {
             wrong.push(format!("{id}: not JSON: {error}"));
             Value::Null
         });
+        if let Some(complaint) =
+            schema::complaint(&payload).filter(|_| !self.any_payload.load(Ordering::SeqCst))
+        {
+            wrong.push(format!("{id}: not as docs/schema/webhook.json says: {complaint}"));
+        }
         let timestamp = header("webhook-timestamp").parse().unwrap_or_default();
         let headers = headers.clone();
         let attempt = Attempt { id, timestamp, headers, body, payload, at: Instant::now(), status: None };

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     http::{StoreState, tests::Rig},
-    model::{Direction, Membership, MessageType, Relay, Role, WebhookId, ledger::Reason},
+    model::{Direction, Flow, Membership, MessageType, Relay, Role, WebhookId, ledger::Reason},
     store::{
         Store, accounts,
         db::values,
@@ -321,7 +321,7 @@ async fn queue(store: &Store) -> WebhookId {
     let messages = rooms.into_iter().flat_map(|(room, count)| (1..=count).map(move |n| message(room, n)));
     let messages: Vec<_> = messages.collect();
     let queued = messages.iter().map(|message| Queued {
-        webhooks: vec![id],
+        webhooks: vec![(id, Flow::default())],
         message_id: message.message_id.as_str(),
         room_id: &message.room_id,
         sequence: i64::try_from(message.sequence).unwrap(),
