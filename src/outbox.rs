@@ -19,6 +19,7 @@ mod destination;
 pub mod retry;
 mod run;
 pub(crate) mod shape;
+mod signers;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ mod webhook;
 mod worker;
 
 pub use destination::Destination;
+pub use signers::Signers;
 pub use sink::{Body, Outcome, SendError, Sink, WebhookRequest};
 pub use webhook::{BadWebhook, WebhookSink, client};
 pub use worker::{Config, Dispatcher, Progress};

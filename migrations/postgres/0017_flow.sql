@@ -9,8 +9,8 @@ CREATE INDEX deliveries_shared ON deliveries (webhook_id, delivery_id) WHERE sta
 -- The number of the last message of the batch that was begun, so that it is the same when it is sent again.
 ALTER TABLE room_queues ADD COLUMN batch_until BIGINT;
 
--- Secrets that were made by a rotation, sealed; the newest one has no end. What the settings say (settings_digest)
--- signs beside them until settings_until, and alone again once it is changed.
+-- Secrets that were made by a rotation, sealed; the newest one has no end. What the settings say signs beside them
+-- until settings_until, and alone again once it is not what it was (settings_digest, sealed).
 CREATE TABLE webhook_secrets (
     webhook_id BIGINT NOT NULL,
     rotation BIGINT NOT NULL,
@@ -20,5 +20,5 @@ CREATE TABLE webhook_secrets (
     retires_at BIGINT,
     PRIMARY KEY (webhook_id, rotation)
 );
-ALTER TABLE webhooks ADD COLUMN settings_digest TEXT;
+ALTER TABLE webhooks ADD COLUMN settings_digest BYTEA;
 ALTER TABLE webhooks ADD COLUMN settings_until BIGINT;

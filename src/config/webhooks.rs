@@ -221,7 +221,7 @@ impl Entry<'_> {
         let wait = entry.parsed("wait", &settings::BATCH_WAIT, must, |text| {
             duration::parse_short(text).filter(|wait| *wait <= LONGEST_BATCH_WAIT)
         })?;
-        if most.is_some() || wait.is_some() {
+        if !matches!(node.value, Value::Null) {
             let most = most.unwrap_or(MOST_IN_BATCH);
             flow.batch = Some(Batch { most, wait: wait.unwrap_or(BATCH_WAIT) });
         }

@@ -21,7 +21,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use url::Url;
 
 use super::{
-    Body, Config, Destination, Dispatcher, Outcome, Progress, SendError, Sink, WebhookRequest, WebhookSink,
+    Body, Config, Destination, Dispatcher, Outcome, Progress, SendError, Signers, Sink, WebhookRequest,
+    WebhookSink,
 };
 use crate::{
     clock::{Clock, ManualClock, SharedClock, SystemClock},
@@ -435,7 +436,8 @@ async fn a_receiver_gets_verifiable_calls_and_a_failed_one_again() {
     let test = testing::sqlite().await;
     let main = webhook(&test.store, "main").await;
     put(&test.store, &[main], &[("!a:x", 1), ("!a:x", 2), ("!a:x", 3)], clock.now()).await;
-    let sink = WebhookSink::new(super::client().unwrap(), "main", &url, &[SECRET.into()]).unwrap();
+    let signers = Signers::new("main", &[secrecy::SecretString::from(SECRET).into()]).unwrap();
+    let sink = WebhookSink::new(super::client().unwrap(), "main", &url, signers).unwrap();
     let mut dispatcher = Dispatcher::new(
         test.store.clone(),
         Arc::clone(&clock) as SharedClock,

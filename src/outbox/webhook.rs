@@ -5,18 +5,15 @@
 use std::{borrow::Cow, fmt, time::Duration};
 
 use async_trait::async_trait;
-use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{
     Client, Response, StatusCode,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect,
 };
-use secrecy::{ExposeSecret, SecretString};
-use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
+use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
 use url::Url;
-use zeroize::Zeroizing;
 
-use super::{Body, Outcome, SendError, Sink, WebhookRequest, retry, shape};
+use super::{Body, Outcome, SendError, Signers, Sink, WebhookRequest, retry, shape};
 use crate::model::{Detail, Format};
 
 /// Standard Webhooks advises 15 to 30 seconds.
@@ -27,10 +24,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// looks at it.
 const MAX_ANSWER: usize = 4096;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The sizes of a secret, in bytes. Standard Webhooks asks for 24 at least; a plain text that an operator has
-/// from before may be shorter.
-const SECRET_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
 
 /// A webhook that cannot be used as it is set.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +70,7 @@ pub fn client() -> Result<Client, BadWebhook> {
 pub struct WebhookSink {
     client: Client,
     url: Url,
-    signers: Vec<Webhook>,
+    signers: Signers,
     headers: HeaderMap,
     timeout: Duration,
     detail: Detail,
@@ -92,19 +85,13 @@ impl fmt::Debug for WebhookSink {
 }
 
 impl WebhookSink {
-    /// A destination at `url` that signs with each of `secrets`: more than one while they are rotated.
+    /// A destination at `url` that signs with each of `signers`: more than one while they are rotated.
     ///
     /// # Errors
-    /// When the URL or a secret has the wrong form, or there is no secret; the error names the webhook.
-    pub fn new(client: Client, name: &str, url: &Url, secrets: &[SecretString]) -> Result<Self, BadWebhook> {
+    /// When the URL has the wrong form; the error names the webhook.
+    pub fn new(client: Client, name: &str, url: &Url, signers: Signers) -> Result<Self, BadWebhook> {
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
             return Err(BadWebhook::Url { name: name.to_owned() });
-        }
-        let bad_secret = || BadWebhook::Secret { name: name.to_owned() };
-        let signers: Vec<_> =
-            secrets.iter().map(|secret| signer(secret).ok_or_else(bad_secret)).collect::<Result<_, _>>()?;
-        if signers.is_empty() {
-            return Err(bad_secret());
         }
         Ok(Self {
             client,
@@ -137,23 +124,6 @@ impl WebhookSink {
         (self.detail, self.format) = (detail, format);
         self
     }
-
-    /// `v1,…` for each secret.
-    fn signature(&self, id: &str, timestamp: i64, body: &[u8]) -> Option<String> {
-        let one = |signer: &Webhook| signer.sign(id, timestamp, body).ok();
-        Some(self.signers.iter().map(one).collect::<Option<Vec<_>>>()?.join(" "))
-    }
-}
-
-/// What signs with a secret. The libraries of Standard Webhooks take one with and without `whsec_`, as
-/// base64 in both cases; any other text would give signatures that none of them can verify.
-fn signer(secret: &SecretString) -> Option<Webhook> {
-    let secret = secret.expose_secret().trim();
-    let key = Zeroizing::new(STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret)).ok()?);
-    if !SECRET_BYTES.contains(&key.len()) {
-        return None;
-    }
-    Webhook::from_bytes(key.to_vec()).ok()
 }
 
 #[async_trait]
@@ -167,7 +137,7 @@ impl Sink for WebhookSink {
         };
         let Some(body) = body else { return unsendable };
         // A dot would make what is signed ambiguous.
-        let signature = self.signature(request.id, timestamp, &body);
+        let signature = self.signers.sign(request.id, timestamp, &body);
         let Some(signature) = signature.filter(|_| !request.id.contains('.')) else { return unsendable };
         let sent = self
             .client
@@ -241,11 +211,16 @@ mod tests {
         http::{Method, Uri},
         response::IntoResponse,
     };
+    use secrecy::SecretString;
+    use standardwebhooks::Webhook;
     use tokio::net::TcpListener;
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
-    use crate::clock::{Clock, SystemClock};
+    use crate::{
+        clock::{Clock, SystemClock},
+        store::webhooks::secrets::Signing,
+    };
 
     const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
     const OTHER: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -290,13 +265,18 @@ mod tests {
         (address, calls, server)
     }
 
+    fn signers(secrets: &[&str]) -> Result<Signers, BadWebhook> {
+        let secrets: Vec<Signing> = secrets.iter().map(|secret| SecretString::from(*secret).into()).collect();
+        Signers::new("main", &secrets)
+    }
+
     fn sink(address: SocketAddr, path: &str, secrets: &[&str]) -> WebhookSink {
         let url = Url::parse(&format!("http://{address}/{path}?token=hidden")).unwrap();
-        let secrets: Vec<_> = secrets.iter().map(|secret| SecretString::from(*secret)).collect();
+        let signers = signers(secrets).unwrap();
         // As `client`, which this calls for its TLS, but with less patience.
         client().unwrap();
         let client = Client::builder().redirect(redirect::Policy::none()).build().unwrap();
-        WebhookSink::new(client, "main", &url, &secrets).unwrap().timeout(Duration::from_millis(500))
+        WebhookSink::new(client, "main", &url, signers).unwrap().timeout(Duration::from_millis(500))
     }
 
     async fn deliver(sink: &WebhookSink) -> Outcome {
@@ -312,8 +292,8 @@ mod tests {
     async fn a_call_is_signed_with_every_secret() {
         let (address, calls, _server) = receiver().await;
         let url = Url::parse(&format!("http://{address}/204?token=hidden")).unwrap();
-        let secrets = [SecretString::from(SECRET), SecretString::from(OTHER)];
-        let sink = WebhookSink::new(client().unwrap(), "main", &url, &secrets).unwrap();
+        let signers = signers(&[SECRET, OTHER]).unwrap();
+        let sink = WebhookSink::new(client().unwrap(), "main", &url, signers).unwrap();
         assert_matches!(deliver(&sink).await, Outcome::Delivered { status: Some(204) });
         assert_matches!(deliver(&sink).await, Outcome::Delivered { .. });
         let calls = calls.lock().unwrap();
@@ -353,17 +333,17 @@ mod tests {
         for (secret, id, timestamp, body, signature) in published {
             for secret in [secret, secret.trim_start_matches("whsec_")] {
                 let sink = sink(address, "", &[secret]);
-                assert_eq!(sink.signature(id, timestamp, body.as_bytes()).as_deref(), Some(signature));
+                assert_eq!(sink.signers.sign(id, timestamp, body.as_bytes()).as_deref(), Some(signature));
                 for (id, timestamp, body) in
                     [("msg_other", timestamp, body), (id, timestamp + 1, body), (id, timestamp, "{}")]
                 {
-                    assert_ne!(sink.signature(id, timestamp, body.as_bytes()).as_deref(), Some(signature));
+                    assert_ne!(sink.signers.sign(id, timestamp, body.as_bytes()).as_deref(), Some(signature));
                 }
             }
         }
         let both = sink(address, "", &[published[0].0, published[1].0]);
         let (_, id, timestamp, body, signature) = published[1];
-        let signed = both.signature(id, timestamp, body.as_bytes()).unwrap();
+        let signed = both.signers.sign(id, timestamp, body.as_bytes()).unwrap();
         assert_eq!(signed.split(' ').nth(1), Some(signature), "each secret signs, in their order");
     }
 
@@ -432,8 +412,7 @@ mod tests {
         let bad = ["", "whsec_", "my secret", "whsec_not base64!", &of(15), &of(65), "WHSEC_AAAA"];
         for secret in bad {
             let url = Url::parse("http://127.0.0.1").unwrap();
-            let secrets = [SecretString::from(SECRET), SecretString::from(secret)];
-            let error = WebhookSink::new(client().unwrap(), "main", &url, &secrets).unwrap_err();
+            let error = signers(&[SECRET, secret]).unwrap_err();
             assert!(error.to_string().contains("\"main\""), "{error}");
             assert!(
                 secret.is_empty()
@@ -443,13 +422,10 @@ mod tests {
         }
         let url = Url::parse("ftp://127.0.0.1").unwrap();
         assert_matches!(
-            WebhookSink::new(client().unwrap(), "main", &url, &[SECRET.into()]),
+            WebhookSink::new(client().unwrap(), "main", &url, signers(&[SECRET]).unwrap()),
             Err(BadWebhook::Url { .. })
         );
         let url = Url::parse("http://127.0.0.1").unwrap();
-        assert_matches!(
-            WebhookSink::new(client().unwrap(), "main", &url, &[]),
-            Err(BadWebhook::Secret { .. })
-        );
+        assert_matches!(signers(&[]), Err(BadWebhook::Secret { .. }));
     }
 }
