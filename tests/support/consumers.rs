@@ -5,13 +5,14 @@ use std::{
     io::Write,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use http::HeaderMap;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
-use super::{receiver::Attempt, repository, run};
+use super::{receiver::Attempt, repository, run, until};
 
 /// One delivery as a consumer gets it.
 #[derive(Clone, Debug)]
@@ -42,6 +43,35 @@ impl Case {
         });
         json!({"secret": self.secret, "headers": headers, "body": self.body}).to_string()
     }
+}
+
+/// The whole consumer of the documentation, on a port, with its database in that file. Ends when dropped.
+pub(crate) async fn consumer(port: u16, secret: &str, database: &Path) -> tokio::process::Child {
+    let folder = repository().join("tests/consumers");
+    let installed = run(Command::new(folder.join("install.sh"))).await;
+    // The program itself, not the script that finds it: that one would be ended alone.
+    let python = run_python_path().await;
+    let child = tokio::process::Command::new(python)
+        .arg(folder.join("consumer.py"))
+        .env("PYTHONPATH", Path::new(installed.trim()).join("python"))
+        .env("PORT", port.to_string())
+        .env("WEBHOOK_SECRET", secret)
+        .env("DATABASE", database)
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    until("the consumer to listen", Duration::from_secs(20), async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+    })
+    .await;
+    child
+}
+
+async fn run_python_path() -> String {
+    let mut command = Command::new(repository().join("tests/homeserver/synapse.sh"));
+    command.args(["python", "-c", "import sys; print(sys.executable)"]);
+    run(command).await.trim().to_owned()
 }
 
 /// What every snippet says of each case, by language.

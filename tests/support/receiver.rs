@@ -122,6 +122,7 @@ struct Shared {
     any_time: AtomicBool,
     any_payload: AtomicBool,
     any_order: AtomicBool,
+    any_secret: AtomicBool,
     book: Mutex<Book>,
 }
 
@@ -151,6 +152,7 @@ impl Receiver {
             any_time: AtomicBool::default(),
             any_payload: AtomicBool::default(),
             any_order: AtomicBool::default(),
+            any_secret: AtomicBool::default(),
             book: Mutex::default(),
         });
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
@@ -165,6 +167,11 @@ impl Receiver {
     /// Does not look at when requests say they were made: their sender's clock is moved by hand.
     pub(crate) fn at_any_time(&self) {
         self.shared.any_time.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes requests that others than its own secret have signed.
+    pub(crate) fn signed_by_anybody(&self) {
+        self.shared.any_secret.store(true, Ordering::SeqCst);
     }
 
     /// Lets deliveries of one room be under way at once: its webhook has no order.
@@ -215,8 +222,10 @@ impl Receiver {
     /// How many messages and edits are taken so far; cheap however many there are.
     pub(crate) fn message_count(&self) -> usize {
         let book = self.shared.book.lock().unwrap();
-        let taken = book.attempts.iter().filter(|attempt| attempt.accepted() && attempt.is_message());
-        taken.map(|attempt| attempt.id.as_str()).collect::<HashSet<_>>().len()
+        let told = book.attempts.iter().filter(|attempt| attempt.accepted()).flat_map(Attempt::messages);
+        let said = told
+            .filter(|message| message["type"] == "message.created" || message["type"] == "message.edited");
+        said.map(|message| message["data"]["id"].as_str()).collect::<HashSet<_>>().len()
     }
 
     /// The messages and edits taken so far, each once.
@@ -317,7 +326,9 @@ impl Shared {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let id = header("webhook-id").to_owned();
         let mut wrong = Vec::new();
-        if self.any_time.load(Ordering::SeqCst) {
+        if self.any_secret.load(Ordering::SeqCst) {
+            // The test looks itself.
+        } else if self.any_time.load(Ordering::SeqCst) {
             let sent_at = header("webhook-timestamp").parse().unwrap_or_default();
             let signature = self.key.sign(&id, sent_at, &body).unwrap();
             if !header("webhook-signature").split(' ').any(|given| given == signature) {
