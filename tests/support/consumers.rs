@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -46,26 +46,35 @@ impl Case {
 }
 
 /// The whole consumer of the documentation, on a port, with its database in that file. Ends when dropped.
-pub(crate) async fn consumer(port: u16, secret: &str, database: &Path) -> tokio::process::Child {
+pub(crate) async fn consumer(port: u16, secret: &str, database: &Path) -> Consumer {
     let folder = repository().join("tests/consumers");
     let installed = run(Command::new(folder.join("install.sh"))).await;
     // The program itself, not the script that finds it: that one would be ended alone.
     let python = run_python_path().await;
-    let child = tokio::process::Command::new(python)
+    let child = Command::new(python)
         .arg(folder.join("consumer.py"))
         .env("PYTHONPATH", Path::new(installed.trim()).join("python"))
         .env("PORT", port.to_string())
         .env("WEBHOOK_SECRET", secret)
         .env("DATABASE", database)
         .stderr(Stdio::null())
-        .kill_on_drop(true)
         .spawn()
         .unwrap();
     until("the consumer to listen", Duration::from_secs(20), async || {
         tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
     })
     .await;
-    child
+    Consumer(child)
+}
+
+/// A consumer; killed when dropped.
+pub(crate) struct Consumer(Child);
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 async fn run_python_path() -> String {
