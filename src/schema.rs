@@ -19,7 +19,7 @@ use crate::{
 
 const FILE: &str = "docs/schema/webhook.json";
 
-/// `data` of a CloudEvents event.
+/// `data` of a `CloudEvents` event.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "only its schema is of use")]

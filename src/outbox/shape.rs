@@ -121,7 +121,7 @@ fn leave_out_what_was_said(data: &mut Map<String, Value>) {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct CloudEvent<D> {
-    /// The version of CloudEvents.
+    /// The version of `CloudEvents`.
     #[cfg_attr(test, schemars(extend("const" = "1.0")))]
     pub(crate) specversion: &'static str,
     /// The id of the message, `data.id`.

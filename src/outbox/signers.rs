@@ -16,7 +16,10 @@ const SECRET_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
 
 /// The secrets of one webhook, shared by whoever signs and whoever changes them.
 #[derive(Clone)]
-pub struct Signers(Arc<RwLock<Vec<(Webhook, Option<Timestamp>)>>>);
+pub struct Signers(Arc<RwLock<Vec<Key>>>);
+
+/// A key, and until when it signs.
+type Key = (Webhook, Option<Timestamp>);
 
 impl std::fmt::Debug for Signers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -54,7 +57,7 @@ impl Signers {
     }
 }
 
-fn keys(name: &str, secrets: &[Signing]) -> Result<Vec<(Webhook, Option<Timestamp>)>, BadWebhook> {
+fn keys(name: &str, secrets: &[Signing]) -> Result<Vec<Key>, BadWebhook> {
     let bad = || BadWebhook::Secret { name: name.to_owned() };
     let one = |signing: &Signing| Ok((key(&signing.secret).ok_or_else(bad)?, signing.until));
     let keys = secrets.iter().map(one).collect::<Result<Vec<_>, _>>()?;
