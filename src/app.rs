@@ -13,13 +13,14 @@ mod recovery;
 mod restore;
 mod retention;
 mod term;
+mod webhooks;
 
 pub use crate::crypto::recovery::Progress as RestoreProgress;
-pub use commands::{ListedWebhook, WebhookStatus, enable_webhook, migrate, webhook_status, webhooks};
+pub use commands::{ListedWebhook, WebhookStatus, enable_webhook, list_webhooks, migrate, webhook_status};
 pub use restore::{History, RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     net::SocketAddr,
     sync::{Arc, OnceLock},
@@ -29,7 +30,7 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
@@ -42,9 +43,9 @@ use crate::{
     http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
     inbox::{Inbox, verdict::TrustSettings, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
-    model::{RelayPolicy, Route, WebhookId},
-    outbox::{BadWebhook, Destination, Dispatcher, WebhookSink},
-    store::{self, Store, StoreError},
+    model::{RelayPolicy, WebhookId},
+    outbox::{BadWebhook, Dispatcher},
+    store::{Store, StoreError},
 };
 
 /// How long a stop waits for what is in hand.
@@ -89,6 +90,8 @@ struct Shared {
     clock: SharedClock,
     wakes: Wakes,
     bot: Arc<OnceLock<ruma::OwnedUserId>>,
+    /// Notified when a webhook has another secret.
+    signers: Arc<Notify>,
 }
 
 /// Runs coucou until a signal: the first one stops it gently, the second at once.
@@ -124,7 +127,15 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
         let _ = bot.set(user_id);
     }
     let hs_token = HsToken::new(&config.appservice.hs_token);
-    let shared = Shared { config: Arc::new(config), store, homeserver, clock, wakes: Wakes::default(), bot };
+    let shared = Shared {
+        config: Arc::new(config),
+        store,
+        homeserver,
+        clock,
+        wakes: Wakes::default(),
+        bot,
+        signers: Arc::default(),
+    };
     let (fatal, mut failed) = mpsc::channel(1);
     let health = watch_store(&lifecycle, &shared, &fatal);
     serve_http(&lifecycle, &shared, listener, hs_token, health, &fatal);
@@ -230,6 +241,7 @@ fn rest(shared: &Shared) -> Api {
         owner: shared.config.owner.as_ref().map(|owner| owner.user_id.clone()),
         webhooks: shared.config.webhooks.iter().map(shown).collect(),
         wake_outbox: Arc::clone(&shared.wakes.outbox),
+        wake_signers: Arc::clone(&shared.signers),
     }
 }
 
@@ -238,7 +250,7 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
     let (tasks, shared, fatal) = (lifecycle.clone(), shared.clone(), fatal.clone());
     let stop = lifecycle.stop_token();
     lifecycle.spawn(async move {
-        let (webhooks, routes) = match ready_webhooks(&shared, &stop).await {
+        let (webhooks, routes) = match webhooks::ready(&shared, &tasks, &stop).await {
             Ok(Some(webhooks)) => webhooks,
             Ok(None) => return,
             Err(error) => {
@@ -264,66 +276,6 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
             let _ = fatal.send(AppError::Crypto(error)).await;
         }
     });
-}
-
-type Destinations = BTreeMap<WebhookId, Destination>;
-
-/// The webhooks of the settings, with their numbers; `None` when told to stop before the store was ready.
-async fn ready_webhooks(
-    shared: &Shared,
-    stop: &CancellationToken,
-) -> Result<Option<(Destinations, Vec<Route>)>, AppError> {
-    // Bad settings are told at once, not when the database is there.
-    let client = crate::outbox::client().map_err(AppError::Webhook)?;
-    while !stop.is_cancelled() {
-        if shared.store.is_ready() {
-            match connect_webhooks(shared, &client).await {
-                Err(AppError::Store(error)) if error.is_transient() => {}
-                other => return other.map(Some),
-            }
-        }
-        tokio::select! { () = stop.cancelled() => {}, () = sleep(Duration::from_millis(100)) => {} }
-    }
-    Ok(None)
-}
-
-async fn connect_webhooks(
-    shared: &Shared,
-    client: &reqwest::Client,
-) -> Result<(Destinations, Vec<Route>), AppError> {
-    let (mut destinations, mut routes) = (Destinations::new(), Vec::new());
-    for webhook in &shared.config.webhooks {
-        let mut tx = shared.store.begin().await?;
-        let id = store::webhooks::ensure(&mut tx, &webhook.name, shared.clock.now()).await?;
-        if store::webhooks::at_address(&mut tx, id, webhook.url.as_str()).await? {
-            tracing::info!(webhook.name = %webhook.name, "has another URL, and is enabled again");
-        }
-        let mut secrets = webhook.secrets.clone();
-        if secrets.is_empty() {
-            tracing::info!(webhook.name = %webhook.name,
-                "signed with the generated secret that `coucou webhooks --show-secrets` shows");
-            let (seal, mut rng) = (shared.store.seal()?, StdRng::from_os_rng());
-            secrets.push(store::webhooks::generated_secret(&mut tx, seal, id, &mut rng).await?);
-        }
-        tx.commit().await?;
-        let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, &secrets)?
-            .headers(&webhook.headers)
-            .timeout(webhook.timeout)
-            .telling(webhook.detail, webhook.format);
-        let destination = Destination {
-            schedule: webhook.schedule.clone(),
-            concurrency: Some(webhook.concurrency),
-            timeout: Some(webhook.timeout),
-            max_queue: webhook.max_queue,
-            ..Destination::new(&webhook.name, Arc::new(sink))
-        };
-        destinations.insert(id, destination);
-        routes.push(Route { webhook_id: id, filter: webhook.filter.clone() });
-    }
-    if destinations.is_empty() {
-        tracing::warn!("no webhook is configured (webhooks, COUCOU_WEBHOOK_URL): messages are only stored");
-    }
-    Ok((destinations, routes))
 }
 
 impl Shared {

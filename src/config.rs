@@ -36,7 +36,7 @@ pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
 use crate::{
-    model::{Detail, Filter, Format, Pattern, RecoveryKey, Schedule, Scope, TrustPolicy},
+    model::{Detail, Filter, Flow, Format, Pattern, RecoveryKey, Schedule, Scope, TrustPolicy},
     store::Location,
 };
 
@@ -166,6 +166,8 @@ pub struct Webhook {
     pub detail: Detail,
     /// What a body looks like.
     pub format: Format,
+    /// In which order, and how many messages at once.
+    pub flow: Flow,
     /// Deliveries that are kept pending while it is disabled.
     pub max_queue: u64,
 }

@@ -25,4 +25,6 @@ pub mod store;
 pub mod telemetry;
 
 #[cfg(test)]
+mod schema;
+#[cfg(test)]
 mod testing;

@@ -23,4 +23,4 @@ pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
 pub use sync::SyncPage;
 pub use trust::{Action, TrustPolicy};
-pub use webhook::{Detail, Filter, Format, Route, Schedule};
+pub use webhook::{Batch, Detail, Filter, Flow, Format, Ordering, Route, Schedule};

@@ -11,13 +11,15 @@
 //! that ends by itself within seconds; what it sent without recording is then sent once more, with the same `webhook-id`
 //! and the same body, by which the receiver knows it.
 
+mod batch;
 mod breaker;
 mod care;
 mod claims;
 mod destination;
 pub mod retry;
 mod run;
-mod shape;
+pub(crate) mod shape;
+mod signers;
 mod sink;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ mod webhook;
 mod worker;
 
 pub use destination::Destination;
-pub use sink::{Outcome, SendError, Sink, WebhookRequest};
+pub use signers::Signers;
+pub use sink::{Body, Outcome, SendError, Sink, WebhookRequest};
 pub use webhook::{BadWebhook, WebhookSink, client};
 pub use worker::{Config, Dispatcher, Progress};

@@ -22,20 +22,20 @@ use crate::support::{
 };
 
 const BOT: &str = "@coucou:localhost";
-const SOON: Duration = Duration::from_mins(1);
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 /// coucou with these webhooks, and rooms of a bridge that it has joined.
-struct Scene {
-    coucou: Coucou,
+pub(crate) struct Scene {
+    pub(crate) coucou: Coucou,
     homeserver: FakeHomeserver,
     bridge: FakeBridge,
     rooms: Vec<String>,
-    said: usize,
+    pub(crate) said: usize,
     _database: Database,
 }
 
 impl Scene {
-    async fn set(rooms: usize, webhooks: &str) -> Self {
+    pub(crate) async fn set(rooms: usize, webhooks: &str) -> Self {
         let database = Database::create().await;
         let coucou = Coucou::new().await.store(&database.url()).set("COUCOU_LOG_FORMAT", "json");
         let homeserver = FakeHomeserver::start(&coucou).await;
@@ -61,7 +61,7 @@ impl Scene {
     }
 
     /// Pushes so many messages of any rooms, as Synapse does a hundred at a time, until they are taken.
-    async fn push(&mut self, count: usize, rng: &mut StdRng) {
+    pub(crate) async fn push(&mut self, count: usize, rng: &mut StdRng) {
         for begun in (0..count).step_by(100) {
             self.push_one(100.min(count - begun), rng).await;
         }
@@ -79,7 +79,7 @@ impl Scene {
         self.homeserver.push_until_taken(&events, &[]).await;
     }
 
-    async fn command(&self, args: &[&str]) -> String {
+    pub(crate) async fn command(&self, args: &[&str]) -> String {
         let output = self.coucou.run(args).await;
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -87,12 +87,12 @@ impl Scene {
 }
 
 /// An entry of `webhooks` for a receiver.
-fn entry(name: &str, receiver: &Receiver, more: &str) -> String {
+pub(crate) fn entry(name: &str, receiver: &Receiver, more: &str) -> String {
     format!("  - {{name: {name}, url: \"{}\", secret: {}, {more}}}\n", receiver.url(), receiver.secret())
 }
 
 /// How long so many deliveries may take on a busy machine.
-fn patience(count: usize) -> Duration {
+pub(crate) fn patience(count: usize) -> Duration {
     Duration::from_secs(30) + Duration::from_millis(60) * u32::try_from(count).unwrap()
 }
 
@@ -105,6 +105,30 @@ async fn taken(name: &str, receiver: &Receiver, count: usize, deadline: Duration
         (taken >= count).then_some(())
     })
     .await;
+}
+
+/// What a receiver of batches has taken is complete and in order in each room, whatever it got more than once.
+fn assert_batches_complete(receiver: &Receiver, said: usize) {
+    let mut rooms = BTreeMap::<String, Vec<u64>>::new();
+    let mut ids = BTreeMap::<String, String>::new();
+    for attempt in receiver.taken() {
+        assert!(attempt.messages().len() <= 20, "no more than allowed");
+        for message in attempt.messages() {
+            let data = &message["data"];
+            let id = data["id"].as_str().unwrap().to_owned();
+            // A batch has one id for ever, and a message one batch.
+            assert_eq!(ids.entry(id).or_insert_with(|| attempt.id.clone()), &attempt.id);
+            if message["type"] == "message.created" {
+                let room = rooms.entry(data["room_id"].as_str().unwrap().to_owned()).or_default();
+                room.push(data["sequence"].as_u64().unwrap());
+            }
+        }
+    }
+    assert_eq!(rooms.values().map(Vec::len).sum::<usize>(), said, "each message once, and no other");
+    for (room, sequences) in rooms {
+        let expected: Vec<u64> = (sequences[0]..).take(sequences.len()).collect();
+        assert_eq!(sequences, expected, "in order and without gaps in {room}");
+    }
 }
 
 /// What a receiver has taken is complete, and in order in each room.
@@ -122,7 +146,7 @@ fn assert_complete(receiver: &Receiver, said: usize) {
     }
 }
 
-fn faults(count: usize, rng: &mut StdRng) -> Vec<Answer> {
+pub(crate) fn faults(count: usize, rng: &mut StdRng) -> Vec<Answer> {
     let kinds = [
         Answer::Status(500),
         Answer::Status(503),
@@ -143,11 +167,15 @@ async fn a_webhook_with_every_fault_loses_nothing_and_delays_no_other() {
     let count: usize = env::var("COUCOU_TEST_DELIVERIES").map_or(600, |count| count.parse().unwrap());
     let mut rng = StdRng::seed_from_u64(4);
     let (moody, steady, stuck) = (Receiver::start().await, Receiver::start().await, Receiver::start().await);
+    let (loose, bulk) = (Receiver::start().await, Receiver::start().await);
+    loose.in_any_order();
     stuck.answer_always(Some(Answer::Hang));
     let waits = ["1s"; 100].join(", ");
     let webhooks = format!(
-        "webhooks:\n{}{}{}",
+        "webhooks:\n{}{}{}{}{}",
         entry("moody", &moody, &format!("timeout: 2s, schedule: [{waits}]")),
+        entry("loose", &loose, &format!("timeout: 2s, schedule: [{waits}], ordering: none")),
+        entry("bulk", &bulk, &format!("timeout: 2s, schedule: [{waits}], batch: {{max: 20, wait: 100ms}}")),
         entry("steady", &steady, ""),
         entry("stuck", &stuck, "timeout: 2s"),
     );
@@ -156,8 +184,10 @@ async fn a_webhook_with_every_fault_loses_nothing_and_delays_no_other() {
     // Every fault but 410, while messages come.
     let each = count / 6;
     for _ in 0..3 {
-        moody.answer_next(faults(30, &mut rng));
-        moody.answer_next([Answer::RetryAfter(429, 1), Answer::Hang]);
+        for receiver in [&moody, &loose, &bulk] {
+            receiver.answer_next(faults(if count > 1000 { 30 } else { 10 }, &mut rng));
+            receiver.answer_next([Answer::RetryAfter(429, 1), Answer::Hang]);
+        }
         scene.push(each, &mut rng).await;
         let said = scene.said;
         taken("steady", &steady, said, patience(each)).await;
@@ -188,7 +218,9 @@ async fn a_webhook_with_every_fault_loses_nothing_and_delays_no_other() {
     let left = count - scene.said;
     for kill in 0..kills {
         steady.answer_next(vec![Answer::Late(200, Duration::from_millis(40)); 20]);
-        moody.answer_next(faults(10, &mut rng));
+        for receiver in [&moody, &loose, &bulk] {
+            receiver.answer_next(faults(10, &mut rng));
+        }
         let share = if kill + 1 == kills { count - scene.said } else { left / kills };
         scene.push(share, &mut rng).await;
         steady.wait_for_attempts(before + 1 + kill, SOON).await;
@@ -200,9 +232,21 @@ async fn a_webhook_with_every_fault_loses_nothing_and_delays_no_other() {
         println!("after SIGKILL the rooms went on within {:?}", began.elapsed());
     }
     taken("moody", &moody, count, patience(each) + SOON).await;
+    taken("loose", &loose, count, patience(each) + SOON).await;
+    taken("bulk", &bulk, count, patience(each) + SOON).await;
     for receiver in [&moody, &steady] {
         assert_complete(receiver, count);
     }
+    assert_eq!(loose.messages().len(), count, "each message once, and no other");
+    assert_batches_complete(&bulk, count);
+    let requests = |receiver: &Receiver| receiver.attempts().len();
+    println!(
+        "{count} messages to each of four webhooks, in {} (moody), {} (steady), {} (loose) and {} (bulk) requests",
+        requests(&moody),
+        requests(&steady),
+        requests(&loose),
+        requests(&bulk)
+    );
     assert!(stuck.taken().is_empty() && !stuck.attempts().is_empty());
     let status = scene.command(&["webhooks", "--status"]).await;
     assert!(status.contains("moody: 0 pending; 0 dead\n"), "{status}");
@@ -261,7 +305,7 @@ async fn each_webhook_is_told_what_its_settings_say() {
 
 /// The snippets of the documentation, with the published libraries, accept what is signed with either secret, and
 /// nothing that was altered.
-async fn consumers_accept(told: &[Attempt], new: &str, old: &str) {
+pub(crate) async fn consumers_accept(told: &[Attempt], new: &str, old: &str) {
     let genuine: Vec<Case> =
         told.iter().flat_map(|attempt| [Case::of(attempt, new), Case::of(attempt, old)]).collect();
     let one = genuine[0].clone();

@@ -66,7 +66,7 @@ async fn synapse_keeps_its_data_and_the_sender_its_session() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_receiver_answers_as_told_and_counts_what_it_took() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start().await.of_any_payload();
     receiver.answer_next([Answer::Status(503), Answer::Close, Answer::RetryAfter(429, 3)]);
     assert_eq!(post(&receiver, "msg_1", "one", None).await, Some(503));
     assert_eq!(post(&receiver, "msg_1", "one", None).await, None);
@@ -86,7 +86,7 @@ async fn the_receiver_answers_as_told_and_counts_what_it_took() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_receiver_finds_a_bad_signature() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start().await.of_any_payload();
     let stranger = format!("whsec_{}", BASE64_STANDARD.encode([7; 32]));
     post(&receiver, "msg_1", "one", Some(&stranger)).await;
     assert_complains(&receiver, "signature invalid");
@@ -94,7 +94,7 @@ async fn the_receiver_finds_a_bad_signature() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_receiver_finds_an_id_that_changes_its_body() {
-    let receiver = Receiver::start().await;
+    let receiver = Receiver::start().await.of_any_payload();
     receiver.answer_next([Answer::Status(500)]);
     post(&receiver, "msg_1", "one", None).await;
     post(&receiver, "msg_1", "another", None).await;
@@ -102,8 +102,15 @@ async fn the_receiver_finds_an_id_that_changes_its_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_receiver_finds_a_delivery_that_overtakes() {
+async fn the_receiver_finds_a_payload_that_the_schema_does_not_know() {
     let receiver = Receiver::start().await;
+    post(&receiver, "msg_1", "one", None).await;
+    assert_complains(&receiver, "not as docs/schema/webhook.json says");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_receiver_finds_a_delivery_that_overtakes() {
+    let receiver = Receiver::start().await.of_any_payload();
     receiver.answer_next([Answer::Late(200, Duration::from_millis(500))]);
     tokio::join!(post(&receiver, "msg_1", "one", None), post(&receiver, "msg_2", "two", None));
     assert_complains(&receiver, "overtakes");

@@ -24,6 +24,7 @@ pub(crate) mod gate;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod receiver;
+pub(crate) mod schema;
 pub(crate) mod synapse;
 
 /// The folder of the crate.

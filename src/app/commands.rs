@@ -1,13 +1,15 @@
 //! What the short commands do with the store: plain data in and out, so that they can just print it.
 
-use rand::{SeedableRng, rngs::StdRng};
-use secrecy::SecretString;
 use url::Url;
 
+use super::webhooks;
 use crate::{
     clock::{Clock, SystemClock, Timestamp},
-    config::Config,
-    store::{Store, StoreError, outbox, webhooks as table},
+    config::{self, Config},
+    store::{
+        Store, StoreError, outbox,
+        webhooks::{self as table, secrets::Signing},
+    },
 };
 
 /// Brings the schema up to date and opens the data key, so that a wrong pickle key shows now and not at the
@@ -36,34 +38,29 @@ pub struct ListedWebhook {
     pub url: Url,
     /// Whether coucou made its secret; else it is in the settings.
     pub is_generated: bool,
-    /// The secrets, when asked for; the first one signs first.
-    pub secrets: Vec<SecretString>,
+    /// The secrets that sign now, when asked for, each with its end if it has one; the first one signs first.
+    pub secrets: Vec<Signing>,
 }
 
-/// The configured webhooks. With `show_secrets` the store is opened for those that coucou makes, and one that
+/// The configured webhooks. With `show_secrets` the store is opened for the secrets that coucou made, and one that
 /// was not made before is made now.
 ///
 /// # Errors
 /// When the store is needed and cannot be used.
-pub async fn webhooks(config: &Config, show_secrets: bool) -> Result<Vec<ListedWebhook>, StoreError> {
-    let needs_store = show_secrets && config.webhooks.iter().any(|webhook| webhook.secrets.is_empty());
-    let store = if needs_store {
+pub async fn list_webhooks(config: &Config, show_secrets: bool) -> Result<Vec<ListedWebhook>, StoreError> {
+    let store = if show_secrets && !config.webhooks.is_empty() {
         Some(Store::open(&config.store.location, config.store.pickle_key.clone())?)
     } else {
         None
     };
-    let listed = list(config, show_secrets, store.as_ref()).await;
+    let listed = list(config, store.as_ref()).await;
     if let Some(store) = &store {
         store.close().await;
     }
     listed
 }
 
-async fn list(
-    config: &Config,
-    show_secrets: bool,
-    store: Option<&Store>,
-) -> Result<Vec<ListedWebhook>, StoreError> {
+async fn list(config: &Config, store: Option<&Store>) -> Result<Vec<ListedWebhook>, StoreError> {
     let now = SystemClock.now();
     if let Some(store) = store {
         store.prepare(now).await?;
@@ -72,9 +69,8 @@ async fn list(
     for webhook in &config.webhooks {
         let is_generated = webhook.secrets.is_empty();
         let secrets = match store {
-            Some(store) if is_generated => vec![generated(store, &webhook.name, now).await?],
-            _ if show_secrets => webhook.secrets.clone(),
-            _ => Vec::new(),
+            Some(store) => signing(store, webhook, now).await?,
+            None => Vec::new(),
         };
         listed.push(ListedWebhook {
             name: webhook.name.clone(),
@@ -86,15 +82,17 @@ async fn list(
     Ok(listed)
 }
 
-/// The secret that coucou made for a webhook, or makes now.
-async fn generated(store: &Store, name: &str, now: Timestamp) -> Result<SecretString, StoreError> {
-    // Not the thread's own generator: this may wait, and then go on in another thread.
-    let mut rng = StdRng::from_os_rng();
+/// What signs for a webhook now.
+async fn signing(
+    store: &Store,
+    webhook: &config::Webhook,
+    now: Timestamp,
+) -> Result<Vec<Signing>, StoreError> {
     let mut tx = store.begin().await?;
-    let id = table::ensure(&mut tx, name, now).await?;
-    let secret = table::generated_secret(&mut tx, store.seal()?, id, &mut rng).await?;
+    let id = table::ensure(&mut tx, &webhook.name, now).await?;
     tx.commit().await?;
-    Ok(secret)
+    let settings = webhooks::of_settings(store, id, webhook).await?;
+    webhooks::in_use(store, id, &webhook.secrets, &settings, now).await
 }
 
 /// How a webhook's deliveries stand.

@@ -101,6 +101,7 @@ pub async fn restore(
         clock: Arc::new(SystemClock),
         wakes: Wakes::default(),
         bot: Arc::new(OnceLock::new()),
+        signers: Arc::default(),
     };
     let restored = restore_under_lease(&shared, key, options, progress).await;
     store.close().await;

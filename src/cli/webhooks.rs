@@ -35,17 +35,24 @@ pub(super) async fn run(args: Args, config: Config) -> Result<()> {
         writeln!(out, "no webhook is set: messages are kept for the REST API (COUCOU_WEBHOOK_URL sets one)")?;
         return Ok(());
     }
-    let webhooks = app::webhooks(&config, args.show_secrets).await.context("the store cannot be read")?;
+    let webhooks =
+        app::list_webhooks(&config, args.show_secrets).await.context("the store cannot be read")?;
     for webhook in webhooks {
         let url = if args.show_secrets { webhook.url.to_string() } else { without_token(&webhook.url) };
         writeln!(out, "{}: {url}", webhook.name)?;
         let kept =
             if webhook.is_generated { "made by coucou, kept in the store" } else { "from the settings" };
-        if webhook.secrets.is_empty() {
+        if !args.show_secrets {
             writeln!(out, "  secret: {kept} (--show-secrets prints it)")?;
         }
-        for secret in &webhook.secrets {
-            writeln!(out, "  secret: {} ({kept})", secret.expose_secret())?;
+        for signing in &webhook.secrets {
+            write!(out, "  secret: {}", signing.secret.expose_secret())?;
+            match (signing.is_rotated, signing.until) {
+                (true, None) => writeln!(out, " (made by a rotation)")?,
+                (true, Some(until)) => writeln!(out, " (made by a rotation; signs until {until})")?,
+                (false, None) => writeln!(out, " ({kept})")?,
+                (false, Some(until)) => writeln!(out, " ({kept}; signs until {until})")?,
+            }
         }
     }
     Ok(())

@@ -24,9 +24,27 @@ pub(super) fn parse(text: &str) -> Option<Duration> {
     number.checked_mul(seconds).map(Duration::from_secs)
 }
 
+/// As [`parse`], and in milliseconds: `500ms`.
+#[must_use]
+pub(super) fn parse_short(text: &str) -> Option<Duration> {
+    match text.trim().strip_suffix("ms") {
+        Some(number) => number.trim_end().parse().ok().map(Duration::from_millis),
+        None => parse(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_one_may_be_in_milliseconds() {
+        assert_eq!(parse_short("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(parse_short("2s"), Some(Duration::from_secs(2)));
+        for bad in ["ms", "-1ms", "1.5ms", "500"] {
+            assert_eq!(parse_short(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn a_length_of_time_has_a_unit() {

@@ -178,6 +178,21 @@ settings! {
         default: "standard", example: "cloudevents",
         "What a body looks like: standard, or cloudevents (CloudEvents 1.0, structured JSON).",
     }
+    WEBHOOK_ORDERING {
+        "webhooks[].ordering",
+        default: "strict", example: "strict",
+        "strict: each room's messages in their order. none: whatever fails delays nothing else.",
+    }
+    BATCH_MAX {
+        "webhooks[].batch.max",
+        default: "100, with batch.wait", example: "100",
+        "The most messages that go in one request.",
+    }
+    BATCH_WAIT {
+        "webhooks[].batch.wait",
+        default: "1s, with batch.max", example: "500ms",
+        "How long a message waits for others to go in the same request.",
+    }
     WEBHOOK_MAX_QUEUE {
         "webhooks[].max_queue",
         default: "100000", example: "100000",

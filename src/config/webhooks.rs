@@ -14,7 +14,9 @@ use super::{
     settings::{self, Setting},
     source::{Given, Reader},
 };
-use crate::model::{Detail, Direction, Filter, Format, MessageType, Pattern, Schedule, Trust};
+use crate::model::{
+    Batch, Detail, Direction, Filter, Flow, Format, MessageType, Ordering, Pattern, Schedule, Trust,
+};
 
 /// How long an answer may take unless told otherwise; Standard Webhooks advises 15 to 30 seconds.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -24,6 +26,11 @@ const LONGEST_TIMEOUT: Duration = Duration::from_mins(2);
 const LONGEST_WAIT: Duration = Duration::from_hours(24 * 7);
 /// Rooms that are sent at once, at most and unless told otherwise.
 const CONCURRENCY: usize = 64;
+/// Messages in one request, at most and unless told otherwise; all of them are held in memory at once.
+const MOST_IN_BATCH: u16 = 100;
+/// How long a message waits for others unless told otherwise, and at most.
+const BATCH_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_BATCH_WAIT: Duration = Duration::from_mins(1);
 /// The most secrets that sign at once.
 const MOST_SECRETS: usize = 8;
 
@@ -54,6 +61,7 @@ impl Webhook {
             schedule: Schedule::default(),
             detail: Detail::default(),
             format: Format::default(),
+            flow: Flow::default(),
             max_queue: 100_000,
         }
     }
@@ -185,12 +193,39 @@ impl Entry<'_> {
             _ => None,
         })?;
         webhook.format = format.unwrap_or_default();
+        webhook.flow = self.flow()?;
         let must = "must be a number from 1 to 10000000";
         let most = self.parsed("max_queue", &settings::WEBHOOK_MAX_QUEUE, must, |text| {
             text.parse().ok().filter(|most| (1..=10_000_000).contains(most))
         })?;
         webhook.max_queue = most.unwrap_or(webhook.max_queue);
         Ok(())
+    }
+
+    /// `ordering` and `batch`.
+    fn flow(&self) -> Result<Flow, ConfigError> {
+        let must = "must be strict or none";
+        let ordering = self.parsed("ordering", &settings::WEBHOOK_ORDERING, must, |text| match text {
+            "strict" => Some(Ordering::Strict),
+            "none" => Some(Ordering::None),
+            _ => None,
+        })?;
+        let mut flow = Flow { ordering: ordering.unwrap_or_default(), batch: None };
+        let Some(node) = self.node.get("batch") else { return Ok(flow) };
+        let entry = Entry { reader: self.reader, node };
+        let must = "must be a number from 1 to 100";
+        let most = entry.parsed("max", &settings::BATCH_MAX, must, |text| {
+            text.parse().ok().filter(|most| (1..=MOST_IN_BATCH).contains(most))
+        })?;
+        let must = "must be a duration up to 1m, such as 500ms or 2s, or 0";
+        let wait = entry.parsed("wait", &settings::BATCH_WAIT, must, |text| {
+            duration::parse_short(text).filter(|wait| *wait <= LONGEST_BATCH_WAIT)
+        })?;
+        if !matches!(node.value, Value::Null) {
+            let most = most.unwrap_or(MOST_IN_BATCH);
+            flow.batch = Some(Batch { most, wait: wait.unwrap_or(BATCH_WAIT) });
+        }
+        Ok(flow)
     }
 
     /// `secret` and `secrets`, in this order.

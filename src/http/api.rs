@@ -12,6 +12,7 @@ mod messages;
 mod openapi;
 mod query;
 mod rooms;
+mod rotation;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,8 @@ pub struct Api {
     pub webhooks: BTreeMap<String, String>,
     /// Wakes the dispatchers.
     pub wake_outbox: Arc<Notify>,
+    /// Tells who signs deliveries that a webhook has another secret.
+    pub wake_signers: Arc<Notify>,
 }
 
 impl Api {
@@ -104,6 +107,7 @@ pub(super) fn routes(state: &HttpState) -> Router<HttpState> {
         .route("/api/v1/webhooks/{name}/test", post(webhooks::test))
         .route("/api/v1/webhooks/{name}/pause", post(webhooks::pause))
         .route("/api/v1/webhooks/{name}/resume", post(webhooks::resume))
+        .route("/api/v1/webhooks/{name}/rotate-secret", post(rotation::rotate))
         .route("/api/v1/stats", get(stats::get))
         .route_layer(from_fn_with_state(state.clone(), access::check))
         .route("/api/v1/openapi.json", get(openapi::serve))

@@ -119,6 +119,7 @@ fn api(store: &Store, access: Access) -> Api {
         owner: None,
         webhooks: [("default".to_owned(), "https://hooks.example.org/".to_owned())].into(),
         wake_outbox: Arc::default(),
+        wake_signers: Arc::default(),
     }
 }
 

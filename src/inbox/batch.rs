@@ -136,7 +136,8 @@ impl Batch {
         self.envelopes.push((None, envelope));
     }
 
-    /// Events of timelines.
+    /// Events of timelines, in order.
+    #[must_use = "it only looks"]
     pub fn missed(&self) -> impl DoubleEndedIterator<Item = &WireEvent> {
         self.events.iter().filter(|event| self.missed.contains(&event.event_id))
     }

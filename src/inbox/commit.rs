@@ -9,7 +9,7 @@ use crate::{
     clock::Timestamp,
     crypto::CryptoError,
     messages::filter,
-    model::{Message, Relay, WebhookId, ledger::Reason},
+    model::{Flow, Message, Relay, WebhookId, ledger::Reason},
     store::{
         StoreError, Tx, bridges,
         inbox::{self, InboxId},
@@ -113,9 +113,9 @@ impl Worker {
     }
 
     /// The webhooks that are told of a message.
-    fn webhooks_for(&self, message: &Message) -> Vec<WebhookId> {
-        let routes = self.parts.webhooks.iter();
-        routes.filter(|route| filter::admits(&route.filter, message)).map(|route| route.webhook_id).collect()
+    fn webhooks_for(&self, message: &Message) -> Vec<(WebhookId, Flow)> {
+        let routes = self.parts.webhooks.iter().filter(|route| filter::admits(&route.filter, message));
+        routes.map(|route| (route.webhook_id, route.flow)).collect()
     }
 
     /// What waits, no longer waits, and must never be relayed.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::ManualClock,
-    model::{Filter, RelayPolicy, Route},
+    model::{Filter, Flow, RelayPolicy, Route},
     store::{Lease, Store, inbox, leases, messages, webhooks},
     testing::{self, START},
 };
@@ -41,7 +41,7 @@ pub(super) async fn parts(
         engines: vec![],
         policy: Policy { relay, our_users, networks: BTreeMap::new(), trust: TrustSettings::default() },
         invite_bot: false,
-        webhooks: vec![Route { webhook_id: webhook, filter: Filter::default() }],
+        webhooks: vec![Route { webhook_id: webhook, filter: Filter::default(), flow: Flow::default() }],
         cautious: false,
         notify_after: Some(NOTIFY_AFTER),
         wakes: Wakes::default(),

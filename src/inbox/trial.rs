@@ -6,7 +6,7 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use crate::{
     clock::Timestamp,
     messages::render_test,
-    model::{Direction, Message, MessageId, MessageType, WebhookId},
+    model::{Direction, Flow, Message, MessageId, MessageType, WebhookId},
     store::{
         Store, StoreError, messages,
         outbox::{self, Queued},
@@ -48,7 +48,8 @@ pub async fn send(store: &Store, webhook_id: WebhookId, now: Timestamp) -> Resul
         payload,
     };
     messages::insert(&mut tx, store.seal()?, std::slice::from_ref(&message), now).await?;
-    let webhooks = vec![webhook_id];
+    // Not its webhook's way with other messages: nobody waits for others here.
+    let webhooks = vec![(webhook_id, Flow::default())];
     let queued = Queued { webhooks, message_id: message_id.as_str(), room_id: &message.room_id, sequence };
     outbox::enqueue(&mut tx, &[queued], now).await?;
     tx.commit().await?;

@@ -20,6 +20,7 @@ use crate::messages::relations;
 
 /// What sort of thing was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A text.
@@ -111,6 +112,7 @@ impl Kind {
 
 /// `data.content`: what was said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Content {
     /// What sort of thing it is. New kinds may come: treat one you do not know as `unknown`.
     pub kind: Kind,
@@ -156,6 +158,7 @@ pub struct Content {
 
 /// `data.content.location`: a place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Location {
     /// Where, an [RFC 5870](https://www.rfc-editor.org/rfc/rfc5870) address: `geo:48.85,2.35`.
     pub geo_uri: String,
@@ -166,6 +169,7 @@ pub struct Location {
 
 /// `data.content.mentions`: who is meant in particular.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Mentions {
     /// Matrix users, as the sender wrote them.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -203,14 +203,17 @@ impl Draft {
 
 /// The body of a webhook call.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(transform = crate::schema::by_type))]
 pub struct Payload<'a> {
     /// What it tells, e.g. `message.created`.
     #[serde(rename = "type")]
     pub message_type: MessageType,
     /// When the event says it was sent (`origin_server_ts`), RFC 3339, UTC. For backfilled messages that is
     /// when they were written on the network, which may be long ago.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
     pub timestamp: String,
     /// The version of the schema, 1.
+    #[cfg_attr(test, schemars(extend("const" = 1)))]
     pub version: u32,
     /// What it is about.
     pub data: Data<'a>,
@@ -218,15 +221,19 @@ pub struct Payload<'a> {
 
 /// `data` of the payload.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Data<'a> {
     /// The id of the message: the same at every attempt and every time the event is relayed again. Equal to
     /// the `webhook-id` header. Remember it to recognise repeats.
     pub id: &'a MessageId,
     /// The number of the message in its room: from 1, without gaps, in the order of relaying.
+    #[cfg_attr(test, schemars(range(min = 1)))]
     pub sequence: u64,
     /// The Matrix event.
+    #[cfg_attr(test, schemars(with = "String"))]
     pub event_id: &'a EventId,
     /// The Matrix room.
+    #[cfg_attr(test, schemars(with = "String"))]
     pub room_id: &'a RoomId,
     /// The network, e.g. `instagram` or `messenger`; null when the room has no believable bridge.
     pub network: Option<&'a str>,
@@ -248,6 +255,7 @@ pub struct Data<'a> {
     pub relates_to: Option<&'a RelatesTo>,
     /// Only `message.redacted` and `reaction.redacted`: the event that was taken back.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub redacts: Option<&'a EventId>,
     /// Only `room.joined` and `room.left`: whose membership changed, and how.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -266,6 +274,7 @@ pub struct Data<'a> {
 
 /// `data.room`: the conversation.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Room {
     /// The name to show; null when it has none. Chosen by others: not to be trusted.
     pub name: Option<String>,
@@ -278,8 +287,10 @@ pub struct Room {
 
 /// `data.sender`: who sent it.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sender<'a> {
     /// The Matrix user; for bridged messages usually a ghost, which stands for a person on the network.
+    #[cfg_attr(test, schemars(with = "String"))]
     pub mxid: &'a UserId,
     /// The rest.
     #[serde(flatten)]
@@ -288,6 +299,7 @@ pub struct Sender<'a> {
 
 /// The rest of `data.sender`.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Profile {
     /// The display name in the room; null when not known. Chosen by the sender: not to be trusted.
     pub name: Option<String>,
@@ -299,8 +311,10 @@ pub struct Profile {
 
 /// `data.membership` of `room.joined` and `room.left`.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Membership {
     /// The account of coucou's that came or went. `data.sender` is who made it so.
+    #[cfg_attr(test, schemars(with = "String"))]
     pub user_id: OwnedUserId,
     /// `join`, `leave` or `ban`.
     pub membership: String,
@@ -313,6 +327,7 @@ pub struct Membership {
 
 /// `data.undecryptable` of `message.undecryptable`.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Undecryptable {
     /// Why, one word: the same as on the ledger of undecryptable events.
     pub reason: String,
@@ -322,6 +337,7 @@ pub struct Undecryptable {
 
 /// `data.matrix`: the event as its sender wrote it, for what the other fields do not carry.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Matrix {
     /// The type of the event, after decryption.
     #[serde(rename = "type")]
@@ -349,18 +365,30 @@ pub fn redacted(payload: &[u8]) -> Option<Vec<u8>> {
 
 /// The body of a `webhook.test` call, which belongs to no event.
 #[derive(Debug, Serialize)]
-struct Test<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Test<'a> {
+    /// `webhook.test`.
     #[serde(rename = "type")]
-    message_type: MessageType,
-    timestamp: String,
-    version: u32,
-    data: TestData<'a>,
+    #[cfg_attr(test, schemars(extend("const" = "webhook.test")))]
+    pub message_type: MessageType,
+    /// When it was asked for, RFC 3339, UTC.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
+    pub timestamp: String,
+    /// The version of the schema, 1.
+    #[cfg_attr(test, schemars(extend("const" = 1)))]
+    pub version: u32,
+    /// What it is about.
+    pub data: TestData<'a>,
 }
 
+/// `data` of a `webhook.test`.
 #[derive(Debug, Serialize)]
-struct TestData<'a> {
-    id: &'a MessageId,
-    text: &'static str,
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct TestData<'a> {
+    /// Its id, equal to the `webhook-id` header.
+    pub id: &'a MessageId,
+    /// A text to show.
+    pub text: &'static str,
 }
 
 /// The body of a `webhook.test` call: `data` holds only `id` and a `text` to show.

@@ -8,21 +8,27 @@ use serde_json::{Map, Value};
 ///
 /// Event ids, of which coucou may not know the event. A reply within a thread has two of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RelatesTo {
     /// The event it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub reply_to: Option<OwnedEventId>,
     /// The event whose content it replaces.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub replaces: Option<OwnedEventId>,
     /// The event it is a reaction to.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub reacts_to: Option<OwnedEventId>,
     /// The first event of the thread it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub thread: Option<OwnedEventId>,
     /// The event it belongs to in another way: the poll that a response or an end is of.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub references: Option<OwnedEventId>,
     /// Whether the text may begin with a reply's fallback.
     #[serde(skip)]

@@ -255,7 +255,8 @@ fn rooms_that_come_and_go_are_told() {
 
 #[test]
 fn a_trial_delivery_says_that_it_is_one() {
-    let body = render_test(&MessageId("msg_test".to_owned()), Timestamp(1_795_317_263_000)).unwrap();
+    let body =
+        render_test(&MessageId(format!("msg_{}", "7".repeat(40))), Timestamp(1_795_317_263_000)).unwrap();
     insta::assert_snapshot!("webhook_test", String::from_utf8(body).unwrap());
 }
 

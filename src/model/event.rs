@@ -34,6 +34,7 @@ pub struct ClearEvent {
 
 /// How an event was encrypted. Serialised as `data.encryption` of the webhook payload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Encryption {
     /// Whether the event was end-to-end encrypted. Reactions and redactions of bridges never are.
     pub encrypted: bool,
@@ -44,6 +45,7 @@ pub struct Encryption {
     /// What is known about the device that encrypted it; null when not encrypted or not decrypted.
     pub trust: Option<Trust>,
     /// The bridge bot whose device encrypted the event for `sender`; set with trust `bridge`, else null.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub bridged_by: Option<OwnedUserId>,
     /// Whether it is to be taken with care: its trust is one that the operator has flagged. Left out when not.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -52,6 +54,7 @@ pub struct Encryption {
 
 /// What is known about the device that encrypted an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Trust {
     /// The room's own bridge bot, which is configured or pinned, for one of its ghosts or double puppets.

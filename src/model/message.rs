@@ -11,8 +11,9 @@ use crate::clock::Timestamp;
 /// Made in `messages` from the event, so that relaying an event again gives the same id. It is the
 /// `webhook-id` of every attempt to deliver the message.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(transparent)]
-pub struct MessageId(pub String);
+pub struct MessageId(#[cfg_attr(test, schemars(regex(pattern = "^msg_[0-9a-f]{40}$")))] pub String);
 
 impl MessageId {
     /// The id as text.
@@ -30,6 +31,7 @@ impl fmt::Display for MessageId {
 
 /// What a message tells the webhook: the `type` of its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum MessageType {
     /// Somebody said something.
     #[serde(rename = "message.created")]
@@ -99,6 +101,7 @@ impl MessageType {
 
 /// Which way a message went, seen from the owner of the conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// Somebody else wrote it.
@@ -126,6 +129,7 @@ impl Direction {
 
 /// Whether a room is a conversation of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RoomKind {
     /// A conversation with one other person.

@@ -54,6 +54,50 @@ pub struct Route {
     pub webhook_id: WebhookId,
     /// What it is told of.
     pub filter: Filter,
+    /// In which order, and how many at once.
+    pub flow: Flow,
+}
+
+/// In which order deliveries are made, and how many at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Which deliveries wait for which.
+    pub ordering: Ordering,
+    /// Whether several messages go in one request.
+    pub batch: Option<Batch>,
+}
+
+impl Flow {
+    /// The most messages that go in one request.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.batch.map_or(1, |batch| usize::from(batch.most).max(1))
+    }
+
+    /// How long a message may wait for others to go along with.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        self.batch.map_or(Duration::ZERO, |batch| batch.wait)
+    }
+}
+
+/// Which deliveries of a webhook wait for which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ordering {
+    /// A room's next delivery is made when the one before it was taken or given up.
+    #[default]
+    Strict,
+    /// None waits for another.
+    None,
+}
+
+/// Messages that go in one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// So many at most.
+    pub most: u16,
+    /// How long a message may wait for others.
+    pub wait: Duration,
 }
 
 /// How much of a message a webhook is told.

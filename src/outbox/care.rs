@@ -12,6 +12,9 @@ use crate::{
 /// webhooks are too long.
 const LOOK_AROUND: Duration = Duration::from_secs(30);
 
+/// How often at most a queue is trimmed before other work goes on: each time by a thousand.
+const MOST_TRIMS: usize = 50;
+
 impl Dispatcher {
     /// Looks now and then at what nothing here announces.
     pub(super) async fn look_around(&mut self) -> Result<(), StoreError> {
@@ -36,10 +39,17 @@ impl Dispatcher {
                     "a webhook is disabled and gets nothing; `coucou webhooks --enable NAME` changes that"
                 );
             }
-            let mut tx = self.store.begin().await?;
-            let most = served.settings.max_queue;
-            let given_up = outbox::trim(&mut tx, disabled.webhook_id, most, now).await?;
-            tx.commit().await?;
+            let mut given_up = 0;
+            for _ in 0..MOST_TRIMS {
+                let mut tx = self.store.begin().await?;
+                let most = served.settings.max_queue;
+                let count = outbox::trim(&mut tx, disabled.webhook_id, most, now).await?;
+                tx.commit().await?;
+                given_up += count;
+                if count == 0 {
+                    break;
+                }
+            }
             if given_up > 0 {
                 tracing::error!(
                     webhook.name = disabled.name,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    model::Schedule,
+    model::{Flow, Schedule},
     store::outbox::{Fate, Finished},
 };
 
@@ -32,6 +32,8 @@ pub struct Destination {
     pub concurrency: Option<usize>,
     /// How long its sink waits for an answer; the dispatcher's own limit when absent.
     pub timeout: Option<Duration>,
+    /// In which order, and how many messages at once.
+    pub flow: Flow,
     /// Deliveries that are kept pending while it is disabled; the oldest beyond are given up.
     pub max_queue: u64,
 }
@@ -49,6 +51,7 @@ impl Destination {
             schedule: Schedule::default(),
             concurrency: None,
             timeout: None,
+            flow: Flow::default(),
             max_queue: Self::MAX_QUEUE,
         }
     }
@@ -164,7 +167,8 @@ impl Served {
             finished.failures = finished.failures.saturating_add(1);
             let wait = retry::delay(&self.settings.schedule, finished.failures, rng);
             let Some(wait) = wait.filter(|_| tells != Tells::Missing) else {
-                if let Some(last) = report.attempts.last_mut() {
+                // One, or all of a batch.
+                for last in report.attempts.iter_mut().filter(|attempt| attempt.fate == Fate::Pending) {
                     last.fate = Fate::Dead;
                     tracing::error!(
                         webhook.name = self.settings.name,

@@ -10,9 +10,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Outcome, SendError, Sink, WebhookRequest, claims::Hold};
+use super::{Body, Config, Outcome, SendError, Sink, WebhookRequest, batch, claims::Hold};
 use crate::{
-    clock::SharedClock,
+    clock::{SharedClock, Timestamp},
     store::{
         StoreError,
         outbox::{Attempted, Claimed, Fate, Loaded},
@@ -28,6 +28,8 @@ pub(super) struct Run {
     pub(super) clock: SharedClock,
     pub(super) stop: CancellationToken,
     pub(super) config: Config,
+    /// Whether all of it goes in one request.
+    pub(super) together: bool,
     /// The longest that one attempt may take.
     pub(super) attempt_limit: Duration,
     pub(super) permit: OwnedSemaphorePermit,
@@ -77,6 +79,9 @@ impl Run {
     /// Sends the deliveries one after the other, until one fails, coucou stops, time is up (what was sent is to
     /// be recorded now and then), or the queue may be another dispatcher's.
     pub(super) async fn go(self) -> Report {
+        if self.together {
+            return self.go_together().await;
+        }
         let started = Instant::now();
         let mut report = Report::untouched(self.claimed, self.permit);
         report.found_empty = self.deliveries.is_empty();
@@ -105,6 +110,161 @@ impl Run {
         }
         report
     }
+
+    /// Sends the deliveries in one request, without those whose messages are no longer there.
+    async fn go_together(self) -> Report {
+        let mut report = Report::untouched(self.claimed, self.permit);
+        report.found_empty = self.deliveries.is_empty();
+        if report.found_empty || self.stop.is_cancelled() || self.hold.is_lost() {
+            return report;
+        }
+        let attempt = Together {
+            queue: &report.claimed,
+            deliveries: &self.deliveries,
+            sink: &*self.sink,
+            clock: &self.clock,
+            limit: self.attempt_limit,
+        };
+        let made = tokio::select! {
+            made = attempt.make() => Some(made),
+            // Whoever has the queue now makes these deliveries again.
+            () = self.hold.lost() => None,
+        };
+        if let Some((attempts, failure)) = made {
+            (report.attempts, report.failure) = (attempts, failure);
+        }
+        report
+    }
+}
+
+/// One attempt at a batch.
+struct Together<'a> {
+    queue: &'a Claimed,
+    deliveries: &'a [Loaded],
+    sink: &'a dyn Sink,
+    clock: &'a SharedClock,
+    limit: Duration,
+}
+
+impl Together<'_> {
+    #[tracing::instrument(
+        name = "outbox.attempt",
+        skip_all,
+        fields(
+            webhook.id = self.queue.webhook_id.0,
+            room.id = %self.queue.room_id,
+            batch.count = self.deliveries.len(),
+            batch.id,
+        )
+    )]
+    async fn make(&self) -> (Vec<Attempted>, Option<Failure>) {
+        let (mut bodies, mut ids, mut attempts) = (Vec::new(), Vec::new(), Vec::new());
+        for delivery in self.deliveries {
+            match &delivery.payload {
+                Ok(body) => {
+                    bodies.push(body.as_slice());
+                    ids.push(delivery.message_id.as_str());
+                }
+                Err(error) => {
+                    let (mut attempted, failure) = unreadable(delivery, error, self.clock.now());
+                    if failure.tells != Tells::Missing {
+                        return (vec![attempted], Some(failure));
+                    }
+                    attempted.fate = Fate::Dead;
+                    attempts.push(attempted);
+                }
+            }
+        }
+        if bodies.is_empty() {
+            return (attempts, None);
+        }
+        let id = batch::id(ids.iter().copied());
+        tracing::Span::current().record("batch.id", &id);
+        let began = Instant::now();
+        let request = WebhookRequest { id: &id, timestamp: self.clock.now(), body: Body::Batch(&bodies) };
+        let (result, failure) = send(self.sink, request, self.limit, began).await;
+        let sent = self.deliveries.iter().filter(|delivery| delivery.payload.is_ok());
+        attempts.extend(sent.map(|delivery| result.of(delivery, self.clock.now())));
+        (attempts, failure)
+    }
+}
+
+/// What an answer means for the deliveries that were sent.
+struct Sent {
+    fate: Fate,
+    status: Option<u16>,
+    error: Option<&'static str>,
+    duration_ms: u64,
+}
+
+impl Sent {
+    fn of(&self, delivery: &Loaded, at: Timestamp) -> Attempted {
+        Attempted {
+            delivery_id: delivery.delivery_id,
+            fate: self.fate,
+            sent: true,
+            status: self.status,
+            error: self.error,
+            duration_ms: self.duration_ms,
+            at,
+        }
+    }
+}
+
+/// Makes one request and says what came of it.
+async fn send(
+    sink: &dyn Sink,
+    request: WebhookRequest<'_>,
+    limit: Duration,
+    began: Instant,
+) -> (Sent, Option<Failure>) {
+    let outcome = timeout(limit, sink.deliver(request))
+        .await
+        .unwrap_or(Outcome::Retry { after: None, why: SendError::Timeout });
+    let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match outcome {
+        Outcome::Delivered { status } => {
+            tracing::info!(elapsed_ms = duration_ms, status, "delivered");
+            (Sent { fate: Fate::Delivered, status, error: None, duration_ms }, None)
+        }
+        Outcome::Retry { after, why } => {
+            tracing::warn!(
+                elapsed_ms = duration_ms,
+                error = &why as &dyn Error,
+                "not delivered; will be tried again"
+            );
+            let tells = match &why {
+                SendError::Gone => Tells::Gone,
+                SendError::Unsendable => Tells::Unsendable,
+                why if why.slows_all(after.is_some()) => Tells::Throttled,
+                _ => Tells::Refused,
+            };
+            let sent =
+                Sent { fate: Fate::Pending, status: why.status(), error: Some(why.word()), duration_ms };
+            (sent, Some(Failure { asked: after, tells }))
+        }
+    }
+}
+
+/// A delivery whose message cannot be had.
+fn unreadable(delivery: &Loaded, error: &StoreError, at: Timestamp) -> (Attempted, Failure) {
+    tracing::error!(
+        delivery.id = delivery.delivery_id.0,
+        error = error as &dyn Error,
+        "a message to deliver cannot be read"
+    );
+    let missing = matches!(error, StoreError::Corrupt(_));
+    let tells = if missing { Tells::Missing } else { Tells::Unsendable };
+    let attempted = Attempted {
+        delivery_id: delivery.delivery_id,
+        fate: Fate::Pending,
+        sent: false,
+        status: None,
+        error: Some(if missing { "missing" } else { "unreadable" }),
+        duration_ms: 0,
+        at,
+    };
+    (attempted, Failure { asked: None, tells })
 }
 
 /// One attempt at one delivery.
@@ -131,59 +291,18 @@ impl Attempt<'_> {
     async fn make(&self) -> (Attempted, Option<Failure>) {
         let body = match &self.delivery.payload {
             Ok(body) => body,
-            Err(error) => return self.unreadable(error),
+            Err(error) => {
+                let (attempted, failure) = unreadable(self.delivery, error, self.clock.now());
+                return (attempted, Some(failure));
+            }
         };
         let began = Instant::now();
-        let request = WebhookRequest { id: &self.delivery.message_id, timestamp: self.clock.now(), body };
-        let outcome = timeout(self.limit, self.sink.deliver(request))
-            .await
-            .unwrap_or(Outcome::Retry { after: None, why: SendError::Timeout });
-        let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let attempted = |fate, status, error| Attempted {
-            delivery_id: self.delivery.delivery_id,
-            fate,
-            sent: true,
-            status,
-            error,
-            duration_ms,
-            at: self.clock.now(),
+        let request = WebhookRequest {
+            id: &self.delivery.message_id,
+            timestamp: self.clock.now(),
+            body: Body::One(body),
         };
-        match outcome {
-            Outcome::Delivered { status } => {
-                tracing::info!(elapsed_ms = duration_ms, status, "delivered");
-                (attempted(Fate::Delivered, status, None), None)
-            }
-            Outcome::Retry { after, why } => {
-                tracing::warn!(
-                    elapsed_ms = duration_ms,
-                    error = &why as &dyn Error,
-                    "not delivered; will be tried again"
-                );
-                let tells = match &why {
-                    SendError::Gone => Tells::Gone,
-                    SendError::Unsendable => Tells::Unsendable,
-                    why if why.slows_all(after.is_some()) => Tells::Throttled,
-                    _ => Tells::Refused,
-                };
-                let attempted = attempted(Fate::Pending, why.status(), Some(why.word()));
-                (attempted, Some(Failure { asked: after, tells }))
-            }
-        }
-    }
-
-    fn unreadable(&self, error: &StoreError) -> (Attempted, Option<Failure>) {
-        tracing::error!(error = error as &dyn Error, "a message to deliver cannot be read");
-        let missing = matches!(error, StoreError::Corrupt(_));
-        let tells = if missing { Tells::Missing } else { Tells::Unsendable };
-        let attempted = Attempted {
-            delivery_id: self.delivery.delivery_id,
-            fate: Fate::Pending,
-            sent: false,
-            status: None,
-            error: Some(if missing { "missing" } else { "unreadable" }),
-            duration_ms: 0,
-            at: self.clock.now(),
-        };
-        (attempted, Some(Failure { asked: None, tells }))
+        let (sent, failure) = send(self.sink, request, self.limit, began).await;
+        (sent.of(self.delivery, self.clock.now()), failure)
     }
 }

@@ -5,21 +5,32 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json, value::RawValue};
 use url::form_urlencoded::byte_serialize;
 
 use crate::model::{Detail, Format};
 
+/// Every way in which a body can look.
+#[cfg(test)]
+pub(crate) const ALL: [(Detail, Format); 4] = [
+    (Detail::Full, Format::Standard),
+    (Detail::Full, Format::CloudEvents),
+    (Detail::Metadata, Format::Standard),
+    (Detail::Metadata, Format::CloudEvents),
+];
+
 /// The media type of a body.
-pub(super) fn content_type(format: Format) -> &'static str {
-    match format {
-        Format::Standard => "application/json",
-        Format::CloudEvents => "application/cloudevents+json",
+pub(super) fn content_type(format: Format, is_batch: bool) -> &'static str {
+    match (format, is_batch) {
+        (Format::Standard, _) => "application/json",
+        (Format::CloudEvents, false) => "application/cloudevents+json",
+        (Format::CloudEvents, true) => "application/cloudevents-batch+json",
     }
 }
 
 /// The body for a payload; `None` when the payload is none.
-pub(super) fn body(payload: &[u8], detail: Detail, format: Format) -> Option<Cow<'_, [u8]>> {
+pub(crate) fn body(payload: &[u8], detail: Detail, format: Format) -> Option<Cow<'_, [u8]>> {
     if (detail, format) == (Detail::Full, Format::Standard) {
         return Some(Cow::Borrowed(payload));
     }
@@ -27,11 +38,68 @@ pub(super) fn body(payload: &[u8], detail: Detail, format: Format) -> Option<Cow
     if detail == Detail::Metadata {
         leave_out_what_was_said(payload.get_mut("data")?.as_object_mut()?);
     }
-    let payload = match format {
-        Format::Standard => payload,
-        Format::CloudEvents => cloud_event(payload)?,
+    let body = match format {
+        Format::Standard => serde_json::to_vec(&payload),
+        Format::CloudEvents => serde_json::to_vec(&cloud_event(payload)?),
     };
-    serde_json::to_vec(&payload).ok().map(Cow::Owned)
+    body.ok().map(Cow::Owned)
+}
+
+/// Several messages in one body, with `batch`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Batch<M> {
+    /// `batch`.
+    #[serde(rename = "type")]
+    #[cfg_attr(test, schemars(extend("const" = "batch")))]
+    pub(crate) message_type: &'static str,
+    /// That of the last message, RFC 3339, UTC.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
+    pub(crate) timestamp: String,
+    /// The version of the schema, 1.
+    #[cfg_attr(test, schemars(extend("const" = 1)))]
+    pub(crate) version: u64,
+    /// What it is about.
+    pub(crate) data: BatchData<M>,
+}
+
+/// `data` of a batch.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct BatchData<M> {
+    /// Its id, made of those of its messages: equal to the `webhook-id` header.
+    #[cfg_attr(test, schemars(regex(pattern = "^bat_[0-9a-f]{40}$")))]
+    pub(crate) id: String,
+    /// How many messages there are.
+    #[cfg_attr(test, schemars(range(min = 1)))]
+    pub(crate) count: usize,
+    /// The messages, each as it would be sent alone; those of a room in their order.
+    #[cfg_attr(test, schemars(length(min = 1)))]
+    pub(crate) messages: Vec<M>,
+}
+
+/// The body for several payloads; `None` when one of them is none. With `CloudEvents` that is a
+/// [batch](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#4-json-batch-format).
+pub(crate) fn batch(id: &str, payloads: &[&[u8]], detail: Detail, format: Format) -> Option<Vec<u8>> {
+    #[derive(Deserialize)]
+    struct Head {
+        timestamp: String,
+        version: u64,
+    }
+    let shaped = payloads.iter().map(|payload| body(payload, detail, format));
+    let shaped = shaped.collect::<Option<Vec<_>>>()?;
+    let raw =
+        |shaped: Cow<'_, [u8]>| RawValue::from_string(String::from_utf8(shaped.into_owned()).ok()?).ok();
+    let messages = shaped.into_iter().map(raw).collect::<Option<Vec<_>>>()?;
+    let whole = match format {
+        Format::CloudEvents => serde_json::to_vec(&messages),
+        Format::Standard => {
+            let Head { timestamp, version } = serde_json::from_slice(payloads.last()?).ok()?;
+            let data = BatchData { id: id.to_owned(), count: messages.len(), messages };
+            serde_json::to_vec(&Batch { message_type: "batch", timestamp, version, data })
+        }
+    };
+    whole.ok()
 }
 
 /// Leaves of `data.content` the kind, and of `data.matrix` the type.
@@ -48,11 +116,43 @@ fn leave_out_what_was_said(data: &mut Map<String, Value>) {
     }
 }
 
-/// A [CloudEvents 1.0](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md) event:
-/// `id` is the message's, `source` the room as a [Matrix URI](https://spec.matrix.org/latest/appendices/#matrix-uri-scheme).
-fn cloud_event(mut payload: Map<String, Value>) -> Option<Map<String, Value>> {
+/// A [CloudEvents 1.0](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md) event,
+/// the body with `format: cloudevents`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CloudEvent<D> {
+    /// The version of `CloudEvents`.
+    #[cfg_attr(test, schemars(extend("const" = "1.0")))]
+    pub(crate) specversion: &'static str,
+    /// The id of the message, `data.id`.
+    pub(crate) id: String,
+    /// The room as a [Matrix URI](https://spec.matrix.org/latest/appendices/#matrix-uri-scheme),
+    /// `matrix:roomid/…`; `coucou` when it is about no room.
+    pub(crate) source: String,
+    /// What it tells, e.g. `message.created`.
+    #[serde(rename = "type")]
+    #[cfg_attr(test, schemars(with = "crate::model::MessageType"))]
+    pub(crate) message_type: String,
+    /// When the event says it was sent, RFC 3339, UTC.
+    #[cfg_attr(test, schemars(extend("format" = "date-time")))]
+    pub(crate) time: String,
+    /// The Matrix event; left out when it is about none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) subject: Option<String>,
+    /// What `data` is.
+    #[cfg_attr(test, schemars(extend("const" = "application/json")))]
+    pub(crate) datacontenttype: &'static str,
+    /// The version of the schema, 1.
+    #[cfg_attr(test, schemars(extend("const" = 1)))]
+    pub(crate) payloadversion: u64,
+    /// What it is about: as `data` of the standard format.
+    pub(crate) data: D,
+}
+
+fn cloud_event(mut payload: Map<String, Value>) -> Option<CloudEvent<Value>> {
     let data = payload.remove("data")?;
     let text = |key: &str| data.get(key).and_then(Value::as_str);
+    let head = |key: &str| payload.get(key).and_then(Value::as_str).map(str::to_owned);
     let source = text("room_id").map_or_else(
         || "coucou".to_owned(),
         |room| {
@@ -62,19 +162,17 @@ fn cloud_event(mut payload: Map<String, Value>) -> Option<Map<String, Value>> {
             )
         },
     );
-    let mut event = Map::new();
-    event.insert("specversion".to_owned(), json!("1.0"));
-    event.insert("id".to_owned(), json!(text("id")?));
-    event.insert("source".to_owned(), json!(source));
-    event.insert("type".to_owned(), payload.remove("type")?);
-    event.insert("time".to_owned(), payload.remove("timestamp")?);
-    if let Some(subject) = text("event_id") {
-        event.insert("subject".to_owned(), json!(subject));
-    }
-    event.insert("datacontenttype".to_owned(), json!("application/json"));
-    event.insert("payloadversion".to_owned(), payload.remove("version").unwrap_or(Value::Null));
-    event.insert("data".to_owned(), data);
-    Some(event)
+    Some(CloudEvent {
+        specversion: "1.0",
+        id: text("id")?.to_owned(),
+        source,
+        message_type: head("type")?,
+        time: head("timestamp")?,
+        subject: text("event_id").map(str::to_owned),
+        datacontenttype: "application/json",
+        payloadversion: payload.get("version").and_then(Value::as_u64)?,
+        data,
+    })
 }
 
 #[cfg(test)]
@@ -134,6 +232,30 @@ mod tests {
         let event = body(test.as_bytes(), Detail::Metadata, Format::CloudEvents).unwrap();
         let event: Value = serde_json::from_slice(&event).unwrap();
         assert_eq!((&event["source"], event.get("subject")), (&json!("coucou"), None));
+    }
+
+    #[test]
+    fn a_batch_holds_its_messages_as_they_are() {
+        let (one, two) = (payload().to_string(), payload().to_string().replace("03:14", "03:15"));
+        let payloads = [one.as_bytes(), two.as_bytes()];
+        let whole = |detail, format| -> Value {
+            serde_json::from_slice(&batch("bat_1", &payloads, detail, format).unwrap()).unwrap()
+        };
+        let standard = whole(Detail::Full, Format::Standard);
+        assert_eq!(
+            standard,
+            json!({
+                "type": "batch", "timestamp": "2026-11-22T03:15:22.900Z", "version": 1,
+                "data": {"id": "bat_1", "count": 2, "messages": [
+                    payload(), serde_json::from_str::<Value>(&two).unwrap(),
+                ]},
+            })
+        );
+        let cloud = whole(Detail::Metadata, Format::CloudEvents);
+        assert_eq!(cloud.as_array().map(Vec::len), Some(2));
+        assert_eq!(cloud[0], shaped(Detail::Metadata, Format::CloudEvents));
+        assert_eq!(batch("bat_1", &[one.as_bytes(), b"7"], Detail::Metadata, Format::Standard), None);
+        assert_eq!(batch("bat_1", &[], Detail::Full, Format::Standard), None);
     }
 
     #[test]

@@ -6,15 +6,24 @@ use async_trait::async_trait;
 
 use crate::clock::Timestamp;
 
-/// One attempt to hand over one message.
+/// What one attempt hands over.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'a> {
+    /// A message, JSON.
+    One(&'a [u8]),
+    /// Messages that go together, in their order.
+    Batch(&'a [&'a [u8]]),
+}
+
+/// One attempt to hand over one message, or several that go together.
 #[derive(Clone, Copy, Debug)]
 pub struct WebhookRequest<'a> {
-    /// The message's id: the same at every attempt, so that the receiver can tell a repeat.
+    /// The message's or batch's id: the same at every attempt, so that the receiver can tell a repeat.
     pub id: &'a str,
     /// When this attempt is made.
     pub timestamp: Timestamp,
-    /// The JSON body: the same at every attempt.
-    pub body: &'a [u8],
+    /// What is told: the same at every attempt.
+    pub body: Body<'a>,
 }
 
 /// What became of an attempt.

@@ -1,5 +1,6 @@
 //! The dispatcher against sinks that do what a test tells them to, on both databases.
 
+mod flow;
 mod outages;
 
 use std::{
@@ -20,7 +21,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use url::Url;
 
 use super::{
-    Config, Destination, Dispatcher, Outcome, Progress, SendError, Sink, WebhookRequest, WebhookSink,
+    Body, Config, Destination, Dispatcher, Outcome, Progress, SendError, Signers, Sink, WebhookRequest,
+    WebhookSink,
 };
 use crate::{
     clock::{Clock, ManualClock, SharedClock, SystemClock},
@@ -83,7 +85,8 @@ impl Sink for Recorder {
     async fn deliver(&self, request: WebhookRequest<'_>) -> Outcome {
         let number = {
             let mut calls = self.calls.lock().unwrap();
-            calls.push((request.id.to_owned(), request.body.to_vec()));
+            let Body::One(body) = request.body else { panic!("one message") };
+            calls.push((request.id.to_owned(), body.to_vec()));
             calls.iter().filter(|(id, _)| id == request.id).count()
         };
         self.begun.add_permits(1);
@@ -433,7 +436,8 @@ async fn a_receiver_gets_verifiable_calls_and_a_failed_one_again() {
     let test = testing::sqlite().await;
     let main = webhook(&test.store, "main").await;
     put(&test.store, &[main], &[("!a:x", 1), ("!a:x", 2), ("!a:x", 3)], clock.now()).await;
-    let sink = WebhookSink::new(super::client().unwrap(), "main", &url, &[SECRET.into()]).unwrap();
+    let signers = Signers::new("main", &[secrecy::SecretString::from(SECRET).into()]).unwrap();
+    let sink = WebhookSink::new(super::client().unwrap(), "main", &url, signers).unwrap();
     let mut dispatcher = Dispatcher::new(
         test.store.clone(),
         Arc::clone(&clock) as SharedClock,
@@ -449,7 +453,7 @@ async fn a_receiver_gets_verifiable_calls_and_a_failed_one_again() {
     let ids: Vec<_> = verified.iter().map(|(id, _)| id.clone()).collect();
     assert_eq!(ids, numbered("a", [1, 2, 2, 3]));
     assert_eq!(verified[1], verified[2]);
-    assert_eq!(verified[3].1, "{\"n\":3}");
+    assert_eq!(verified[3].1, "{\"n\":3,\"id\":\"a:x_3\"}");
 }
 
 /// Lets a database refuse connections, or take them again.

@@ -2,21 +2,18 @@
 //!
 //! Follows Standard Webhooks: a 2xx is a success, anything else is not, redirects included.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use async_trait::async_trait;
-use base64::{Engine, engine::general_purpose::STANDARD};
 use reqwest::{
     Client, Response, StatusCode,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect,
 };
-use secrecy::{ExposeSecret, SecretString};
-use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
+use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
 use url::Url;
-use zeroize::Zeroizing;
 
-use super::{Outcome, SendError, Sink, WebhookRequest, retry, shape};
+use super::{Body, Outcome, SendError, Signers, Sink, WebhookRequest, retry, shape};
 use crate::model::{Detail, Format};
 
 /// Standard Webhooks advises 15 to 30 seconds.
@@ -27,10 +24,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// looks at it.
 const MAX_ANSWER: usize = 4096;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The sizes of a secret, in bytes. Standard Webhooks asks for 24 at least; a plain text that an operator has
-/// from before may be shorter.
-const SECRET_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
 
 /// A webhook that cannot be used as it is set.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +70,7 @@ pub fn client() -> Result<Client, BadWebhook> {
 pub struct WebhookSink {
     client: Client,
     url: Url,
-    signers: Vec<Webhook>,
+    signers: Signers,
     headers: HeaderMap,
     timeout: Duration,
     detail: Detail,
@@ -92,19 +85,13 @@ impl fmt::Debug for WebhookSink {
 }
 
 impl WebhookSink {
-    /// A destination at `url` that signs with each of `secrets`: more than one while they are rotated.
+    /// A destination at `url` that signs with each of `signers`: more than one while they are rotated.
     ///
     /// # Errors
-    /// When the URL or a secret has the wrong form, or there is no secret; the error names the webhook.
-    pub fn new(client: Client, name: &str, url: &Url, secrets: &[SecretString]) -> Result<Self, BadWebhook> {
+    /// When the URL has the wrong form; the error names the webhook.
+    pub fn new(client: Client, name: &str, url: &Url, signers: Signers) -> Result<Self, BadWebhook> {
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
             return Err(BadWebhook::Url { name: name.to_owned() });
-        }
-        let bad_secret = || BadWebhook::Secret { name: name.to_owned() };
-        let signers: Vec<_> =
-            secrets.iter().map(|secret| signer(secret).ok_or_else(bad_secret)).collect::<Result<_, _>>()?;
-        if signers.is_empty() {
-            return Err(bad_secret());
         }
         Ok(Self {
             client,
@@ -137,23 +124,6 @@ impl WebhookSink {
         (self.detail, self.format) = (detail, format);
         self
     }
-
-    /// `v1,…` for each secret.
-    fn signature(&self, id: &str, timestamp: i64, body: &[u8]) -> Option<String> {
-        let one = |signer: &Webhook| signer.sign(id, timestamp, body).ok();
-        Some(self.signers.iter().map(one).collect::<Option<Vec<_>>>()?.join(" "))
-    }
-}
-
-/// What signs with a secret. The libraries of Standard Webhooks take one with and without `whsec_`, as
-/// base64 in both cases; any other text would give signatures that none of them can verify.
-fn signer(secret: &SecretString) -> Option<Webhook> {
-    let secret = secret.expose_secret().trim();
-    let key = Zeroizing::new(STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret)).ok()?);
-    if !SECRET_BYTES.contains(&key.len()) {
-        return None;
-    }
-    Webhook::from_bytes(key.to_vec()).ok()
 }
 
 #[async_trait]
@@ -161,20 +131,24 @@ impl Sink for WebhookSink {
     async fn deliver(&self, request: WebhookRequest<'_>) -> Outcome {
         let timestamp = request.timestamp.0.div_euclid(1000);
         let unsendable = Outcome::Retry { after: None, why: SendError::Unsendable };
-        let Some(body) = shape::body(request.body, self.detail, self.format) else { return unsendable };
+        let body = match request.body {
+            Body::One(payload) => shape::body(payload, self.detail, self.format).map(Cow::into_owned),
+            Body::Batch(payloads) => shape::batch(request.id, payloads, self.detail, self.format),
+        };
+        let Some(body) = body else { return unsendable };
         // A dot would make what is signed ambiguous.
-        let signature = self.signature(request.id, timestamp, &body);
+        let signature = self.signers.sign(request.id, timestamp, &body);
         let Some(signature) = signature.filter(|_| !request.id.contains('.')) else { return unsendable };
         let sent = self
             .client
             .post(self.url.clone())
             .timeout(self.timeout)
             .headers(self.headers.clone())
-            .header(CONTENT_TYPE, shape::content_type(self.format))
+            .header(CONTENT_TYPE, shape::content_type(self.format, matches!(request.body, Body::Batch(_))))
             .header(HEADER_WEBHOOK_ID, request.id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp)
             .header(HEADER_WEBHOOK_SIGNATURE, signature)
-            .body(body.into_owned())
+            .body(body)
             .send()
             .await;
         match sent {
@@ -237,11 +211,17 @@ mod tests {
         http::{Method, Uri},
         response::IntoResponse,
     };
+    use base64::Engine;
+    use secrecy::SecretString;
+    use standardwebhooks::Webhook;
     use tokio::net::TcpListener;
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
-    use crate::clock::{Clock, SystemClock};
+    use crate::{
+        clock::{Clock, SystemClock},
+        store::webhooks::secrets::Signing,
+    };
 
     const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
     const OTHER: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -286,20 +266,25 @@ mod tests {
         (address, calls, server)
     }
 
+    fn signers(secrets: &[&str]) -> Result<Signers, BadWebhook> {
+        let secrets: Vec<Signing> = secrets.iter().map(|secret| SecretString::from(*secret).into()).collect();
+        Signers::new("main", &secrets)
+    }
+
     fn sink(address: SocketAddr, path: &str, secrets: &[&str]) -> WebhookSink {
         let url = Url::parse(&format!("http://{address}/{path}?token=hidden")).unwrap();
-        let secrets: Vec<_> = secrets.iter().map(|secret| SecretString::from(*secret)).collect();
+        let signers = signers(secrets).unwrap();
         // As `client`, which this calls for its TLS, but with less patience.
         client().unwrap();
         let client = Client::builder().redirect(redirect::Policy::none()).build().unwrap();
-        WebhookSink::new(client, "main", &url, &secrets).unwrap().timeout(Duration::from_millis(500))
+        WebhookSink::new(client, "main", &url, signers).unwrap().timeout(Duration::from_millis(500))
     }
 
     async fn deliver(sink: &WebhookSink) -> Outcome {
         let request = WebhookRequest {
             id: "msg_1",
             timestamp: SystemClock.now(),
-            body: "{\"text\":\"hé\"}".as_bytes(),
+            body: Body::One("{\"text\":\"hé\"}".as_bytes()),
         };
         sink.deliver(request).await
     }
@@ -308,8 +293,8 @@ mod tests {
     async fn a_call_is_signed_with_every_secret() {
         let (address, calls, _server) = receiver().await;
         let url = Url::parse(&format!("http://{address}/204?token=hidden")).unwrap();
-        let secrets = [SecretString::from(SECRET), SecretString::from(OTHER)];
-        let sink = WebhookSink::new(client().unwrap(), "main", &url, &secrets).unwrap();
+        let signers = signers(&[SECRET, OTHER]).unwrap();
+        let sink = WebhookSink::new(client().unwrap(), "main", &url, signers).unwrap();
         assert_matches!(deliver(&sink).await, Outcome::Delivered { status: Some(204) });
         assert_matches!(deliver(&sink).await, Outcome::Delivered { .. });
         let calls = calls.lock().unwrap();
@@ -323,6 +308,44 @@ mod tests {
         }
         let wrong = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
         assert!(Webhook::new(wrong).unwrap().verify(body.as_bytes(), headers).is_err());
+    }
+
+    /// The vectors that the libraries of [Standard Webhooks](https://github.com/standard-webhooks/standard-webhooks)
+    /// test themselves with.
+    #[test]
+    fn the_published_vectors_are_signed_as_published() {
+        let published = [
+            (
+                "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+                "msg_p5jXN8AQM9LWM0D4loKWxJek",
+                1_614_265_330,
+                r#"{"test": 2432232314}"#,
+                "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+            ),
+            (
+                "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+                "msg_27UH4WbU6Z5A5EzD8u03UvzRbpk",
+                1_649_367_553,
+                r#"{"email":"test@example.com","username":"test_user"}"#,
+                "v1,tZ1I4/hDygAJgO5TYxiSd6Sd0kDW6hPenDe+bTa3Kkw=",
+            ),
+        ];
+        let address = SocketAddr::from(([127, 0, 0, 1], 9));
+        for (secret, id, timestamp, body, signature) in published {
+            for secret in [secret, secret.trim_start_matches("whsec_")] {
+                let sink = sink(address, "", &[secret]);
+                assert_eq!(sink.signers.sign(id, timestamp, body.as_bytes()).as_deref(), Some(signature));
+                for (id, timestamp, body) in
+                    [("msg_other", timestamp, body), (id, timestamp + 1, body), (id, timestamp, "{}")]
+                {
+                    assert_ne!(sink.signers.sign(id, timestamp, body.as_bytes()).as_deref(), Some(signature));
+                }
+            }
+        }
+        let both = sink(address, "", &[published[0].0, published[1].0]);
+        let (_, id, timestamp, body, signature) = published[1];
+        let signed = both.signers.sign(id, timestamp, body.as_bytes()).unwrap();
+        assert_eq!(signed.split(' ').nth(1), Some(signature), "each secret signs, in their order");
     }
 
     #[tokio::test]
@@ -374,7 +397,7 @@ mod tests {
     #[tokio::test]
     async fn an_id_with_a_dot_is_not_sent() {
         let (address, calls, _server) = receiver().await;
-        let request = WebhookRequest { id: "msg.1", timestamp: SystemClock.now(), body: b"{}" };
+        let request = WebhookRequest { id: "msg.1", timestamp: SystemClock.now(), body: Body::One(b"{}") };
         let outcome = sink(address, "200", &[SECRET]).deliver(request).await;
         assert_matches!(outcome, Outcome::Retry { why: SendError::Unsendable, .. });
         assert!(calls.lock().unwrap().is_empty());
@@ -382,16 +405,14 @@ mod tests {
 
     #[test]
     fn a_secret_is_base64_of_16_to_64_bytes() {
-        let of = |bytes: usize| STANDARD.encode(vec![7; bytes]);
+        let of = |bytes: usize| base64::prelude::BASE64_STANDARD.encode(vec![7; bytes]);
         let good = [SECRET.to_owned(), of(16), format!("whsec_{}", of(64)), format!("{SECRET}\n")];
         for secret in good {
-            assert!(signer(&secret.clone().into()).is_some(), "{secret}");
+            assert!(signers(&[secret.as_str()]).is_ok(), "{secret}");
         }
         let bad = ["", "whsec_", "my secret", "whsec_not base64!", &of(15), &of(65), "WHSEC_AAAA"];
         for secret in bad {
-            let url = Url::parse("http://127.0.0.1").unwrap();
-            let secrets = [SecretString::from(SECRET), SecretString::from(secret)];
-            let error = WebhookSink::new(client().unwrap(), "main", &url, &secrets).unwrap_err();
+            let error = signers(&[SECRET, secret]).unwrap_err();
             assert!(error.to_string().contains("\"main\""), "{error}");
             assert!(
                 secret.is_empty()
@@ -401,13 +422,9 @@ mod tests {
         }
         let url = Url::parse("ftp://127.0.0.1").unwrap();
         assert_matches!(
-            WebhookSink::new(client().unwrap(), "main", &url, &[SECRET.into()]),
+            WebhookSink::new(client().unwrap(), "main", &url, signers(&[SECRET]).unwrap()),
             Err(BadWebhook::Url { .. })
         );
-        let url = Url::parse("http://127.0.0.1").unwrap();
-        assert_matches!(
-            WebhookSink::new(client().unwrap(), "main", &url, &[]),
-            Err(BadWebhook::Secret { .. })
-        );
+        assert_matches!(signers(&[]), Err(BadWebhook::Secret { .. }));
     }
 }

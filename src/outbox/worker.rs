@@ -31,7 +31,7 @@ use crate::{
     model::WebhookId,
     store::{
         Store, StoreError,
-        outbox::{self, Claimed, Fate, Finished, Loaded},
+        outbox::{self, Claimed, Fate, Finished},
         retention, webhooks,
     },
 };
@@ -100,7 +100,7 @@ pub struct Dispatcher {
     pub(super) destinations: BTreeMap<WebhookId, Served>,
     rng: StdRng,
     wake: Arc<Notify>,
-    config: Config,
+    pub(super) config: Config,
     stop: CancellationToken,
     runs: JoinSet<Report>,
     claims: Claims,
@@ -249,8 +249,11 @@ impl Dispatcher {
             }
             claimed.extend(found);
         }
+        // Deliveries without an order are shared out to queues of their own; a probe is one of them.
+        let probes = self.shared_out(&mut tx, probes, now, 1).await?;
+        let claimed = self.shared_out(&mut tx, claimed, now, usize::MAX).await?;
         tx.commit().await?;
-        // A probe is one delivery, so that its success is known at once.
+        // A probe is one request, so that its success is known at once.
         self.load_and_spawn(probes, claimed_at, 1).await?;
         self.load_and_spawn(claimed, claimed_at, self.config.per_run).await
     }
@@ -281,7 +284,8 @@ impl Dispatcher {
         most: usize,
     ) -> Result<(), StoreError> {
         let mut outcome = Ok(());
-        for queues in claimed.chunks(LOAD_TOGETHER) {
+        let of_one = claimed.chunk_by(|a, b| a.webhook_id == b.webhook_id);
+        for queues in of_one.flat_map(|queues| queues.chunks(LOAD_TOGETHER)) {
             let loaded = if outcome.is_ok() { self.load(queues, most).await } else { Ok(None) };
             let mut loaded = loaded.unwrap_or_else(|error| {
                 outcome = Err(error);
@@ -306,6 +310,7 @@ impl Dispatcher {
                     clock: Arc::clone(&self.clock),
                     stop: self.stop.clone(),
                     config: self.config,
+                    together: destination.settings.flow.batch.is_some(),
                     attempt_limit: destination.attempt_limit,
                     permit,
                 };
@@ -314,10 +319,6 @@ impl Dispatcher {
             }
         }
         outcome
-    }
-
-    async fn load(&self, queues: &[Claimed], most: usize) -> Result<Option<Vec<Vec<Loaded>>>, StoreError> {
-        outbox::load(self.store.db(), self.store.seal()?, queues, most).await.map(Some)
     }
 
     /// Waits until a run ends, there may be new work for free slots, or it is time to look; then takes the

@@ -11,6 +11,7 @@ mod claim;
 mod enqueue;
 mod finish;
 mod rescue;
+mod shared;
 mod stats;
 
 #[cfg(test)]
@@ -20,4 +21,5 @@ pub use claim::{Claimed, Loaded, claim_due, load, next_due, renew};
 pub use enqueue::{Queued, enqueue};
 pub use finish::{Attempted, Fate, Finished, finish};
 pub use rescue::{claim_any, failing, release, trim};
+pub use shared::{SHARED, begin_batches, share_out};
 pub use stats::{Backlog, backlogs, dead};

@@ -190,7 +190,8 @@ pub async fn abandoned(db: &Db, in_use: &[WebhookId]) -> Result<Vec<WebhookId>, 
 
 pub(super) const GIVE_UP: &str = "DELETE FROM deliveries WHERE delivery_id IN ( \
          SELECT delivery_id FROM deliveries WHERE webhook_id = $1 AND state = 'pending' \
-         AND created_at < $2 ORDER BY room_id, sequence LIMIT $3) RETURNING room_id";
+         AND created_at < $2 ORDER BY COALESCE(queue, room_id), sequence LIMIT $3) \
+     RETURNING COALESCE(queue, room_id)";
 
 /// Gives up what has been pending for a webhook since before a time: for one that is in the settings no more.
 ///

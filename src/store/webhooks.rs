@@ -1,5 +1,7 @@
 //! The destinations: numbers for the names in the settings, and the secrets that coucou made itself.
 
+pub mod secrets;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rand::CryptoRng;
 use secrecy::SecretString;
@@ -57,7 +59,7 @@ pub struct Disabled {
     pub name: String,
     /// Since when.
     pub at: Timestamp,
-    /// Why, one word: `gone`.
+    /// Why, one word: `gone` (it answered 410) or `paused`.
     pub reason: String,
 }
 
@@ -102,8 +104,8 @@ pub async fn enable(tx: &mut Tx, id: WebhookId) -> Result<bool, StoreError> {
     Ok(tx.execute(sql, values![id.0]).await? > 0)
 }
 
-/// Notes the address of a webhook; one that was disabled under another address is enabled. Answers whether that
-/// was so.
+/// Notes the address of a webhook; one that answered 410 under another address is enabled. Answers whether that
+/// was so. One that somebody has paused stays so.
 ///
 /// # Errors
 /// When the database fails.
@@ -116,7 +118,16 @@ pub async fn at_address(tx: &mut Tx, id: WebhookId, url: &str) -> Result<bool, S
         return Ok(false);
     }
     tx.execute("UPDATE webhooks SET url_digest = $2 WHERE webhook_id = $1", values![id.0, digest]).await?;
-    enable(tx, id).await
+    let sql = "UPDATE webhooks SET disabled_at = NULL, disabled_reason = NULL \
+               WHERE webhook_id = $1 AND disabled_reason = 'gone'";
+    Ok(tx.execute(sql, values![id.0]).await? > 0)
+}
+
+/// `whsec_` and base64 of random bytes.
+fn fresh_secret<R: CryptoRng + ?Sized>(rng: &mut R) -> Zeroizing<String> {
+    let mut key = Zeroizing::new([0_u8; SECRET_BYTES]);
+    rng.fill_bytes(&mut *key);
+    Zeroizing::new(format!("whsec_{}", Zeroizing::new(STANDARD.encode(*key)).as_str()))
 }
 
 /// The secret of a webhook whose settings give none: `whsec_` and base64, made at the first call and the
@@ -131,12 +142,7 @@ pub async fn generated_secret<R: CryptoRng + ?Sized>(
     rng: &mut R,
 ) -> Result<SecretString, StoreError> {
     let row = id.0.to_string();
-    let fresh = {
-        let mut key = Zeroizing::new([0_u8; SECRET_BYTES]);
-        rng.fill_bytes(&mut *key);
-        let secret = Zeroizing::new(format!("whsec_{}", Zeroizing::new(STANDARD.encode(*key)).as_str()));
-        seal.seal("webhooks", &row, secret.as_bytes())?
-    };
+    let fresh = seal.seal("webhooks", &row, fresh_secret(rng).as_bytes())?;
     let kept: Option<(Vec<u8>,)> = tx
         .fetch_optional(
             // One statement, so that of two instances at once both get what the first one made.

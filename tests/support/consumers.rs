@@ -1,15 +1,18 @@
 //! Receivers in other languages: the snippets of `docs/webhook.md`, with the published libraries.
 
 use std::{
+    fs,
     io::Write,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    time::Duration,
 };
 
+use http::HeaderMap;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
-use super::{receiver::Attempt, repository, run};
+use super::{receiver::Attempt, repository, run, until};
 
 /// One delivery as a consumer gets it.
 #[derive(Clone, Debug)]
@@ -42,23 +45,58 @@ impl Case {
     }
 }
 
-/// What every snippet says of each case, by language. Without Node there is only Python.
+/// The whole consumer of the documentation, on a port, with its database in that file. Ends when dropped.
+pub(crate) async fn consumer(port: u16, secret: &str, database: &Path) -> Consumer {
+    let folder = repository().join("tests/consumers");
+    let installed = run(Command::new(folder.join("install.sh"))).await;
+    // The program itself, not the script that finds it: that one would be ended alone.
+    let python = run_python_path().await;
+    let child = Command::new(python)
+        .arg(folder.join("consumer.py"))
+        .env("PYTHONPATH", Path::new(installed.trim()).join("python"))
+        .env("PORT", port.to_string())
+        .env("WEBHOOK_SECRET", secret)
+        .env("DATABASE", database)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the consumer to listen", Duration::from_secs(20), async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+    })
+    .await;
+    Consumer(child)
+}
+
+/// A consumer; killed when dropped.
+pub(crate) struct Consumer(Child);
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn run_python_path() -> String {
+    let mut command = Command::new(repository().join("tests/homeserver/synapse.sh"));
+    command.args(["python", "-c", "import sys; print(sys.executable)"]);
+    run(command).await.trim().to_owned()
+}
+
+/// What every snippet says of each case, by language.
 pub(crate) async fn verdicts(cases: &[Case]) -> Vec<(&'static str, Vec<Vec<bool>>)> {
     let folder = repository().join("tests/consumers");
     let installed = run(Command::new(folder.join("install.sh"))).await;
     let installed = Path::new(installed.trim());
     let mut python = Command::new(repository().join("tests/homeserver/synapse.sh"));
     python.arg("python").arg(folder.join("verify.py")).env("PYTHONPATH", installed.join("python"));
-    let mut languages = vec![("Python", python)];
-    if installed.join("node").exists() {
-        let mut node = Command::new("node");
-        node.arg(folder.join("verify.cjs")).arg(installed);
-        languages.push(("JavaScript", node));
-    } else {
-        println!("Node is not installed: its library is not tested");
-    }
+    let mut node = Command::new(installed.join("bin/node"));
+    node.arg(folder.join("verify.cjs")).arg(installed);
+    let mut php = Command::new(installed.join("bin/php"));
+    php.arg(folder.join("verify.php"));
+    let languages = [("Python", python), ("JavaScript", node), ("PHP", php)];
     let lines: Vec<String> = cases.iter().map(Case::line).collect();
-    let mut verdicts = Vec::new();
+    let mut verdicts = vec![("Rust", cases.iter().map(in_rust).collect())];
     for (language, mut command) in languages {
         let input = lines.join("\n") + "\n";
         let output = spawn_blocking(move || {
@@ -78,4 +116,26 @@ pub(crate) async fn verdicts(cases: &[Case]) -> Vec<(&'static str, Vec<Vec<bool>
         verdicts.push((language, said));
     }
     verdicts
+}
+
+mod snippet {
+    include!("../consumers/verify.rs");
+
+    pub(super) fn says(secret: &str, headers: &HeaderMap, body: &[u8]) -> bool {
+        verify(secret, headers, body)
+    }
+}
+
+fn in_rust(case: &Case) -> Vec<bool> {
+    let page = fs::read_to_string(repository().join("docs/webhook.md")).unwrap();
+    let snippet = include_str!("../consumers/verify.rs");
+    assert!(
+        page.contains(&format!("```rust\n{snippet}```")),
+        "docs/webhook.md has the snippet that is run here"
+    );
+    let mut headers = HeaderMap::new();
+    headers.insert("webhook-id", case.id.parse().unwrap());
+    headers.insert("webhook-timestamp", case.timestamp.parse().unwrap());
+    headers.insert("webhook-signature", case.signature.parse().unwrap());
+    vec![snippet::says(&case.secret, &headers, case.body.as_bytes())]
 }

@@ -24,7 +24,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::{free_port, until};
+use super::{free_port, schema, until};
 
 /// How a request is answered.
 #[derive(Clone, Debug)]
@@ -90,6 +90,14 @@ impl Attempt {
         self.data()["room_id"].as_str().unwrap_or_default()
     }
 
+    /// The messages that it tells: those of a batch, else itself.
+    pub(crate) fn messages(&self) -> Vec<&Value> {
+        match self.data()["messages"].as_array() {
+            Some(messages) => messages.iter().collect(),
+            None => vec![&self.payload],
+        }
+    }
+
     /// The Matrix event that it tells of.
     pub(crate) fn event_id(&self) -> &str {
         self.data()["event_id"].as_str().unwrap_or_default()
@@ -112,12 +120,15 @@ struct Book {
 struct Shared {
     key: standardwebhooks::Webhook,
     any_time: AtomicBool,
+    any_payload: AtomicBool,
+    any_order: AtomicBool,
+    any_secret: AtomicBool,
     book: Mutex<Book>,
 }
 
 /// A webhook on 127.0.0.1.
 ///
-/// Every request must be signed, be JSON, and repeat the first body told under its `webhook-id`; and no two
+/// Every request must be signed, be as the published schema says, and repeat the first body told under its `webhook-id`; and no two
 /// of one room may be under way at once. Anything else fails the test, when it waits or at its end.
 pub(crate) struct Receiver {
     shared: Arc<Shared>,
@@ -136,7 +147,14 @@ impl Receiver {
     pub(crate) async fn start_on(port: u16) -> Self {
         let secret = format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
         let key = standardwebhooks::Webhook::new(&secret).unwrap();
-        let shared = Arc::new(Shared { key, any_time: AtomicBool::new(false), book: Mutex::default() });
+        let shared = Arc::new(Shared {
+            key,
+            any_time: AtomicBool::default(),
+            any_payload: AtomicBool::default(),
+            any_order: AtomicBool::default(),
+            any_secret: AtomicBool::default(),
+            book: Mutex::default(),
+        });
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let router = Router::new()
             .route("/hook", post(receive))
@@ -149,6 +167,22 @@ impl Receiver {
     /// Does not look at when requests say they were made: their sender's clock is moved by hand.
     pub(crate) fn at_any_time(&self) {
         self.shared.any_time.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes requests that others than its own secret have signed.
+    pub(crate) fn signed_by_anybody(&self) {
+        self.shared.any_secret.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets deliveries of one room be under way at once: its webhook has no order.
+    pub(crate) fn in_any_order(&self) {
+        self.shared.any_order.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes any JSON for a payload: what is sent is not coucou's.
+    pub(crate) fn of_any_payload(self) -> Self {
+        self.shared.any_payload.store(true, Ordering::SeqCst);
+        self
     }
 
     /// Where it listens.
@@ -188,8 +222,10 @@ impl Receiver {
     /// How many messages and edits are taken so far; cheap however many there are.
     pub(crate) fn message_count(&self) -> usize {
         let book = self.shared.book.lock().unwrap();
-        let taken = book.attempts.iter().filter(|attempt| attempt.accepted() && attempt.is_message());
-        taken.map(|attempt| attempt.id.as_str()).collect::<HashSet<_>>().len()
+        let told = book.attempts.iter().filter(|attempt| attempt.accepted()).flat_map(Attempt::messages);
+        let said = told
+            .filter(|message| message["type"] == "message.created" || message["type"] == "message.edited");
+        said.map(|message| message["data"]["id"].as_str()).collect::<HashSet<_>>().len()
     }
 
     /// The messages and edits taken so far, each once.
@@ -290,7 +326,9 @@ impl Shared {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let id = header("webhook-id").to_owned();
         let mut wrong = Vec::new();
-        if self.any_time.load(Ordering::SeqCst) {
+        if self.any_secret.load(Ordering::SeqCst) {
+            // The test looks itself.
+        } else if self.any_time.load(Ordering::SeqCst) {
             let sent_at = header("webhook-timestamp").parse().unwrap_or_default();
             let signature = self.key.sign(&id, sent_at, &body).unwrap();
             if !header("webhook-signature").split(' ').any(|given| given == signature) {
@@ -306,6 +344,11 @@ impl Shared {
             wrong.push(format!("{id}: not JSON: {error}"));
             Value::Null
         });
+        if let Some(complaint) =
+            schema::complaint(&payload).filter(|_| !self.any_payload.load(Ordering::SeqCst))
+        {
+            wrong.push(format!("{id}: not as docs/schema/webhook.json says: {complaint}"));
+        }
         let timestamp = header("webhook-timestamp").parse().unwrap_or_default();
         let headers = headers.clone();
         let attempt = Attempt { id, timestamp, headers, body, payload, at: Instant::now(), status: None };
@@ -318,7 +361,7 @@ impl Shared {
         }
         let under_way = book.at_once.entry(room_id.clone()).or_default();
         *under_way += 1;
-        if *under_way > 1 && !room_id.is_empty() {
+        if *under_way > 1 && !room_id.is_empty() && !self.any_order.load(Ordering::SeqCst) {
             wrong.push(format!("{} overtakes another delivery of {room_id}", attempt.id));
         }
         book.violations.extend(wrong);

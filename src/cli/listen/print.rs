@@ -49,6 +49,14 @@ fn text(out: &mut dyn Write, delivery: &Delivery) -> io::Result<()> {
     let Some(body) = body else {
         return writeln!(out, "    the body is no JSON object");
     };
+    match body.pointer("/data/messages").and_then(Value::as_array) {
+        Some(messages) => messages.iter().try_for_each(|one| message(out, one)),
+        None => message(out, body),
+    }
+}
+
+/// Where a message is from, and what was said.
+fn message(out: &mut dyn Write, body: &Value) -> io::Result<()> {
     let field = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).map(plain);
     let first = |pointers: &[&str]| pointers.iter().find_map(|pointer| field(pointer));
     let mut origin = Vec::new();

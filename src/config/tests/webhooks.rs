@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::{Detail, Direction, Filter, Format, MessageType, Schedule, Trust};
+use crate::model::{Batch, Detail, Direction, Filter, Flow, Format, MessageType, Ordering, Schedule, Trust};
 
 const ONE: &str = "whsec_dGhpcyBpcyBhbiBleGFtcGxlIHNlY3JldCE=";
 const TWO: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -77,6 +77,22 @@ webhooks:
 }
 
 #[test]
+fn an_order_and_batches_are_read() {
+    let of = |rest: &str| {
+        let file = format!("webhooks: [{{name: default, url: 'http://127.0.0.1', {rest}}}]");
+        load(&file, &[]).unwrap().webhooks.remove(0).flow
+    };
+    let batch = |most, wait| Some(Batch { most, wait: Duration::from_millis(wait) });
+    assert_eq!(of(""), Flow { ordering: Ordering::Strict, batch: None });
+    assert_eq!(of("ordering: none").ordering, Ordering::None);
+    assert_eq!(of("batch: {max: 20}").batch, batch(20, 1000));
+    assert_eq!(of("batch: {wait: 250ms}").batch, batch(100, 250));
+    let both = of("ordering: none, batch: {max: 1, wait: 0}");
+    assert_eq!(both, Flow { ordering: Ordering::None, batch: batch(1, 0) });
+    assert_eq!(of("batch: {}").batch, batch(100, 1000), "an empty one is one with the defaults");
+}
+
+#[test]
 fn the_environment_replaces_one_secret_and_the_others_go_on_signing() {
     let variable = [("COUCOU_WEBHOOK_SECRET", TWO)];
     let of = |rest: &str| {
@@ -117,6 +133,12 @@ fn what_a_webhook_cannot_have_is_named() {
         ("content: some", "webhooks[].content must be full or metadata"),
         ("format: xml", "webhooks[].format must be standard or cloudevents"),
         ("max_queue: -1", "webhooks[].max_queue must be a number"),
+        ("ordering: fifo", "webhooks[].ordering must be strict or none"),
+        ("batch: 10", "webhooks[].batch must be a mapping"),
+        ("batch: {max: 0}", "webhooks[].batch.max must be a number from 1 to 100"),
+        ("batch: {max: 101}", "webhooks[].batch.max must be a number from 1 to 100"),
+        ("batch: {wait: 2m}", "webhooks[].batch.wait must be a duration up to 1m"),
+        ("batch: {size: 2}", "there is no setting webhooks[].batch.size"),
         ("secrets: whsec_hushhush", "webhooks[].secrets must be a list"),
         ("secrets: [whsec_hushhush]", "webhooks[].secret must be whsec_ and base64"),
     ];

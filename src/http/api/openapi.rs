@@ -9,7 +9,7 @@ use utoipa::{
     },
 };
 
-use super::{deliveries, events, messages, rooms, stats, undecryptable, webhooks};
+use super::{deliveries, events, messages, rooms, rotation, stats, undecryptable, webhooks};
 
 /// A problem (RFC 9457).
 #[derive(ToSchema)]
@@ -108,6 +108,7 @@ impl Modify for Tokens {
         webhooks::test,
         webhooks::pause,
         webhooks::resume,
+        rotation::rotate,
         stats::get,
     ),
     modifiers(&Tokens),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     http::{StoreState, tests::Rig},
-    model::{Direction, Membership, MessageType, Relay, Role, WebhookId, ledger::Reason},
+    model::{Direction, Flow, Membership, MessageType, Relay, Role, WebhookId, ledger::Reason},
     store::{
         Store, accounts,
         db::values,
@@ -322,7 +322,7 @@ async fn queue(store: &Store) -> WebhookId {
     let messages = rooms.into_iter().flat_map(|(room, count)| (1..=count).map(move |n| message(room, n)));
     let messages: Vec<_> = messages.collect();
     let queued = messages.iter().map(|message| Queued {
-        webhooks: vec![id],
+        webhooks: vec![(id, Flow::default())],
         message_id: message.message_id.as_str(),
         room_id: &message.room_id,
         sequence: i64::try_from(message.sequence).unwrap(),
@@ -441,6 +441,14 @@ async fn a_webhook_is_paused_resumed_tried_and_sent_a_range_again() {
         assert_eq!(rig.post("webhooks/default/resend", &ids.to_string()).await.1["resent"], 2);
         assert_eq!(rig.get("webhooks").await.1["webhooks"][0]["pending"], 6);
 
+        let (status, rotated) =
+            rig.post("webhooks/default/rotate-secret", r#"{"overlap_seconds": 60}"#).await;
+        assert_eq!((status, &rotated["name"]), (200, &json!("default")));
+        assert_eq!(rotated["previous_until"], START.plus(std::time::Duration::from_mins(1)).rfc3339());
+        let (_, again) = rig.post("webhooks/default/rotate-secret", "").await;
+        assert!(again["secret"].as_str().is_some_and(|secret| secret.starts_with("whsec_")));
+        assert_ne!(again["secret"], rotated["secret"]);
+
         let (status, trial) = rig.post("webhooks/default/test", "").await;
         assert_eq!(status, 202);
         let (_, page) = rig.get("deliveries?status=pending&limit=1").await;
@@ -461,6 +469,10 @@ async fn bad_requests(rig: &Rig) {
     for (path, body, status, code) in [
         ("webhooks/nobody/test", "", 404, "not_found"),
         ("webhooks/nobody/pause", "", 404, "not_found"),
+        ("webhooks/nobody/rotate-secret", "", 404, "not_found"),
+        ("webhooks/default/rotate-secret", r#"{"overlap_seconds": 2592001}"#, 400, "bad_body"),
+        ("webhooks/default/rotate-secret", r#"{"overlap_seconds": -1}"#, 400, "bad_body"),
+        ("webhooks/default/rotate-secret", r#"{"secret": "whsec_mine"}"#, 400, "bad_body"),
         ("webhooks/nobody/resend", r#"{"since": "2025-10-09T00:00:00Z"}"#, 404, "not_found"),
         ("webhooks/default/resend", "", 400, "bad_body"),
         ("webhooks/default/resend", "[", 400, "bad_body"),

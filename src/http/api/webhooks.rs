@@ -58,7 +58,7 @@ pub(super) struct Webhook {
     disabled_at: Option<String>,
     /// Deliveries that are still to be made.
     pending: u64,
-    /// Rooms that have such.
+    /// Rooms that have such; with `ordering: none`, requests that failed, and one for all that was not tried yet.
     pending_rooms: u64,
     /// When the oldest of them was queued, RFC 3339 in UTC.
     oldest_pending_at: Option<String>,
@@ -337,7 +337,7 @@ pub(super) async fn resume(
     one(&state, &name).await
 }
 
-async fn find_configured(state: &HttpState, name: &str) -> Result<WebhookId, Problem> {
+pub(super) async fn find_configured(state: &HttpState, name: &str) -> Result<WebhookId, Problem> {
     if !state.api.webhooks.contains_key(name) {
         return Err(Problem::not_there("webhook"));
     }

@@ -11,6 +11,7 @@ const MOST_PREVIEWS: usize = 20;
 
 /// `data.content.bridge`: what the bridge says of a message beyond Matrix.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Bridged {
     /// What the network says before the text, which begins with it: `Replied to your story`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,6 +40,7 @@ pub struct Bridged {
 /// One of `data.content.link_previews`
 /// ([MSC4095](https://github.com/matrix-org/matrix-spec-proposals/pull/4095)): what the sender says of a link.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LinkPreview {
     /// The link.
     pub url: String,

@@ -7,6 +7,7 @@ use super::{Content, Kind, text};
 
 /// `data.content.call`: what happened to a call. coucou neither takes nor makes calls.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Call {
     /// What happened: `invite`, `answer`, `hangup`, `reject` and other names of the `m.call.*` events, `notify` for
     /// ringing in a group, `notice` for what a bridge tells of a call on the network.

@@ -10,6 +10,7 @@ use crate::messages::relations;
 ///
 /// Sizes and types are what the sender claims.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Media {
     /// Where it is, an `mxc://` address.
     pub url: String,
@@ -43,6 +44,7 @@ pub struct Media {
 
 /// `data.content.media.thumbnail`: a smaller picture of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Thumbnail {
     /// Where it is, an `mxc://` address.
     pub url: String,

@@ -11,6 +11,7 @@ const MOST_ANSWERS: usize = 100;
 
 /// `data.content.poll` of a `poll`: what is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Poll {
     /// The question.
     pub question: String,
@@ -24,6 +25,7 @@ pub struct Poll {
 
 /// One answer of a poll.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Answer {
     /// Its id, which responses name.
     pub id: String,

@@ -244,12 +244,18 @@ async fn a_webhook_with_another_address_is_no_longer_disabled() {
         assert_eq!(table::disabled(store.db()).await.unwrap().len(), 1);
         assert!(at_address("https://two.example.org").await);
         assert_eq!(table::disabled(store.db()).await.unwrap(), []);
+
+        let mut tx = store.begin().await.unwrap();
+        assert!(table::disable(&mut tx, main, "paused", START).await.unwrap());
+        tx.commit().await.unwrap();
+        assert!(!at_address("https://three.example.org").await, "what somebody has paused stays so");
+        assert_eq!(table::disabled(store.db()).await.unwrap()[0].reason, "paused");
     }
 }
 
 #[tokio::test]
 async fn the_queue_of_a_disabled_webhook_is_bounded_and_nothing_of_it_is_forgotten() {
-    for test in testing::both().await {
+    for (test, reason) in testing::both().await.into_iter().zip(["gone", "paused"]) {
         let (store, clock) = (&test.store, ManualClock::at(START));
         let main = webhook(store, "main").await;
         let sink = Moody::new(|| (None, SendError::Gone));
@@ -257,7 +263,7 @@ async fn the_queue_of_a_disabled_webhook_is_bounded_and_nothing_of_it_is_forgott
             put_all(store, main, &rooms(4, sequence), START).await;
         }
         let mut tx = store.begin().await.unwrap();
-        table::disable(&mut tx, main, "gone", START).await.unwrap();
+        table::disable(&mut tx, main, reason, START).await.unwrap();
         tx.commit().await.unwrap();
         let destination = Destination { max_queue: 12, ..Destination::new("main", Arc::clone(&sink) as _) };
         let mut dispatcher = Dispatcher::new(

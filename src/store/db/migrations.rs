@@ -43,6 +43,7 @@ migrations! {
     "0013_events_token"
     "0014_positions"
     "0015_ledger_indexes"
+    "0017_flow"
 }
 
 /// The leading number of a migration's file name.

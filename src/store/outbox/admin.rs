@@ -3,7 +3,10 @@
 //! A delivery that is sent again is the same row, pending once more: it goes out under the same `webhook-id`, in its
 //! room's order, before whatever of the room has not been sent yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     super::{
@@ -267,7 +270,7 @@ pub async fn finished(
     Ok(rows.into_iter().map(|(id, position)| (DeliveryId(id), position)).collect())
 }
 
-pub(super) const QUEUES: &str = "SELECT webhook_id, room_id FROM deliveries \
+pub(super) const QUEUES: &str = "SELECT webhook_id, CASE WHEN queue IS NULL THEN room_id ELSE '*' END FROM deliveries \
      WHERE state <> 'pending' AND delivery_id IN (VALUES {rows})";
 
 pub(super) const LOCK: Locking = locking!(
@@ -278,10 +281,11 @@ pub(super) const LOCK: Locking = locking!(
     ""
 );
 
-pub(super) const AGAIN: &str = "UPDATE deliveries SET state = 'pending', attempts = 0, finished_at = NULL \
+pub(super) const AGAIN: &str = "UPDATE deliveries SET state = 'pending', attempts = 0, finished_at = NULL, \
+         queue = CASE WHEN queue IS NULL THEN NULL ELSE '*' END \
      WHERE state <> 'pending' AND delivery_id IN (VALUES {rows}) AND EXISTS ( \
          SELECT 1 FROM messages AS m WHERE m.message_id = deliveries.message_id AND LENGTH(m.payload) > 0) \
-     RETURNING webhook_id, room_id";
+     RETURNING webhook_id, COALESCE(queue, room_id)";
 
 /// Makes deliveries that are done pending again, and answers how many: those that are pending already stay so,
 /// and those whose message's content was deleted cannot be sent. After the commit, notify the dispatcher.
@@ -300,7 +304,7 @@ pub async fn resend(tx: &mut Tx, ids: &[DeliveryId], now: Timestamp) -> Result<u
     for (webhook, room) in &again {
         *counts.entry((*webhook, room.as_str())).or_default() += 1;
     }
-    lengthen(tx, counts, now).await?;
+    lengthen(tx, counts, now, |_| Duration::ZERO).await?;
     Ok(again.len() as u64)
 }
 

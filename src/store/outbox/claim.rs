@@ -18,7 +18,7 @@ use crate::{
 pub struct Claimed {
     /// Where its deliveries go.
     pub webhook_id: WebhookId,
-    /// The room.
+    /// The room; with [no order](crate::model::Ordering::None) the queue, whose name begins with no `!`.
     pub room_id: String,
     /// Failed attempts of the schedule since the last success.
     pub failures: u32,
@@ -26,6 +26,8 @@ pub struct Claimed {
     pub scheduled_at: Timestamp,
     /// Until when the receiver asked to be left alone with this room.
     pub hold_until: Timestamp,
+    /// The last of the messages, by number, that go together in the batch that was begun.
+    pub batch_until: Option<i64>,
     /// Proves the claim when its outcome is recorded.
     pub(super) token: i64,
 }
@@ -37,6 +39,8 @@ pub struct Loaded {
     pub delivery_id: DeliveryId,
     /// The message's id, the same for every attempt.
     pub message_id: String,
+    /// Its number in its room.
+    pub sequence: i64,
     /// Attempts made so far.
     pub attempts: u32,
     /// The JSON body, or why it cannot be had: that must stop its own queue, not all of them.
@@ -73,20 +77,21 @@ pub(super) const CLAIM: Locking = locking!(
     ") UPDATE room_queues SET due_at = $3, lease_until = $3, lease_token = room_queues.lease_token + 1 \
      FROM due WHERE room_queues.webhook_id = due.webhook_id AND room_queues.room_id = due.room_id \
      RETURNING room_queues.room_id, room_queues.failures, room_queues.scheduled_at, \
-         room_queues.hold_until, room_queues.lease_token"
+         room_queues.hold_until, room_queues.batch_until, room_queues.lease_token"
 );
 
-/// Room, failures, `scheduled_at`, `hold_until`, token.
-pub(super) type ClaimRow = (String, i64, i64, i64, i64);
+/// Room, failures, `scheduled_at`, `hold_until`, `batch_until`, token.
+pub(super) type ClaimRow = (String, i64, i64, i64, Option<i64>, i64);
 
 pub(super) fn claimed(webhook_id: WebhookId, row: ClaimRow) -> Claimed {
-    let (room_id, failures, scheduled_at, hold_until, token) = row;
+    let (room_id, failures, scheduled_at, hold_until, batch_until, token) = row;
     Claimed {
         webhook_id,
         room_id,
         failures: u32::try_from(failures).unwrap_or(u32::MAX),
         scheduled_at: Timestamp(scheduled_at),
         hold_until: Timestamp(hold_until),
+        batch_until,
         token,
     }
 }
@@ -143,16 +148,17 @@ pub async fn renew(
 pub(super) const LOAD: &str = "WITH claimed AS MATERIALIZED ( \
          SELECT v.column1 AS webhook_id, v.column2 AS room_id, COALESCE( \
              (SELECT last.sequence FROM deliveries AS last \
-              WHERE last.webhook_id = v.column1 AND last.room_id = v.column2 AND last.state = 'pending' \
+              WHERE last.webhook_id = v.column1 AND COALESCE(last.queue, last.room_id) = v.column2 \
+                  AND last.state = 'pending' \
               ORDER BY last.sequence LIMIT 1 OFFSET $1), \
              9223372036854775807) AS last_sequence \
          FROM (VALUES {rows}) AS v) \
-     SELECT d.webhook_id, d.room_id, d.delivery_id, d.message_id, d.attempts, m.payload \
+     SELECT c.webhook_id, c.room_id, d.delivery_id, d.message_id, d.sequence, d.attempts, m.payload \
      FROM claimed AS c \
-     JOIN deliveries AS d ON d.webhook_id = c.webhook_id AND d.room_id = c.room_id \
+     JOIN deliveries AS d ON d.webhook_id = c.webhook_id AND COALESCE(d.queue, d.room_id) = c.room_id \
          AND d.state = 'pending' AND d.sequence <= c.last_sequence \
      LEFT JOIN messages AS m ON m.message_id = d.message_id \
-     ORDER BY d.webhook_id, d.room_id, d.sequence";
+     ORDER BY c.webhook_id, c.room_id, d.sequence, d.delivery_id";
 
 /// The first deliveries of each claimed queue, `most` at most of each, in the order of their room.
 ///
@@ -167,12 +173,12 @@ pub async fn load(
     claimed: &[Claimed],
     most: usize,
 ) -> Result<Vec<Vec<Loaded>>, StoreError> {
-    type Row = (i64, String, i64, String, i64, Option<Vec<u8>>);
+    type Row = (i64, String, i64, String, i64, i64, Option<Vec<u8>>);
     let offset = i64::try_from(most.saturating_sub(1)).unwrap_or(i64::MAX);
     let queues = claimed.iter().map(|queue| values![queue.webhook_id.0, queue.room_id.as_str()]).collect();
     let rows: Vec<Row> = db.fetch_many(LOAD, values![offset], queues).await?;
     let mut loaded = BTreeMap::<(i64, String), Vec<Loaded>>::new();
-    for (webhook_id, room_id, delivery_id, message_id, attempts, sealed) in rows {
+    for (webhook_id, room_id, delivery_id, message_id, sequence, attempts, sealed) in rows {
         let payload = match sealed {
             Some(sealed) => seal.open("messages", &message_id, &sealed),
             None => Err(StoreError::Corrupt("deliveries")),
@@ -180,6 +186,7 @@ pub async fn load(
         loaded.entry((webhook_id, room_id)).or_default().push(Loaded {
             delivery_id: DeliveryId(delivery_id),
             message_id,
+            sequence,
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
             payload,
         });

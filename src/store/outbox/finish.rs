@@ -9,7 +9,7 @@ use super::{
         StoreError, Tx,
         db::{Locking, Values, locking, values},
     },
-    Claimed,
+    Claimed, shared,
 };
 use crate::{clock::Timestamp, model::DeliveryId};
 
@@ -91,12 +91,14 @@ pub(super) const ATTEMPTED: &str = "UPDATE deliveries \
 pub(super) const SETTLE: &str = "UPDATE room_queues \
      SET pending_count = CASE WHEN pending_count > v.column3 THEN pending_count - v.column3 ELSE 0 END, \
          due_at = v.column4, failures = v.column5, scheduled_at = v.column6, hold_until = v.column7, \
+         batch_until = CASE WHEN v.column3 > 0 THEN NULL ELSE batch_until END, \
          lease_until = 0, lease_token = lease_token + 1 \
      FROM (VALUES {rows}) AS v WHERE webhook_id = v.column1 AND room_id = v.column2";
 
 pub(super) const RECOUNT: &str = "UPDATE room_queues SET pending_count = ( \
-         SELECT COUNT(*) FROM deliveries AS d WHERE d.webhook_id = v.column1 AND d.room_id = v.column2 \
-             AND d.state = 'pending'), \
+         SELECT COUNT(*) FROM deliveries AS d WHERE d.webhook_id = v.column1 \
+             AND COALESCE(d.queue, d.room_id) = v.column2 AND d.state = 'pending'), \
+         batch_until = CASE WHEN v.column3 > 0 THEN NULL ELSE batch_until END, \
          due_at = v.column4, failures = v.column5, scheduled_at = v.column6, hold_until = v.column7, \
          lease_until = 0, lease_token = lease_token + 1 \
      FROM (VALUES {rows}) AS v WHERE webhook_id = v.column1 AND room_id = v.column2";
@@ -129,6 +131,10 @@ pub async fn finish(tx: &mut Tx, finished: &[Finished]) -> Result<usize, StoreEr
         held.iter().partition(|outcome| touched == attempted && !outcome.found_empty);
     tx.execute_many(SETTLE, vec![], sound.iter().map(|outcome| queue_row(outcome)).collect()).await?;
     tx.execute_many(RECOUNT, vec![], odd.iter().map(|outcome| queue_row(outcome)).collect()).await?;
+    let passing = held.iter().filter(|outcome| shared::is_passing(&outcome.claimed.room_id));
+    let passing =
+        passing.map(|outcome| values![outcome.claimed.webhook_id.0, outcome.claimed.room_id.as_str()]);
+    tx.execute_many(shared::REMOVE, vec![], passing.collect()).await?;
     Ok(finished.len() - held.len())
 }
 

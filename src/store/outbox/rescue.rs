@@ -23,7 +23,7 @@ pub(super) const CLAIM_ANY: Locking = locking!(
     ") UPDATE room_queues SET due_at = $3, lease_until = $3, lease_token = room_queues.lease_token + 1 \
      FROM next WHERE room_queues.webhook_id = next.webhook_id AND room_queues.room_id = next.room_id \
      RETURNING room_queues.room_id, room_queues.failures, room_queues.scheduled_at, \
-         room_queues.hold_until, room_queues.lease_token"
+         room_queues.hold_until, room_queues.batch_until, room_queues.lease_token"
 );
 
 /// Claims the next queue after the room `after`, and then from the first, whether it is due or not: to see
@@ -115,7 +115,7 @@ pub async fn trim(tx: &mut Tx, webhook_id: WebhookId, most: u64, now: Timestamp)
     }
     let oldest: Vec<(i64, String)> = tx
         .fetch_all(
-            "SELECT delivery_id, room_id FROM deliveries WHERE webhook_id = $1 AND state = 'pending' \
+            "SELECT delivery_id, COALESCE(queue, room_id) FROM deliveries WHERE webhook_id = $1 AND state = 'pending' \
              ORDER BY delivery_id LIMIT $2",
             values![webhook_id.0, excess],
         )
@@ -136,7 +136,7 @@ pub async fn trim(tx: &mut Tx, webhook_id: WebhookId, most: u64, now: Timestamp)
     tx.execute_many(
         "UPDATE room_queues SET pending_count = ( \
              SELECT COUNT(*) FROM deliveries AS d WHERE d.webhook_id = room_queues.webhook_id \
-                 AND d.room_id = room_queues.room_id AND d.state = 'pending') \
+                 AND COALESCE(d.queue, d.room_id) = room_queues.room_id AND d.state = 'pending') \
          FROM (VALUES {rows}) AS v WHERE webhook_id = $1 AND room_id = v.column1",
         values![webhook_id.0],
         rooms(&|room| values![room]),

@@ -10,16 +10,19 @@ pub struct Backlog {
     pub webhook_id: WebhookId,
     /// Deliveries that are pending.
     pub pending_count: u64,
-    /// Rooms that have some.
+    /// Rooms that have some; with no order, requests that failed, and one for what waits to be sent first.
     pub room_count: u64,
     /// When the oldest of them was stored.
     pub oldest_at: Option<Timestamp>,
 }
 
 pub(super) const BACKLOGS: &str = "SELECT q.webhook_id, CAST(SUM(q.pending_count) AS BIGINT), COUNT(*), \
-         MIN((SELECT d.created_at FROM deliveries AS d \
-              WHERE d.webhook_id = q.webhook_id AND d.room_id = q.room_id AND d.state = 'pending' \
-              ORDER BY d.sequence LIMIT 1)) \
+         MIN(CASE WHEN q.room_id = '*' THEN (SELECT d.created_at FROM deliveries AS d \
+                  WHERE d.webhook_id = q.webhook_id AND d.queue = '*' AND d.state = 'pending' \
+                  ORDER BY d.delivery_id LIMIT 1) \
+              ELSE (SELECT d.created_at FROM deliveries AS d \
+                  WHERE d.webhook_id = q.webhook_id AND COALESCE(d.queue, d.room_id) = q.room_id \
+                      AND d.state = 'pending' ORDER BY d.sequence LIMIT 1) END) \
      FROM room_queues AS q WHERE q.pending_count > 0 GROUP BY q.webhook_id ORDER BY q.webhook_id";
 
 /// What is pending, by webhook. Costs one index lookup for each room that has something pending.

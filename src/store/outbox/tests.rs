@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use super::*;
 use crate::{
     clock::Timestamp,
-    model::WebhookId,
+    model::{Flow, WebhookId},
     store::{Store, db::values, webhooks},
     testing::{self, START},
 };
@@ -29,10 +29,21 @@ fn message_id(room_id: &str, sequence: i64) -> String {
 
 /// Stores messages and their deliveries in one transaction.
 pub(crate) async fn put(store: &Store, webhooks: &[WebhookId], numbers: &[(&str, i64)], now: Timestamp) {
+    put_as(store, webhooks, numbers, now, Flow::default()).await;
+}
+
+/// As [`put`], for webhooks with that order and those batches.
+pub(crate) async fn put_as(
+    store: &Store,
+    webhooks: &[WebhookId],
+    numbers: &[(&str, i64)],
+    now: Timestamp,
+    flow: Flow,
+) {
     let mut tx = store.begin().await.unwrap();
     let ids: Vec<String> = numbers.iter().map(|(room, sequence)| message_id(room, *sequence)).collect();
     let rows = numbers.iter().zip(&ids).map(|((room, sequence), id)| {
-        let body = format!("{{\"n\":{sequence}}}");
+        let body = format!("{{\"n\":{sequence},\"id\":\"{id}\"}}");
         let sealed = store.seal().unwrap().seal("messages", id, body.as_bytes()).unwrap();
         values![id.as_str(), *room, *sequence, now, sealed]
     });
@@ -50,7 +61,7 @@ pub(crate) async fn put(store: &Store, webhooks: &[WebhookId], numbers: &[(&str,
         .iter()
         .zip(&ids)
         .map(|((room, sequence), id)| Queued {
-            webhooks: webhooks.to_vec(),
+            webhooks: webhooks.iter().map(|id| (*id, flow)).collect(),
             message_id: id,
             room_id: <&RoomId>::try_from(*room).unwrap(),
             sequence: *sequence,
@@ -167,7 +178,7 @@ async fn deliveries_of_a_room_are_loaded_in_order_and_bounded() {
         let loaded = load(store.db(), store.seal().unwrap(), &claimed, 3).await.unwrap();
         assert_eq!(ids(&loaded[0]), ["a:x_1"]);
         assert_eq!(ids(&loaded[1]), ["b:x_1", "b:x_2", "b:x_3"]);
-        assert_eq!(loaded[1][2].payload.as_ref().unwrap(), b"{\"n\":3}");
+        assert_eq!(loaded[1][2].payload.as_ref().unwrap(), b"{\"n\":3,\"id\":\"b:x_3\"}");
 
         // The other webhook is not concerned.
         assert_eq!(claim(store, main, START, 10).await, []);
@@ -425,6 +436,11 @@ async fn statements_use_the_indexes() {
             tx.explain(super::rescue::FAILING, vec![], vec![values![main.0]]).await,
             tx.explain(super::stats::DEAD, vec![], vec![]).await,
             tx.explain(super::stats::BACKLOGS, vec![], vec![]).await,
+            tx.explain(super::shared::OLDEST, values![main.0, 64_i64], vec![]).await,
+            tx.explain(super::shared::MOVE, vec![], vec![values![1_i64, "~1-0"]]).await,
+            tx.explain(super::shared::REMOVE, vec![], rooms(&[])).await,
+            tx.explain(super::shared::BEGIN, vec![], rooms(&[1, 1])).await,
+            tx.explain(super::enqueue::FULL, values![START], rooms(&[1])).await,
         ];
         let tables = ["deliveries", "room_queues", "messages"];
         for (at, plan) in plans.iter().enumerate() {

@@ -18,7 +18,7 @@ fn expected(told: &[(&str, bool)]) -> Vec<(String, bool)> {
 async fn what_was_overtaken_is_late() {
     for mut scene in Scene::both().await {
         let [one, two] = [text("$1", ROOM, "one"), text("$2", ROOM, "two")];
-        scene.push(&[two.clone()]).await;
+        scene.push(std::slice::from_ref(&two)).await;
         scene.miss(&[one, two, text("$3", ROOM, "three")]).await;
         assert_eq!(told(&scene).await, expected(&[("two", false), ("one", true), ("three", false)]));
     }
@@ -29,7 +29,7 @@ async fn what_was_overtaken_holds_up_nothing_while_its_key_is_away() {
     for mut scene in Scene::both().await {
         let mut session = Session::begin();
         let (one, two) = (session.say("$1", "one"), text("$2", ROOM, "two"));
-        scene.push(&[two.clone()]).await;
+        scene.push(std::slice::from_ref(&two)).await;
         scene.miss(&[one, two, text("$3", ROOM, "three")]).await;
         scene.push(&[text("$4", ROOM, "four")]).await;
         let at_once = [("two", false), ("three", false), ("four", false)];
@@ -45,7 +45,7 @@ async fn what_waits_for_its_turn_has_overtaken_what_was_missed() {
     for mut scene in Scene::both().await {
         let mut session = Session::begin();
         let (one, two) = (text("$1", ROOM, "one"), session.say("$2", "two"));
-        scene.push(&[two.clone()]).await;
+        scene.push(std::slice::from_ref(&two)).await;
         scene.miss(&[one, two]).await;
         assert_eq!(told(&scene).await, expected(&[("one", true)]));
         scene.pass(Duration::from_secs(1)).await;

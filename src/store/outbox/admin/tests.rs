@@ -15,7 +15,7 @@ use crate::{
 async fn queue(tx: &mut Tx, id: WebhookId, messages: &[Message]) {
     for message in messages {
         let queued = Queued {
-            webhooks: vec![id],
+            webhooks: vec![(id, crate::model::Flow::default())],
             message_id: message.message_id.as_str(),
             room_id: &message.room_id,
             sequence: i64::try_from(message.sequence).unwrap(),
