@@ -22,6 +22,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -42,6 +43,8 @@ use crate::{
     http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
     inbox::{Inbox, verdict::TrustSettings, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
+    links::{self, Links, Signer},
+    media::{self, Media},
     model::{RelayPolicy, Route, WebhookId},
     outbox::{BadWebhook, Destination, Dispatcher, WebhookSink},
     store::{self, Store, StoreError},
@@ -66,6 +69,9 @@ pub enum AppError {
     /// The store wants a person.
     #[error("the store cannot be used")]
     Store(#[from] StoreError),
+    /// Files cannot be kept.
+    #[error("cannot keep files in {0} (media.folder, COUCOU_MEDIA_FOLDER)")]
+    Media(PathBuf, #[source] io::Error),
     /// The settings of the homeserver cannot be used.
     #[error("the homeserver's settings cannot be used")]
     Homeserver(#[from] HomeserverError),
@@ -124,10 +130,12 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
         let _ = bot.set(user_id);
     }
     let hs_token = HsToken::new(&config.appservice.hs_token);
+    let media = media(&config, &homeserver, &store, &lifecycle)?;
     let shared = Shared { config: Arc::new(config), store, homeserver, clock, wakes: Wakes::default(), bot };
     let (fatal, mut failed) = mpsc::channel(1);
     let health = watch_store(&lifecycle, &shared, &fatal);
-    serve_http(&lifecycle, &shared, listener, hs_token, health, &fatal);
+    let state = http_state(&shared, hs_token, health, media);
+    serve_http(&lifecycle, listener, http::router(state), &fatal);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "coucou listens");
     spawn_work(&lifecycle, &shared, &fatal);
 
@@ -196,19 +204,21 @@ fn is_for_a_person(error: &StoreError) -> bool {
     matches!(error, StoreError::WrongPickleKey | StoreError::Migration(_) | StoreError::Corrupt(_))
 }
 
-fn serve_http(
-    lifecycle: &Lifecycle,
-    shared: &Shared,
-    listener: TcpListener,
-    hs_token: HsToken,
-    health: Health,
-    fatal: &mpsc::Sender<AppError>,
-) {
+/// What HTTP is answered from.
+fn http_state(shared: &Shared, hs_token: HsToken, health: Health, media: Media) -> HttpState {
     let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
         .telling(Arc::clone(&shared.wakes.outage))
         .announcing(Arc::clone(&shared.wakes.alive));
-    let api = Arc::new(rest(shared));
-    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api });
+    let api = Arc::new(rest(shared, media));
+    HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api }
+}
+
+fn serve_http(
+    lifecycle: &Lifecycle,
+    listener: TcpListener,
+    router: axum::Router,
+    fatal: &mpsc::Sender<AppError>,
+) {
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {
         if let Err(error) = http::serve(listener, router, stop).await {
@@ -217,8 +227,33 @@ fn serve_http(
     });
 }
 
+/// What fetches files of messages.
+fn media(
+    config: &Config,
+    homeserver: &Homeserver,
+    store: &Store,
+    lifecycle: &Lifecycle,
+) -> Result<Media, AppError> {
+    match &config.media.public_url {
+        Some(url) => tracing::info!(%url, "addresses of files begin with this (http.public_url)"),
+        None => tracing::warn!(
+            "files of messages have no address, as coucou's own is not known: set http.public_url \
+             (COUCOU_HTTP_PUBLIC_URL) to the URL under which consumers reach it"
+        ),
+    }
+    let settings = media::Settings {
+        folder: config.media.folder.clone(),
+        cache_size: config.media.cache_size,
+        max_size: config.media.max_size,
+        timeout: config.media.timeout,
+        concurrency: config.media.concurrency,
+    };
+    Media::open(homeserver.clone(), store.clone(), lifecycle.clone(), settings)
+        .map_err(|error| AppError::Media(config.media.folder.clone(), error))
+}
+
 /// What the REST API answers from.
-fn rest(shared: &Shared) -> Api {
+fn rest(shared: &Shared, media: Media) -> Api {
     let tokens = shared.config.api.tokens.iter().map(|entry| (entry.token.clone(), entry.scope));
     let shown = |webhook: &config::Webhook| (webhook.name.clone(), http::api::shown_url(&webhook.url));
     Api {
@@ -230,6 +265,8 @@ fn rest(shared: &Shared) -> Api {
         owner: shared.config.owner.as_ref().map(|owner| owner.user_id.clone()),
         webhooks: shared.config.webhooks.iter().map(shown).collect(),
         wake_outbox: Arc::clone(&shared.wakes.outbox),
+        media,
+        public: shared.config.media.public_url.clone().map(|url| (url, shared.config.media.url_lifetime)),
     }
 }
 
@@ -292,6 +329,9 @@ async fn connect_webhooks(
     client: &reqwest::Client,
 ) -> Result<(Destinations, Vec<Route>), AppError> {
     let (mut destinations, mut routes) = (Destinations::new(), Vec::new());
+    let signer = Signer::new(shared.store.seal()?.derive(links::LABEL));
+    let lifetime = shared.config.media.url_lifetime;
+    let links = shared.config.media.public_url.as_ref().map(|base| Links::new(signer, base, lifetime));
     for webhook in &shared.config.webhooks {
         let mut tx = shared.store.begin().await?;
         let id = store::webhooks::ensure(&mut tx, &webhook.name, shared.clock.now()).await?;
@@ -309,7 +349,8 @@ async fn connect_webhooks(
         let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, &secrets)?
             .headers(&webhook.headers)
             .timeout(webhook.timeout)
-            .telling(webhook.detail, webhook.format);
+            .telling(webhook.detail, webhook.format)
+            .linking(links.clone());
         let destination = Destination {
             schedule: webhook.schedule.clone(),
             concurrency: Some(webhook.concurrency),

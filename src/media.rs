@@ -65,9 +65,15 @@ pub struct Settings {
 /// Why a file cannot be fetched. Everybody who waits for it is told the same.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
-    /// The homeserver cannot be reached, or refuses.
-    #[error("the homeserver did not give the file")]
-    Homeserver(#[source] Arc<HomeserverError>),
+    /// The homeserver does not have it, or no longer.
+    #[error("the homeserver does not have the file")]
+    Missing,
+    /// The homeserver cannot be reached, or asks to come again, perhaps after a time.
+    #[error("the homeserver does not give the file now")]
+    Unavailable(#[source] Arc<HomeserverError>, Option<Duration>),
+    /// The homeserver refuses.
+    #[error("the homeserver refuses to give the file")]
+    Refused(#[source] Arc<HomeserverError>),
     /// It is larger than the settings allow.
     #[error("the file is larger than {0} bytes")]
     TooLarge(u64),

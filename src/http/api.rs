@@ -8,6 +8,7 @@
 pub mod access;
 mod deliveries;
 mod events;
+mod media;
 mod messages;
 mod openapi;
 mod query;
@@ -18,7 +19,11 @@ mod tests;
 mod undecryptable;
 mod webhooks;
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -39,7 +44,12 @@ use tokio::sync::Notify;
 use url::Url;
 
 use super::{HttpState, error, is_api};
-use crate::{clock::SharedClock, store::Store};
+use crate::{
+    clock::SharedClock,
+    links::{self, Links, Signer},
+    media::Media,
+    store::{Store, StoreError},
+};
 use access::Access;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -66,6 +76,10 @@ pub struct Api {
     pub webhooks: BTreeMap<String, String>,
     /// Wakes the dispatchers.
     pub wake_outbox: Arc<Notify>,
+    /// Files of messages.
+    pub media: Media,
+    /// What addresses of files begin with, and how long they work; without it files have none.
+    pub public: Option<(Url, Duration)>,
 }
 
 impl Api {
@@ -73,6 +87,17 @@ impl Api {
     fn network(&self, name: String) -> String {
         let taken = || self.networks.values().any(|known| *known == name);
         if name == "facebook" && !taken() { "messenger".to_owned() } else { name }
+    }
+
+    /// What signs addresses of files.
+    fn signer(&self) -> Result<Signer, StoreError> {
+        Ok(Signer::new(self.store.seal()?.derive(links::LABEL)))
+    }
+
+    /// What makes addresses of files.
+    fn links(&self) -> Result<Option<Links>, StoreError> {
+        let make = |(base, lifetime): &(Url, Duration)| Ok(Links::new(self.signer()?, base, *lifetime));
+        self.public.as_ref().map(make).transpose()
     }
 }
 
@@ -106,10 +131,14 @@ pub(super) fn routes(state: &HttpState) -> Router<HttpState> {
         .route("/api/v1/webhooks/{name}/resume", post(webhooks::resume))
         .route("/api/v1/stats", get(stats::get))
         .route_layer(from_fn_with_state(state.clone(), access::check))
+        // A signature stands for a token.
+        .route("/api/v1/media/{id}", get(media::file))
+        .route("/api/v1/media/{id}/thumbnail", get(media::thumbnail))
         .route("/api/v1/openapi.json", get(openapi::serve))
 }
 
-/// Gives every answer of the API its request's id and the headers that keep browsers from doing anything with it.
+/// Gives every answer of the API its request's id and the headers that keep browsers from doing anything with it,
+/// but for those of its own that a file brings.
 pub(super) async fn dress(request: Request, next: Next) -> Response {
     if !is_api(request.uri()) {
         return next.run(request).await;
@@ -127,7 +156,7 @@ pub(super) async fn dress(request: Request, next: Next) -> Response {
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (X_FRAME_OPTIONS, "DENY"),
     ] {
-        headers.insert(name, HeaderValue::from_static(value));
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
 }

@@ -100,7 +100,14 @@ impl Incoming<'_> {
 
 impl From<HomeserverError> for Failure {
     fn from(error: HomeserverError) -> Self {
-        Self::Homeserver(Arc::new(error))
+        match &error {
+            HomeserverError::Status { status: 404, errcode, .. } if errcode == "M_NOT_FOUND" => Self::Missing,
+            known if known.is_transient() => {
+                let wait = known.retry_after();
+                Self::Unavailable(Arc::new(error), wait)
+            }
+            _ => Self::Refused(Arc::new(error)),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The body as a webhook wants it: all of it or without what was said, plain or as a `CloudEvents` event.
 //!
 //! What is stored is always the whole payload, so that a webhook's settings may change. The same payload gives the
-//! same body at every attempt.
+//! same body at every attempt, but for the addresses of files, which expire and are made anew.
 
 use std::borrow::Cow;
 

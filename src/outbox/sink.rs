@@ -13,7 +13,7 @@ pub struct WebhookRequest<'a> {
     pub id: &'a str,
     /// When this attempt is made.
     pub timestamp: Timestamp,
-    /// The JSON body: the same at every attempt.
+    /// The payload, JSON: the same at every attempt.
     pub body: &'a [u8],
 }
 

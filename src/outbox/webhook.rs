@@ -2,7 +2,7 @@
 //!
 //! Follows Standard Webhooks: a 2xx is a success, anything else is not, redirects included.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -17,7 +17,11 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{Outcome, SendError, Sink, WebhookRequest, retry, shape};
-use crate::model::{Detail, Format};
+use crate::{
+    clock::Timestamp,
+    links::Links,
+    model::{Detail, Format},
+};
 
 /// Standard Webhooks advises 15 to 30 seconds.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -82,6 +86,7 @@ pub struct WebhookSink {
     timeout: Duration,
     detail: Detail,
     format: Format,
+    links: Option<Links>,
 }
 
 impl fmt::Debug for WebhookSink {
@@ -114,6 +119,7 @@ impl WebhookSink {
             timeout: TIMEOUT,
             detail: Detail::default(),
             format: Format::default(),
+            links: None,
         })
     }
 
@@ -136,6 +142,21 @@ impl WebhookSink {
     pub fn telling(mut self, detail: Detail, format: Format) -> Self {
         (self.detail, self.format) = (detail, format);
         self
+    }
+
+    /// The same, with addresses for the files of messages.
+    #[must_use]
+    pub fn linking(mut self, links: Option<Links>) -> Self {
+        self.links = links;
+        self
+    }
+
+    /// The payload as this webhook gets it now: its files with addresses that work for the whole of their time.
+    fn located<'a>(&self, payload: &'a [u8], now: Timestamp) -> Cow<'a, [u8]> {
+        match &self.links {
+            Some(links) if self.detail == Detail::Full => links.refresh(payload, now),
+            _ => Cow::Borrowed(payload),
+        }
     }
 
     /// `v1,…` for each secret.
@@ -161,7 +182,8 @@ impl Sink for WebhookSink {
     async fn deliver(&self, request: WebhookRequest<'_>) -> Outcome {
         let timestamp = request.timestamp.0.div_euclid(1000);
         let unsendable = Outcome::Retry { after: None, why: SendError::Unsendable };
-        let Some(body) = shape::body(request.body, self.detail, self.format) else { return unsendable };
+        let payload = self.located(request.body, request.timestamp);
+        let Some(body) = shape::body(&payload, self.detail, self.format) else { return unsendable };
         // A dot would make what is signed ambiguous.
         let signature = self.signature(request.id, timestamp, &body);
         let Some(signature) = signature.filter(|_| !request.id.contains('.')) else { return unsendable };
