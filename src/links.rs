@@ -21,7 +21,8 @@ use crate::{clock::Timestamp, model::MediaPart};
 pub const LABEL: &str = "coucou media links v1";
 
 /// The least and the longest time that an address may work.
-pub const LIFETIMES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(30 * 24);
+pub const LIFETIMES: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(30 * 24);
 
 /// A lifetime has so many parts, at whose ends addresses expire: two that are made in the same part are the same, so
 /// that a delivery that is tried again has the same body as a rule, and caches find what they have.
@@ -90,12 +91,7 @@ impl Signer {
     }
 }
 
-fn mac(
-    key: &Zeroizing<[u8; 32]>,
-    message_id: &str,
-    part: MediaPart,
-    until: i64,
-) -> Option<Hmac<Sha256>> {
+fn mac(key: &Zeroizing<[u8; 32]>, message_id: &str, part: MediaPart, until: i64) -> Option<Hmac<Sha256>> {
     let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&**key).ok()?;
     // No part of it has a NUL, so no two of them give the same bytes.
     mac.update(format!("{message_id}\0{}\0{until}", part.as_str()).as_bytes());
@@ -137,9 +133,7 @@ impl Links {
             .ok()?
             .pop_if_empty()
             .extend(["api", "v1", "media", message_id].into_iter().chain(thumbnail));
-        url.query_pairs_mut()
-            .append_pair("expires", &until.to_string())
-            .append_pair("signature", &signature);
+        url.query_pairs_mut().append_pair("expires", &until.to_string()).append_pair("signature", &signature);
         Some(url.into())
     }
 
@@ -213,7 +207,11 @@ mod tests {
             ("msg_1", MediaPart::File, &expires, &signature[1..]),
             ("msg_1", MediaPart::File, &expires, &format!("{signature}=")),
         ] {
-            assert_eq!(verify(id, part, expires, signature, NOW), Verdict::Invalid, "{id} {expires} {signature}");
+            assert_eq!(
+                verify(id, part, expires, signature, NOW),
+                Verdict::Invalid,
+                "{id} {expires} {signature}"
+            );
         }
         for at in 0..signature.len() {
             let mut altered = signature.clone().into_bytes();
@@ -223,7 +221,10 @@ mod tests {
         }
         // By an older data key's, and by a stranger's.
         let (both, other) = (signer(&[2, 1]), signer(&[2]));
-        assert_eq!(both.verify("msg_1", MediaPart::File, &expires, &signature, NOW), Verdict::Valid { until });
+        assert_eq!(
+            both.verify("msg_1", MediaPart::File, &expires, &signature, NOW),
+            Verdict::Valid { until }
+        );
         assert_eq!(other.verify("msg_1", MediaPart::File, &expires, &signature, NOW), Verdict::Invalid);
         assert_eq!(signer(&[]).verify("msg_1", MediaPart::File, &expires, &signature, NOW), Verdict::Invalid);
         assert_eq!(format!("{other:?}"), "Signer { keys: 1 }");
@@ -258,7 +259,9 @@ mod tests {
         let text = json!({"type": "message.created", "data": {"id": "msg_1", "content": {
             "kind": "text", "text": "\"media\":{\"mxc\":1}",
         }, "matrix": {"content": {"media": {"mxc": "mxc://a/b"}}}}});
-        for odd in [text.to_string(), String::new(), "7".to_owned(), "\"media\":{".to_owned(), "{}".to_owned()] {
+        for odd in
+            [text.to_string(), String::new(), "7".to_owned(), "\"media\":{".to_owned(), "{}".to_owned()]
+        {
             assert!(matches!(links().refresh(odd.as_bytes(), NOW), Cow::Borrowed(_)), "{odd}");
         }
     }

@@ -9,8 +9,8 @@
 //! had fetched is of no use to anybody, and is deleted by the next one.
 
 mod cache;
-mod fetch;
 mod feed;
+mod fetch;
 mod reading;
 mod source;
 
@@ -257,7 +257,9 @@ impl Flight {
         let inner = &self.media.inner;
         let turn = timeout(PATIENCE, inner.slots.acquire()).await;
         let fetched = match turn {
-            Ok(Ok(_turn)) => fetch::fetch(&inner.homeserver, &inner.cache, &inner.settings, source, reader).await,
+            Ok(Ok(_turn)) => {
+                fetch::fetch(&inner.homeserver, &inner.cache, &inner.settings, source, reader).await
+            }
             Ok(Err(_)) | Err(_) => Err(Failure::Busy),
         };
         match fetched {

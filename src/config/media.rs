@@ -34,9 +34,10 @@ pub(super) fn media(reader: &Reader<'_>, registered: Option<&str>) -> Result<Med
         let range = Duration::from_secs(1)..=Duration::from_hours(1);
         duration::parse(text).filter(|timeout| range.contains(timeout))
     })?;
-    let concurrency = reader.parsed(&settings::MEDIA_CONCURRENCY, "must be a number from 1 to 64", |text| {
-        text.parse().ok().filter(|count| (1..=64).contains(count))
-    })?;
+    let concurrency =
+        reader.parsed(&settings::MEDIA_CONCURRENCY, "must be a number from 1 to 64", |text| {
+            text.parse().ok().filter(|count| (1..=64).contains(count))
+        })?;
     let max_size = size(reader, &settings::MEDIA_MAX_SIZE)?.unwrap_or(100 * MIB);
     let cache_size = size(reader, &settings::MEDIA_CACHE_SIZE)?;
     if cache_size.is_some_and(|cache| cache < max_size) {

@@ -1,9 +1,9 @@
 //! The REST API, `/api/v1`: what coucou holds and does, for whoever has a token.
 //!
-//! Looking needs a token of the scope `read`, changing something one of the scope `admin`. Lists are read page by
-//! page with an opaque cursor, and no page costs more because there is more: every list runs along an index.
-//! A parameter that an endpoint does not have is refused, so that a filter with a typing error does not answer
-//! everything. Errors are problem JSON with a `code` that stays.
+//! Looking needs a token of the scope `read`, changing something one of the scope `admin`; files have signed
+//! addresses instead. Lists are read page by page with an opaque cursor, and no page costs more because there is
+//! more: every list runs along an index. A parameter that an endpoint does not have is refused, so that a filter
+//! with a typing error does not answer everything. Errors are problem JSON with a `code` that stays.
 
 pub mod access;
 mod deliveries;

@@ -219,7 +219,8 @@ impl Problem {
 
     /// The address of a file has had its time.
     pub(super) fn url_expired() -> Self {
-        let detail = "the address has expired: GET /api/v1/messages/{id} answers the message with a fresh one";
+        let detail =
+            "the address has expired: GET /api/v1/messages/{id} answers the message with a fresh one";
         Self::new(StatusCode::GONE, "url_expired", detail)
     }
 
@@ -335,19 +336,29 @@ impl From<Failure> for Problem {
             }
             Failure::Unavailable(_, wait) => {
                 let seconds = wait.map_or(10, |wait| wait.as_secs().max(1));
-                later("homeserver_unavailable", "the homeserver does not give the file now; ask again", seconds)
+                later(
+                    "homeserver_unavailable",
+                    "the homeserver does not give the file now; ask again",
+                    seconds,
+                )
             }
-            Failure::Refused(_) => {
-                bad("homeserver_refused", "the homeserver refuses to give the file; coucou's log says why".into())
-            }
-            Failure::TooLarge(most) => {
-                bad("media_too_large", format!("the file is larger than {most} bytes (media.max_size)").into())
-            }
+            Failure::Refused(_) => bad(
+                "homeserver_refused",
+                "the homeserver refuses to give the file; coucou's log says why".into(),
+            ),
+            Failure::TooLarge(most) => bad(
+                "media_too_large",
+                format!("the file is larger than {most} bytes (media.max_size)").into(),
+            ),
             Failure::HashMismatch => {
                 bad("media_corrupt", "the homeserver's file is not the one that was sent".into())
             }
-            Failure::BadKey => bad("media_unreadable", "the file is encrypted in a way that is not known".into()),
-            Failure::Busy => later("media_busy", "too many files are asked for at the same time; ask again", 5),
+            Failure::BadKey => {
+                bad("media_unreadable", "the file is encrypted in a way that is not known".into())
+            }
+            Failure::Busy => {
+                later("media_busy", "too many files are asked for at the same time; ask again", 5)
+            }
             Failure::Cache(error) => Self::unreadable(&*error),
         }
     }

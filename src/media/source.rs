@@ -84,11 +84,7 @@ impl Source {
                 (media.thumbnail?, None, raw.get("info").and_then(|info| info.get("thumbnail_file")))
             }
         };
-        let key = if file.encrypted {
-            Some(Zeroizing::new(serde_json::to_vec(key?).ok()?))
-        } else {
-            None
-        };
+        let key = if file.encrypted { Some(Zeroizing::new(serde_json::to_vec(key?).ok()?)) } else { None };
         let (server_name, media_id) = file.mxc.parts().ok()?;
         Some(Self {
             server_name: server_name.to_owned(),
@@ -136,7 +132,8 @@ mod tests {
 
     #[test]
     fn a_payload_tells_where_its_files_are_and_how_they_are_read() {
-        let matrix = json!({"file": encrypted("mxc://a.example.org/file"), "m.new_content": {"body": "of no edit"}});
+        let matrix =
+            json!({"file": encrypted("mxc://a.example.org/file"), "m.new_content": {"body": "of no edit"}});
         let payload = payload("message.created", &matrix);
         let file = Source::read(&payload, MediaPart::File).unwrap();
         assert_eq!((file.server_name.as_str(), &*file.media_id), ("a.example.org", "file"));

@@ -22,13 +22,34 @@ use crate::{
 
 /// Types that a browser may show in its window, as Synapse has them: nothing that can hold a program.
 const INLINE: &[&str] = &[
-    "audio/aac", "audio/flac", "audio/mp4", "audio/mpeg", "audio/ogg", "audio/wav", "audio/wave", "audio/webm",
-    "audio/x-flac", "audio/x-pn-wav", "audio/x-wav", "image/apng", "image/avif", "image/gif", "image/jpeg",
-    "image/png", "image/webp", "text/plain", "video/mp4", "video/ogg", "video/quicktime", "video/webm",
+    "audio/aac",
+    "audio/flac",
+    "audio/mp4",
+    "audio/mpeg",
+    "audio/ogg",
+    "audio/wav",
+    "audio/wave",
+    "audio/webm",
+    "audio/x-flac",
+    "audio/x-pn-wav",
+    "audio/x-wav",
+    "image/apng",
+    "image/avif",
+    "image/gif",
+    "image/jpeg",
+    "image/png",
+    "image/webp",
+    "text/plain",
+    "video/mp4",
+    "video/ogg",
+    "video/quicktime",
+    "video/webm",
 ];
 
 /// Whatever a file turns out to be, it runs nothing and loads nothing.
-const POLICY: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'; style-src 'unsafe-inline'; media-src 'self'; img-src 'self'; frame-ancestors 'none'");
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; media-src 'self'; img-src 'self'; frame-ancestors 'none'",
+);
 
 /// The most characters of a file's name that are told.
 const NAME_LENGTH: usize = 200;
@@ -176,15 +197,19 @@ fn disposition(is_inline: bool, filename: Option<&str>) -> String {
     let kind = if is_inline { "inline" } else { "attachment" };
     // No path, and nothing that steers how a name is shown.
     let steers = |char: char| {
-        char.is_control() || matches!(char, '/' | '\\' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        char.is_control()
+            || matches!(char, '/' | '\\' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
-    let name: String = filename.unwrap_or_default().chars().filter(|char| !steers(*char)).take(NAME_LENGTH).collect();
+    let name: String =
+        filename.unwrap_or_default().chars().filter(|char| !steers(*char)).take(NAME_LENGTH).collect();
     let name = name.trim_matches(|char: char| char == '.' || char.is_whitespace());
     if name.is_empty() {
         return kind.to_owned();
     }
-    let plain: String =
-        name.chars().map(|char| if char == '"' || char == '%' || !(' '..='~').contains(&char) { '_' } else { char }).collect();
+    let plain: String = name
+        .chars()
+        .map(|char| if char == '"' || char == '%' || !(' '..='~').contains(&char) { '_' } else { char })
+        .collect();
     let attr = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&+-.^_`|~".contains(&byte);
     let whole: String = name
         .bytes()
@@ -212,7 +237,8 @@ impl Range {
     /// What is no single range of bytes is none: then the whole file is sent, as the RFC allows.
     fn parse(header: &str) -> Option<Self> {
         let (first, last) = header.strip_prefix("bytes=")?.split_once('-')?;
-        let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?;
+        let number =
+            |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?;
         match (first.trim(), last.trim()) {
             ("", last) => number(last).map(Self::Last),
             (first, "") => number(first).map(Self::From),
@@ -252,7 +278,9 @@ mod tests {
         ] {
             assert_eq!(Range::parse(header).unwrap().of(10), expected, "{header}");
         }
-        for odd in ["", "bytes=", "bytes=-", "bytes=5-3", "bytes=1-2,4-5", "bytes=+1-2", "items=0-1", "bytes=a-b"] {
+        for odd in
+            ["", "bytes=", "bytes=-", "bytes=5-3", "bytes=1-2,4-5", "bytes=+1-2", "items=0-1", "bytes=a-b"]
+        {
             assert_eq!(Range::parse(odd), None, "{odd}");
         }
         assert_eq!(Range::From(0).of(0), None);
@@ -277,7 +305,8 @@ mod tests {
         for odd in ["", "png", "a/", "/b", "a/b c", "a/b\r\nx: y", "a/ü", "*/*"] {
             assert_eq!(clean_type(odd), None, "{odd}");
         }
-        for active in ["text/html", "image/svg+xml", "application/pdf", "text/xml", "application/javascript"] {
+        for active in ["text/html", "image/svg+xml", "application/pdf", "text/xml", "application/javascript"]
+        {
             assert!(!INLINE.contains(&active), "{active}");
         }
     }

@@ -322,9 +322,8 @@ async fn page(state: &HttpState, mut query: Query, network: Option<String>) -> R
     found.truncate(limit.into());
     let next = found.last().filter(|_| more).map(|last| List::Messages.cursor(last.position));
     let (links, now) = (state.api.links()?, state.api.clock.now());
-    let messages = found
-        .into_iter()
-        .map(|stored| Message::of(stored, links.as_ref(), now).map(|(message, _)| message));
+    let messages =
+        found.into_iter().map(|stored| Message::of(stored, links.as_ref(), now).map(|(message, _)| message));
     let messages: Vec<_> = messages.collect::<Result<_, _>>()?;
     Ok(Messages { platform: network, count: messages.len(), messages, next })
 }
