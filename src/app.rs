@@ -234,12 +234,13 @@ fn media(
     store: &Store,
     lifecycle: &Lifecycle,
 ) -> Result<Media, AppError> {
-    match &config.media.public_url {
-        Some(url) => tracing::info!(%url, "addresses of files begin with this (http.public_url)"),
-        None => tracing::warn!(
+    if let Some(url) = &config.media.public_url {
+        tracing::info!(%url, "addresses of files begin with this (http.public_url)");
+    } else {
+        tracing::warn!(
             "files of messages have no address, as coucou's own is not known: set http.public_url \
              (COUCOU_HTTP_PUBLIC_URL) to the URL under which consumers reach it"
-        ),
+        );
     }
     let settings = media::Settings {
         folder: config.media.folder.clone(),

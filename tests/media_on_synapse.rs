@@ -72,21 +72,17 @@ async fn status(url: &str) -> (u16, Value) {
     (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default())
 }
 
-/// Reads a file of numbered lines piece by piece, so that this process has no more of it than that one.
-async fn read_numbered(url: &str) -> usize {
+/// Compares a file with numbered lines as it comes.
+async fn assert_numbered(url: &str, lines: &[u8]) {
     let mut answer = http().get(url).send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 200);
-    let (mut rest, mut line) = (Vec::new(), 0);
+    assert_eq!(answer.content_length(), Some(lines.len() as u64));
+    let mut read = 0;
     while let Some(piece) = answer.chunk().await.unwrap() {
-        rest.extend_from_slice(&piece);
-        let whole = rest.len() - rest.len() % 16;
-        for given in rest.drain(..whole).collect::<Vec<u8>>().chunks(16) {
-            assert_eq!(given, format!("{line:015}\n").as_bytes());
-            line += 1;
-        }
+        assert!(lines[read..].starts_with(&piece), "another byte after {read}");
+        read += piece.len();
     }
-    assert!(rest.is_empty());
-    line * 16
+    assert_eq!(read, lines.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,11 +138,12 @@ async fn every_kind_is_handed_out(told: &[Attempt]) {
 /// The peak is of this time alone: the kernel counts anew from here, so that what an earlier peak has left free does
 /// not hide anything.
 async fn little_memory(scene: &mut Scene, url: &str) {
+    let lines: Vec<u8> = (0..LARGE / 16).flat_map(|line| format!("{line:015}\n").into_bytes()).collect();
     fs::write(format!("/proc/{}/clear_refs", scene.coucou.process().id()), "5").unwrap();
     let before = scene.memory("VmRSS");
     for _ in 0..2 {
         // From the homeserver, then from the cache.
-        assert_eq!(read_numbered(url).await, LARGE);
+        assert_numbered(url, &lines).await;
     }
     let growth = scene.memory("VmHWM").saturating_sub(before);
     println!("{} MiB before, {} KiB more at most", before / MIB, growth / 1024);
