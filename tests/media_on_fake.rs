@@ -176,7 +176,7 @@ async fn a_file_is_fetched_once_and_handed_out_as_it_was_sent() {
         assert!(!text.windows(16).any(|line| line == &clip[160..176]), "{}", path.display());
     }
     scene.coucou.restart().await;
-    assert_eq!(scene.cached(), [PathBuf::new(); 0]);
+    assert_eq!(scene.cached(), Vec::<PathBuf>::new());
     assert_eq!(bytes(&url).await, clip, "the address is as good as before");
     assert_eq!(scene.homeserver.downloads_of(&told.mxc), 2);
     taken_back(&mut scene, &told).await;
@@ -261,7 +261,7 @@ async fn taken_back(scene: &mut Scene, told: &Told) {
         })
         .await;
     assert_refused(&told.url(), 404, "not_found").await;
-    assert_eq!(scene.cached(), [PathBuf::new(); 0], "nor is it on the disk");
+    assert_eq!(scene.cached(), Vec::<PathBuf>::new(), "nor is it on the disk");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -302,7 +302,7 @@ async fn what_cannot_be_handed_out_is_an_error_and_not_one_byte() {
     ] {
         scene.homeserver.give(&told.mxc, giving);
         assert_refused(&url, status, code).await;
-        assert_eq!(scene.cached(), [PathBuf::new(); 0], "{giving:?}");
+        assert_eq!(scene.cached(), Vec::<PathBuf>::new(), "{giving:?}");
     }
     scene.homeserver.give(&told.mxc, Giving::Whole);
     scene.homeserver.tamper(&told.mxc);
@@ -330,12 +330,16 @@ async fn at_most_two_at_once_and_three_mebibytes(scene: &mut Scene) {
     for _ in 0..5 {
         small.push(scene.file(&numbered(48_000)).await);
     }
-    small.iter().for_each(|told| scene.homeserver.give(&told.mxc, Giving::Held));
+    for told in &small {
+        scene.homeserver.give(&told.mxc, Giving::Held);
+    }
     let urls: Vec<String> = small.iter().map(Told::url).collect();
     let all = join_all(urls.iter().map(|url| bytes(url)));
     let given = async {
         until("two downloads", SOON, async || (asked(scene, &small) >= 2).then_some(())).await;
-        small.iter().for_each(|told| scene.homeserver.give(&told.mxc, Giving::Whole));
+        for told in &small {
+            scene.homeserver.give(&told.mxc, Giving::Whole);
+        }
     };
     let (all, ()) = tokio::join!(all, given);
     assert!(all.into_iter().all(|file| file == numbered(48_000)));

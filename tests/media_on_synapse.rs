@@ -157,7 +157,7 @@ async fn other_addresses_are_refused(scene: &Scene, told: &[Attempt]) {
         format!("{}?{query}", other.split('?').next().unwrap()),
         one.replace("expires=1", "expires=9"),
         format!("{path}?{}", query.split('&').next().unwrap()),
-        format!("{}x", one),
+        format!("{one}x"),
         format!("{}/api/v1/media/msg_{}?{query}", scene.coucou.url(), "0".repeat(40)),
     ];
     for altered in altered {
