@@ -190,3 +190,23 @@ async fn bad_transactions_are_refused_or_passed_over() {
     assert_eq!(scene.texts(2).await, ["genuine", "last"], "what is good passes");
     scene.coucou.process().assert_alive();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_was_said_and_no_key_is_in_the_log_at_any_level() {
+    let mut scene = Scene::set().await;
+    assert!(scene.coucou.terminate().await.success());
+    scene.coucou = scene.coucou.set("COUCOU_LOG_FILTER", "trace");
+    scene.coucou.start().await;
+    let key = scene.bridge.room_key(&scene.room_id);
+    let pushed = scene.bridge.send_key(&scene.homeserver, &key, BOT, &scene.device_id);
+    let said = [scene.say("told to nobody else"), scene.say("nor is this")];
+    scene.homeserver.push_until_taken(&said, &pushed).await;
+    assert_eq!(scene.texts(2).await, ["told to nobody else", "nor is this"]);
+    let key_of_room = key["session_key"].as_str().unwrap();
+    assert!(scene.coucou.terminate().await.success());
+    let log = scene.coucou.log();
+    assert!(log.contains("TRACE"), "everything is logged");
+    for secret in ["told to nobody", "nor is this", &key_of_room[..40], scene.receiver.secret()] {
+        assert!(!log.contains(secret), "{secret:?} is in the log");
+    }
+}
