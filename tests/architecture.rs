@@ -52,7 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("messages", &[]),
     ("store", &[]),
     // What unit tests run on; built for them alone.
-    ("testing", &["store", "crypto", "homeserver", "inbox", "messages", "outbox"]),
+    ("testing", &["store", "crypto", "homeserver", "inbox", "media", "messages", "outbox"]),
 ];
 
 /// How statements begin, and what nothing else contains.

@@ -110,16 +110,6 @@ impl Rig {
 }
 
 fn api(store: &Store, access: Access, lifecycle: &Lifecycle) -> Api {
-    let nowhere = "http://127.0.0.1:9".parse().unwrap();
-    let homeserver = crate::homeserver::Homeserver::new(&nowhere, SecretString::from("token")).unwrap();
-    let settings = crate::media::Settings {
-        folder: std::env::temp_dir(),
-        cache_size: 1 << 20,
-        max_size: 1 << 20,
-        timeout: Duration::from_secs(5),
-        concurrency: 1,
-    };
-    let media = crate::media::Media::open(homeserver, store.clone(), lifecycle.clone(), settings).unwrap();
     Api {
         access,
         store: store.clone(),
@@ -129,7 +119,7 @@ fn api(store: &Store, access: Access, lifecycle: &Lifecycle) -> Api {
         owner: None,
         webhooks: [("default".to_owned(), "https://hooks.example.org/".to_owned())].into(),
         wake_outbox: Arc::default(),
-        media,
+        media: testing::media(store, lifecycle),
         public: Some(("https://coucou.example.org".parse().unwrap(), Duration::from_hours(24))),
     }
 }
