@@ -23,6 +23,7 @@ use std::{
     collections::BTreeSet,
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -43,6 +44,7 @@ use crate::{
     http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
     inbox::{Inbox, verdict::TrustSettings, worker::Wakes},
     lifecycle::{Lifecycle, signalled},
+    media::{self, Media},
     model::{RelayPolicy, WebhookId},
     outbox::{BadWebhook, Dispatcher},
     store::{Store, StoreError},
@@ -67,6 +69,9 @@ pub enum AppError {
     /// The store wants a person.
     #[error("the store cannot be used")]
     Store(#[from] StoreError),
+    /// Files cannot be kept.
+    #[error("cannot keep files in {0} (media.folder, COUCOU_MEDIA_FOLDER)")]
+    Media(PathBuf, #[source] io::Error),
     /// The settings of the homeserver cannot be used.
     #[error("the homeserver's settings cannot be used")]
     Homeserver(#[from] HomeserverError),
@@ -127,6 +132,7 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
         let _ = bot.set(user_id);
     }
     let hs_token = HsToken::new(&config.appservice.hs_token);
+    let media = media(&config, &homeserver, &store, &lifecycle)?;
     let shared = Shared {
         config: Arc::new(config),
         store,
@@ -138,7 +144,8 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
     };
     let (fatal, mut failed) = mpsc::channel(1);
     let health = watch_store(&lifecycle, &shared, &fatal);
-    serve_http(&lifecycle, &shared, listener, hs_token, health, &fatal);
+    let state = http_state(&shared, hs_token, health, media);
+    serve_http(&lifecycle, listener, http::router(state), &fatal);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "coucou listens");
     spawn_work(&lifecycle, &shared, &fatal);
 
@@ -207,19 +214,21 @@ fn is_for_a_person(error: &StoreError) -> bool {
     matches!(error, StoreError::WrongPickleKey | StoreError::Migration(_) | StoreError::Corrupt(_))
 }
 
-fn serve_http(
-    lifecycle: &Lifecycle,
-    shared: &Shared,
-    listener: TcpListener,
-    hs_token: HsToken,
-    health: Health,
-    fatal: &mpsc::Sender<AppError>,
-) {
+/// What HTTP is answered from.
+fn http_state(shared: &Shared, hs_token: HsToken, health: Health, media: Media) -> HttpState {
     let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
         .telling(Arc::clone(&shared.wakes.outage))
         .announcing(Arc::clone(&shared.wakes.alive));
-    let api = Arc::new(rest(shared));
-    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api });
+    let api = Arc::new(rest(shared, media));
+    HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api }
+}
+
+fn serve_http(
+    lifecycle: &Lifecycle,
+    listener: TcpListener,
+    router: axum::Router,
+    fatal: &mpsc::Sender<AppError>,
+) {
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {
         if let Err(error) = http::serve(listener, router, stop).await {
@@ -228,8 +237,34 @@ fn serve_http(
     });
 }
 
+/// What fetches files of messages.
+fn media(
+    config: &Config,
+    homeserver: &Homeserver,
+    store: &Store,
+    lifecycle: &Lifecycle,
+) -> Result<Media, AppError> {
+    if let Some(url) = &config.media.public_url {
+        tracing::info!(%url, "addresses of files begin with this (http.public_url)");
+    } else {
+        tracing::warn!(
+            "files of messages have no address, as coucou's own is not known: set http.public_url \
+             (COUCOU_HTTP_PUBLIC_URL) to the URL under which consumers reach it"
+        );
+    }
+    let settings = media::Settings {
+        folder: config.media.folder.clone(),
+        cache_size: config.media.cache_size,
+        max_size: config.media.max_size,
+        timeout: config.media.timeout,
+        concurrency: config.media.concurrency,
+    };
+    Media::open(homeserver.clone(), store.clone(), lifecycle.clone(), settings)
+        .map_err(|error| AppError::Media(config.media.folder.clone(), error))
+}
+
 /// What the REST API answers from.
-fn rest(shared: &Shared) -> Api {
+fn rest(shared: &Shared, media: Media) -> Api {
     let tokens = shared.config.api.tokens.iter().map(|entry| (entry.token.clone(), entry.scope));
     let shown = |webhook: &config::Webhook| (webhook.name.clone(), http::api::shown_url(&webhook.url));
     Api {
@@ -242,6 +277,8 @@ fn rest(shared: &Shared) -> Api {
         webhooks: shared.config.webhooks.iter().map(shown).collect(),
         wake_outbox: Arc::clone(&shared.wakes.outbox),
         wake_signers: Arc::clone(&shared.signers),
+        media,
+        public: shared.config.media.public_url.clone().map(|url| (url, shared.config.media.url_lifetime)),
     }
 }
 

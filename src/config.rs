@@ -13,6 +13,7 @@ mod duration;
 mod error;
 mod file;
 mod load;
+mod media;
 mod registration;
 mod settings;
 mod source;
@@ -22,7 +23,7 @@ mod tests;
 mod trust;
 mod webhooks;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use http::{HeaderName, HeaderValue};
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId};
@@ -73,6 +74,8 @@ pub struct Config {
     pub networks: BTreeMap<String, String>,
     /// What is kept of messages.
     pub messages: Messages,
+    /// Files of messages.
+    pub media: Media,
     /// The log.
     pub log: Log,
     /// What the operator should know, one line each; to be logged once.
@@ -120,6 +123,8 @@ pub struct Appservice {
     pub device_id: Option<OwnedDeviceId>,
     /// Which users the registration claims, when it is known.
     pub namespaces: Option<Namespaces>,
+    /// The registration's `url`, when it is known: where the homeserver reaches coucou.
+    pub url: Option<String>,
 }
 
 /// `http`: where coucou listens.
@@ -272,6 +277,26 @@ pub struct Messages {
     /// How long their content is kept, at most [`LONGEST_RETENTION`]; zero for no longer than it takes to
     /// deliver them.
     pub retention: Duration,
+}
+
+/// `media` and `http.public_url`: files of messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Media {
+    /// Where consumers reach coucou; its path ends with a slash only when it is the root. Without it files have no
+    /// address.
+    pub public_url: Option<Url>,
+    /// How long an address works, at least.
+    pub url_lifetime: Duration,
+    /// The most bytes of a file.
+    pub max_size: u64,
+    /// How long a file may take to come from the homeserver.
+    pub timeout: Duration,
+    /// Files that are fetched from the homeserver at the same time.
+    pub concurrency: usize,
+    /// The most bytes that the cache keeps; no less than `max_size`.
+    pub cache_size: u64,
+    /// Where the cache's folder is made.
+    pub folder: PathBuf,
 }
 
 /// The longest [`Messages::retention`]: a hundred years.

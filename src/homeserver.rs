@@ -13,6 +13,7 @@ mod accounts;
 mod backup;
 mod error;
 mod history;
+mod media;
 mod rooms;
 mod sync;
 #[cfg(test)]
@@ -43,6 +44,7 @@ use url::Url;
 pub use backup::{BackupVersion, RoomKeys};
 pub use error::HomeserverError;
 pub use history::History;
+pub use media::Download;
 pub use rooms::Invite;
 pub use timelines::{EarlierPage, Timeline, Timelines};
 

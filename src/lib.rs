@@ -17,6 +17,8 @@ pub mod homeserver;
 pub mod http;
 pub mod inbox;
 pub mod lifecycle;
+pub mod links;
+pub mod media;
 pub mod messages;
 pub mod model;
 pub mod outbox;

@@ -39,7 +39,7 @@ use sqlx::migrate::MigrateError;
 
 pub use db::{Db, Location, Tx};
 pub use leases::Lease;
-pub use seal::Seal;
+pub use seal::{DerivedKey, Seal};
 
 use crate::clock::Timestamp;
 

@@ -1,6 +1,6 @@
 //! Databases for unit tests: a fresh, migrated one for each, on real PostgreSQL and on SQLite.
 
-use std::{env, thread};
+use std::{env, thread, time::Duration};
 
 use rand::{Rng, distr::Alphanumeric};
 use ruma::owned_user_id;
@@ -14,6 +14,8 @@ use crate::{
     clock::{SharedClock, Timestamp},
     crypto::Engine,
     homeserver::Homeserver,
+    lifecycle::Lifecycle,
+    media::{self, Media},
     model::{Account, Direction, Message, MessageId, MessageType, Trust},
     store::{Lease, Location, Store, messages},
 };
@@ -71,6 +73,20 @@ pub(crate) async fn engine(account: &Account, store: &Store, lease: &Lease, cloc
     let homeserver = Homeserver::new(&nowhere, SecretString::from("token")).expect("a client");
     let loaded = Engine::load(account.clone(), store.clone(), lease.clone(), homeserver, clock);
     loaded.await.expect("the engine loads")
+}
+
+/// What fetches files, with no homeserver to fetch them from.
+pub(crate) fn media(store: &Store, lifecycle: &Lifecycle) -> Media {
+    let nowhere = "http://127.0.0.1:9".parse().expect("a URL");
+    let homeserver = Homeserver::new(&nowhere, SecretString::from("token")).expect("a client");
+    let settings = media::Settings {
+        folder: env::temp_dir(),
+        cache_size: 1 << 20,
+        max_size: 1 << 20,
+        timeout: Duration::from_secs(5),
+        concurrency: 1,
+    };
+    Media::open(homeserver, store.clone(), lifecycle.clone(), settings).expect("a folder for the cache")
 }
 
 async fn prepare(location: Location, guard: Guard) -> TestStore {

@@ -29,6 +29,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "homeserver",
             "http",
             "inbox",
+            "links",
+            "media",
             "messages",
             "outbox",
             "rooms",
@@ -37,18 +39,20 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     // The settings are read into what they are settings of.
-    ("config", &["store"]),
+    ("config", &["links", "store"]),
     ("telemetry", &["config"]),
-    ("http", &["inbox", "store"]),
+    ("http", &["inbox", "links", "media", "store"]),
     ("inbox", &["crypto", "messages", "store"]),
     ("crypto", &["homeserver", "store"]),
-    ("outbox", &["store"]),
+    ("outbox", &["links", "store"]),
     ("rooms", &["homeserver", "store"]),
+    ("media", &["homeserver", "store"]),
+    ("links", &[]),
     ("homeserver", &[]),
     ("messages", &[]),
     ("store", &[]),
     // What unit tests run on; built for them alone.
-    ("testing", &["store", "crypto", "homeserver", "inbox", "messages", "outbox"]),
+    ("testing", &["store", "crypto", "homeserver", "inbox", "media", "messages", "outbox"]),
     ("schema", &["messages", "outbox"]),
 ];
 

@@ -27,6 +27,8 @@ mod instances_on_synapse;
 mod key_lane_on_synapse;
 mod keys_on_synapse;
 mod late_keys_on_synapse;
+mod media_on_fake;
+mod media_on_synapse;
 mod owner_on_synapse;
 mod recovery_on_synapse;
 mod relay_on_fake;

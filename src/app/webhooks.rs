@@ -13,6 +13,7 @@ use crate::{
     clock::Timestamp,
     config,
     lifecycle::Lifecycle,
+    links::{self, Links, Signer},
     model::{Route, WebhookId},
     outbox::{Destination, Signers, WebhookSink},
     store::{
@@ -69,6 +70,9 @@ async fn connect(
     client: &reqwest::Client,
 ) -> Result<(Destinations, Vec<Route>, Vec<Signed>), AppError> {
     let (mut destinations, mut routes, mut signed) = (Destinations::new(), Vec::new(), Vec::new());
+    let signer = Signer::new(shared.store.seal()?.derive(links::LABEL));
+    let media = &shared.config.media;
+    let links = media.public_url.as_ref().map(|base| Links::new(signer, base, media.url_lifetime));
     for webhook in &shared.config.webhooks {
         let now = shared.clock.now();
         let mut tx = shared.store.begin().await?;
@@ -93,7 +97,8 @@ async fn connect(
         let sink = WebhookSink::new(client.clone(), &webhook.name, &webhook.url, signers.clone())?
             .headers(&webhook.headers)
             .timeout(webhook.timeout)
-            .telling(webhook.detail, webhook.format);
+            .telling(webhook.detail, webhook.format)
+            .linking(links.clone());
         let destination = Destination {
             schedule: webhook.schedule.clone(),
             concurrency: Some(webhook.concurrency),

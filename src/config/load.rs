@@ -11,6 +11,7 @@ use super::{
     LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable,
     check, duration,
     file::{Node, Value},
+    media,
     settings::{self, Setting, other},
     source::{Given, Reader},
     store, trust, webhooks,
@@ -43,6 +44,7 @@ impl Config {
         check::check(&homeserver, &appservice, owner.as_ref())?;
         let webhooks = webhooks::webhooks(&reader, &mut warnings)?;
         Ok(Self {
+            media: media::media(&reader, appservice.url.as_deref())?,
             homeserver,
             appservice,
             http: http(&reader)?,
@@ -84,11 +86,7 @@ impl Partial {
 
 fn homeserver(reader: &Reader<'_>) -> Result<Homeserver, ConfigError> {
     let must = "must be an http or https URL without user, query or fragment";
-    let url = reader.parsed(&settings::HOMESERVER_URL, must, |text| {
-        let url = http_url(text)?;
-        let plain = url.username().is_empty() && url.password().is_none();
-        (plain && url.query().is_none() && url.fragment().is_none()).then_some(url)
-    })?;
+    let url = reader.parsed(&settings::HOMESERVER_URL, must, plain_url)?;
     let url = url.ok_or_else(|| missing(&settings::HOMESERVER_URL, ""))?;
     Ok(Homeserver { url, server_name: server_name(reader)? })
 }
@@ -105,11 +103,11 @@ fn appservice(reader: &Reader<'_>) -> Result<Appservice, ConfigError> {
     } else {
         ", and there is no registration.yaml (`coucou registration` makes one)"
     };
-    let (id, as_token, hs_token, sender_localpart, namespaces) = match registration {
-        Some(Registration { id, as_token, hs_token, sender_localpart, namespaces }) => {
-            (id, as_token, hs_token, sender_localpart, Some(namespaces))
+    let (id, url, as_token, hs_token, sender_localpart, namespaces) = match registration {
+        Some(Registration { id, url, as_token, hs_token, sender_localpart, namespaces }) => {
+            (id, url, as_token, hs_token, sender_localpart, Some(namespaces))
         }
-        None => (None, None, None, None, None),
+        None => (None, None, None, None, None, None),
     };
     let as_token = token(reader, &settings::AS_TOKEN)?.or(as_token);
     let as_token = as_token.ok_or_else(|| missing(&settings::AS_TOKEN, because))?;
@@ -135,6 +133,7 @@ fn appservice(reader: &Reader<'_>) -> Result<Appservice, ConfigError> {
         sender_localpart: sender.or(sender_localpart),
         device_id,
         namespaces,
+        url,
     })
 }
 
@@ -404,6 +403,13 @@ fn header_safe(given: &Given, setting: &'static Setting) -> Result<SecretString,
 pub(super) fn http_url(text: &str) -> Option<Url> {
     let url = Url::parse(text).ok()?;
     (matches!(url.scheme(), "http" | "https") && url.host().is_some()).then_some(url)
+}
+
+/// An address that something can be put behind.
+pub(super) fn plain_url(text: &str) -> Option<Url> {
+    let url = http_url(text)?;
+    let plain = url.username().is_empty() && url.password().is_none();
+    (plain && url.query().is_none() && url.fragment().is_none()).then_some(url)
 }
 
 /// A whole user id.

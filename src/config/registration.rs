@@ -1,7 +1,7 @@
 //! The registration file: what the homeserver knows about us.
 //!
 //! Read leniently, for it may have been written by another program or by hand: only the tokens, the id, the
-//! sender and the user namespaces matter here.
+//! address, the sender and the user namespaces matter here.
 
 use regex::Regex;
 use ruma::UserId;
@@ -13,6 +13,8 @@ use serde::Deserialize;
 pub struct Registration {
     /// `id`.
     pub id: Option<String>,
+    /// `url`.
+    pub url: Option<String>,
     /// `as_token`.
     pub as_token: Option<SecretString>,
     /// `hs_token`.
@@ -42,6 +44,7 @@ impl Namespaces {
 #[derive(Deserialize)]
 struct Raw {
     id: Option<String>,
+    url: Option<String>,
     as_token: Option<String>,
     hs_token: Option<String>,
     sender_localpart: Option<String>,
@@ -74,6 +77,7 @@ impl Registration {
         let secret = |token: Option<String>| token.filter(|token| !token.is_empty()).map(SecretString::from);
         Ok(Self {
             id: raw.id,
+            url: raw.url,
             as_token: secret(raw.as_token),
             hs_token: secret(raw.hs_token),
             sender_localpart: raw.sender_localpart,

@@ -107,6 +107,11 @@ settings! {
         default: "8080", example: "8080",
         "TCP port to listen on; 0 takes any free one.",
     }
+    PUBLIC_URL {
+        "http.public_url", env: "COUCOU_HTTP_PUBLIC_URL",
+        default: "the registration's url", example: "https://coucou.example.org",
+        "Base URL under which consumers reach coucou, http or https; addresses of files begin with it.",
+    }
     STORE_URL {
         "store.url", env: "COUCOU_STORE_URL", aliases: ["DATABASE_URL", "POSTGRESQL_ADDON_URI"], secret: true,
         default: "sqlite:coucou.db", example: "postgres://coucou:password@localhost:5432/coucou",
@@ -370,6 +375,36 @@ settings! {
         default: "30d", example: "30d",
         "How long the content of messages is kept, and encrypted events whose key is missing: a number with a \
          unit (s, m, h, d, w). What is still to be delivered is kept until it is. 0 keeps nothing after delivery.",
+    }
+    MEDIA_URL_LIFETIME {
+        "media.url_lifetime", env: "COUCOU_MEDIA_URL_LIFETIME",
+        default: "24h", example: "24h",
+        "How long the address of a file works at least, 1s to 30d (s, m, h, d, w).",
+    }
+    MEDIA_MAX_SIZE {
+        "media.max_size", env: "COUCOU_MEDIA_MAX_SIZE",
+        default: "100MiB", example: "100MiB",
+        "Size of the largest file that is handed out (KiB, MiB, GiB).",
+    }
+    MEDIA_TIMEOUT {
+        "media.timeout", env: "COUCOU_MEDIA_TIMEOUT",
+        default: "2m", example: "2m",
+        "How long a file may take to come from the homeserver, 1s to 1h.",
+    }
+    MEDIA_CONCURRENCY {
+        "media.concurrency", env: "COUCOU_MEDIA_CONCURRENCY",
+        default: "4", example: "4",
+        "Files that are fetched from the homeserver at the same time, 1 to 64.",
+    }
+    MEDIA_CACHE_SIZE {
+        "media.cache_size", env: "COUCOU_MEDIA_CACHE_SIZE",
+        default: "1GiB", example: "1GiB",
+        "Size of the cache of files on disk (KiB, MiB, GiB), not less than media.max_size; the least recently used go.",
+    }
+    MEDIA_FOLDER {
+        "media.folder", env: "COUCOU_MEDIA_FOLDER",
+        default: "the system's folder for temporary files", example: "/var/cache/coucou",
+        "Folder in which the cache has its own, which holds ciphertext only and goes with the process.",
     }
     LOG_FORMAT {
         "log.format", env: "COUCOU_LOG_FORMAT",

@@ -1,6 +1,7 @@
 //! Settings from all sources, and what is said about wrong ones.
 
 mod deploy;
+mod media;
 mod store;
 mod webhooks;
 
@@ -528,17 +529,18 @@ const MALFORMED: &[(&str, &str, &str)] = &[
 
 #[test]
 fn a_malformed_setting_is_named_with_its_variable_and_an_example() {
-    for &(name, value, expected) in MALFORMED {
+    let malformed = || MALFORMED.iter().chain(media::MALFORMED);
+    for &(name, value, expected) in malformed() {
         refused((name, value), expected);
         assert!(!expected.contains("hushhush") && !expected.contains('\n'));
     }
     let refuses = |setting: &Setting| {
         let names = || setting.env.into_iter().chain(setting.aliases.iter().copied());
-        MALFORMED.iter().any(|(name, ..)| names().any(|known| known == *name))
+        malformed().any(|(name, ..)| names().any(|known| known == *name))
     };
     let free: Vec<_> = SETTINGS.iter().filter(|setting| setting.env.is_some() && !refuses(setting)).collect();
     let free: Vec<_> = free.into_iter().map(|setting| setting.path).collect();
-    assert_eq!(free, ["appservice.id", "appservice.sender_localpart", "store.pickle_key"]);
+    assert_eq!(free, ["appservice.id", "appservice.sender_localpart", "store.pickle_key", "media.folder"]);
 }
 
 #[test]

@@ -18,6 +18,9 @@ pub enum HomeserverError {
     /// No answer: no connection, a broken one, or none in time.
     #[error("the homeserver cannot be reached")]
     Unreachable(#[source] reqwest::Error),
+    /// An answer began, and then nothing more of it came.
+    #[error("the homeserver's answer does not go on")]
+    Stalled,
     /// The homeserver answered with another status than success.
     #[error("the homeserver answered {status} {errcode}: {message}")]
     Status {
@@ -43,7 +46,7 @@ impl HomeserverError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable(_) => true,
+            Self::Unreachable(_) | Self::Stalled => true,
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..),
             Self::Malformed(_) | Self::Client(_) => false,
         }

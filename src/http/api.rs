@@ -1,13 +1,14 @@
 //! The REST API, `/api/v1`: what coucou holds and does, for whoever has a token.
 //!
-//! Looking needs a token of the scope `read`, changing something one of the scope `admin`. Lists are read page by
-//! page with an opaque cursor, and no page costs more because there is more: every list runs along an index.
-//! A parameter that an endpoint does not have is refused, so that a filter with a typing error does not answer
-//! everything. Errors are problem JSON with a `code` that stays.
+//! Looking needs a token of the scope `read`, changing something one of the scope `admin`; files have signed
+//! addresses instead. Lists are read page by page with an opaque cursor, and no page costs more because there is
+//! more: every list runs along an index. A parameter that an endpoint does not have is refused, so that a filter
+//! with a typing error does not answer everything. Errors are problem JSON with a `code` that stays.
 
 pub mod access;
 mod deliveries;
 mod events;
+mod media;
 mod messages;
 mod openapi;
 mod query;
@@ -19,7 +20,11 @@ mod tests;
 mod undecryptable;
 mod webhooks;
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -40,7 +45,12 @@ use tokio::sync::Notify;
 use url::Url;
 
 use super::{HttpState, error, is_api};
-use crate::{clock::SharedClock, store::Store};
+use crate::{
+    clock::SharedClock,
+    links::{self, Links, Signer},
+    media::Media,
+    store::{Store, StoreError},
+};
 use access::Access;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -69,6 +79,10 @@ pub struct Api {
     pub wake_outbox: Arc<Notify>,
     /// Tells who signs deliveries that a webhook has another secret.
     pub wake_signers: Arc<Notify>,
+    /// Files of messages.
+    pub media: Media,
+    /// What addresses of files begin with, and how long they work; without it files have none.
+    pub public: Option<(Url, Duration)>,
 }
 
 impl Api {
@@ -76,6 +90,17 @@ impl Api {
     fn network(&self, name: String) -> String {
         let taken = || self.networks.values().any(|known| *known == name);
         if name == "facebook" && !taken() { "messenger".to_owned() } else { name }
+    }
+
+    /// What signs addresses of files.
+    fn signer(&self) -> Result<Signer, StoreError> {
+        Ok(Signer::new(self.store.seal()?.derive(links::LABEL)))
+    }
+
+    /// What makes addresses of files.
+    fn links(&self) -> Result<Option<Links>, StoreError> {
+        let make = |(base, lifetime): &(Url, Duration)| Ok(Links::new(self.signer()?, base, *lifetime));
+        self.public.as_ref().map(make).transpose()
     }
 }
 
@@ -110,10 +135,14 @@ pub(super) fn routes(state: &HttpState) -> Router<HttpState> {
         .route("/api/v1/webhooks/{name}/rotate-secret", post(rotation::rotate))
         .route("/api/v1/stats", get(stats::get))
         .route_layer(from_fn_with_state(state.clone(), access::check))
+        // A signature stands for a token.
+        .route("/api/v1/media/{id}", get(media::file))
+        .route("/api/v1/media/{id}/thumbnail", get(media::thumbnail))
         .route("/api/v1/openapi.json", get(openapi::serve))
 }
 
-/// Gives every answer of the API its request's id and the headers that keep browsers from doing anything with it.
+/// Gives every answer of the API its request's id and the headers that keep browsers from doing anything with it,
+/// but for those of its own that a file brings.
 pub(super) async fn dress(request: Request, next: Next) -> Response {
     if !is_api(request.uri()) {
         return next.run(request).await;
@@ -131,7 +160,7 @@ pub(super) async fn dress(request: Request, next: Next) -> Response {
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (X_FRAME_OPTIONS, "DENY"),
     ] {
-        headers.insert(name, HeaderValue::from_static(value));
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
 }

@@ -10,7 +10,7 @@ use axum::{
     extract::Request,
     http::{
         HeaderValue, StatusCode,
-        header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     middleware::Next,
     response::{IntoResponse, Response},
@@ -20,6 +20,7 @@ use serde_json::json;
 
 use crate::{
     inbox::{AcceptError, EnvelopeError},
+    media::{Failure, MediaError},
     store::StoreError,
 };
 
@@ -113,11 +114,13 @@ pub(super) struct Problem {
     challenge: Option<&'static str>,
     /// `Retry-After`, in seconds.
     retry_after: Option<u64>,
+    /// The size that `Content-Range` tells.
+    size: Option<u64>,
 }
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, code, detail: detail.into(), challenge: None, retry_after: None }
+        Self { status, code, detail: detail.into(), challenge: None, retry_after: None, size: None }
     }
 
     /// There is no such path.
@@ -208,6 +211,26 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "content_gone", detail)
     }
 
+    /// The address of a file is not one of ours, or was altered.
+    pub(super) fn url_invalid() -> Self {
+        let detail = "the address is not one that coucou made: take it as it is from content.media.url";
+        Self::new(StatusCode::FORBIDDEN, "url_invalid", detail)
+    }
+
+    /// The address of a file has had its time.
+    pub(super) fn url_expired() -> Self {
+        let detail =
+            "the address has expired: GET /api/v1/messages/{id} answers the message with a fresh one";
+        Self::new(StatusCode::GONE, "url_expired", detail)
+    }
+
+    /// A part of a file that it does not have.
+    pub(super) fn range_unsatisfiable(size: u64) -> Self {
+        let detail = format!("the file has {size} bytes, and none in this range");
+        let problem = Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "range_unsatisfiable", detail);
+        Self { size: Some(size), ..problem }
+    }
+
     /// Something of ours cannot be made into an answer; what, is logged here.
     pub(super) fn unreadable(error: &(dyn Error + 'static)) -> Self {
         tracing::error!(error, "a request of the REST API failed");
@@ -230,6 +253,11 @@ impl Problem {
         }
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(size) = self.size
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes */{size}"))
+        {
+            response.headers_mut().insert(CONTENT_RANGE, range);
         }
         response.extensions_mut().insert(Refusal(self.code));
         response
@@ -271,5 +299,67 @@ impl From<StoreError> for Problem {
         let detail = "the store is unavailable; try again later";
         let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail);
         Self { retry_after: Some(5), ..problem }
+    }
+}
+
+impl From<MediaError> for Problem {
+    fn from(error: MediaError) -> Self {
+        let later = |code, detail: &'static str, seconds| {
+            let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail);
+            Self { retry_after: Some(seconds), ..problem }
+        };
+        match error {
+            MediaError::NotFound => {
+                let detail = "there is no such file: its message was taken back, deleted for its age, or never had one";
+                Self::new(StatusCode::NOT_FOUND, "not_found", detail)
+            }
+            MediaError::Pending => later("media_pending", "the file is still being fetched; ask again", 5),
+            MediaError::Stopping => later("stopping", "coucou is being restarted; ask again", 5),
+            MediaError::Store(error) => error.into(),
+            MediaError::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+/// What failed was logged where the file was fetched.
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        let bad = |code, detail: Cow<'static, str>| Self::new(StatusCode::BAD_GATEWAY, code, detail);
+        let later = |code, detail: &'static str, seconds| {
+            let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail);
+            Self { retry_after: Some(seconds), ..problem }
+        };
+        match failure {
+            Failure::Missing => {
+                let detail = "the homeserver does not have the file, or no longer";
+                Self::new(StatusCode::NOT_FOUND, "media_missing", detail)
+            }
+            Failure::Unavailable(_, wait) => {
+                let seconds = wait.map_or(10, |wait| wait.as_secs().max(1));
+                later(
+                    "homeserver_unavailable",
+                    "the homeserver does not give the file now; ask again",
+                    seconds,
+                )
+            }
+            Failure::Refused(_) => bad(
+                "homeserver_refused",
+                "the homeserver refuses to give the file; coucou's log says why".into(),
+            ),
+            Failure::TooLarge(most) => bad(
+                "media_too_large",
+                format!("the file is larger than {most} bytes (media.max_size)").into(),
+            ),
+            Failure::HashMismatch => {
+                bad("media_corrupt", "the homeserver's file is not the one that was sent".into())
+            }
+            Failure::BadKey => {
+                bad("media_unreadable", "the file is encrypted in a way that is not known".into())
+            }
+            Failure::Busy => {
+                later("media_busy", "too many files are asked for at the same time; ask again", 5)
+            }
+            Failure::Cache(error) => Self::unreadable(&*error),
+        }
     }
 }

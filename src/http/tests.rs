@@ -58,6 +58,7 @@ impl Rig {
 
     async fn with(store: &Store, access: Access) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let lifecycle = Lifecycle::default();
         let (sender, health) = Health::new(store.backend());
         let wake = Arc::new(Notify::new());
         let bot = OnceLock::from(user_id!("@coucou:example.org").to_owned());
@@ -66,11 +67,10 @@ impl Rig {
             hs_token: HsToken::new(&SecretString::from("hs-secret")),
             bot: Arc::new(bot),
             health,
-            api: Arc::new(api(store, access)),
+            api: Arc::new(api(store, access, &lifecycle)),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let lifecycle = Lifecycle::default();
         lifecycle.spawn(serve(listener, router(state), lifecycle.stop_token()));
         let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap();
         Self { url, client, health: sender, wake, lifecycle }
@@ -109,7 +109,7 @@ impl Rig {
     }
 }
 
-fn api(store: &Store, access: Access) -> Api {
+fn api(store: &Store, access: Access, lifecycle: &Lifecycle) -> Api {
     Api {
         access,
         store: store.clone(),
@@ -120,6 +120,8 @@ fn api(store: &Store, access: Access) -> Api {
         webhooks: [("default".to_owned(), "https://hooks.example.org/".to_owned())].into(),
         wake_outbox: Arc::default(),
         wake_signers: Arc::default(),
+        media: testing::media(store, lifecycle),
+        public: Some(("https://coucou.example.org".parse().unwrap(), Duration::from_hours(24))),
     }
 }
 

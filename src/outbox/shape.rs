@@ -1,7 +1,7 @@
 //! The body as a webhook wants it: all of it or without what was said, plain or as a `CloudEvents` event.
 //!
 //! What is stored is always the whole payload, so that a webhook's settings may change. The same payload gives the
-//! same body at every attempt.
+//! same body at every attempt, but for the addresses of files, which expire and are made anew.
 
 use std::borrow::Cow;
 
@@ -80,13 +80,18 @@ pub(crate) struct BatchData<M> {
 
 /// The body for several payloads; `None` when one of them is none. With `CloudEvents` that is a
 /// [batch](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md#4-json-batch-format).
-pub(crate) fn batch(id: &str, payloads: &[&[u8]], detail: Detail, format: Format) -> Option<Vec<u8>> {
+pub(crate) fn batch(
+    id: &str,
+    payloads: &[impl AsRef<[u8]>],
+    detail: Detail,
+    format: Format,
+) -> Option<Vec<u8>> {
     #[derive(Deserialize)]
     struct Head {
         timestamp: String,
         version: u64,
     }
-    let shaped = payloads.iter().map(|payload| body(payload, detail, format));
+    let shaped = payloads.iter().map(|payload| body(payload.as_ref(), detail, format));
     let shaped = shaped.collect::<Option<Vec<_>>>()?;
     let raw =
         |shaped: Cow<'_, [u8]>| RawValue::from_string(String::from_utf8(shaped.into_owned()).ok()?).ok();
@@ -94,7 +99,7 @@ pub(crate) fn batch(id: &str, payloads: &[&[u8]], detail: Detail, format: Format
     let whole = match format {
         Format::CloudEvents => serde_json::to_vec(&messages),
         Format::Standard => {
-            let Head { timestamp, version } = serde_json::from_slice(payloads.last()?).ok()?;
+            let Head { timestamp, version } = serde_json::from_slice(payloads.last()?.as_ref()).ok()?;
             let data = BatchData { id: id.to_owned(), count: messages.len(), messages };
             serde_json::to_vec(&Batch { message_type: "batch", timestamp, version, data })
         }
@@ -255,7 +260,7 @@ mod tests {
         assert_eq!(cloud.as_array().map(Vec::len), Some(2));
         assert_eq!(cloud[0], shaped(Detail::Metadata, Format::CloudEvents));
         assert_eq!(batch("bat_1", &[one.as_bytes(), b"7"], Detail::Metadata, Format::Standard), None);
-        assert_eq!(batch("bat_1", &[], Detail::Full, Format::Standard), None);
+        assert_eq!(batch("bat_1", &[] as &[&[u8]], Detail::Full, Format::Standard), None);
     }
 
     #[test]

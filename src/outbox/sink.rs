@@ -22,7 +22,7 @@ pub struct WebhookRequest<'a> {
     pub id: &'a str,
     /// When this attempt is made.
     pub timestamp: Timestamp,
-    /// What is told: the same at every attempt.
+    /// What is told: the same at every attempt, but for the addresses of files.
     pub body: Body<'a>,
 }
 

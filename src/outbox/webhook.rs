@@ -14,7 +14,11 @@ use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHO
 use url::Url;
 
 use super::{Body, Outcome, SendError, Signers, Sink, WebhookRequest, retry, shape};
-use crate::model::{Detail, Format};
+use crate::{
+    clock::Timestamp,
+    links::Links,
+    model::{Detail, Format},
+};
 
 /// Standard Webhooks advises 15 to 30 seconds.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -75,6 +79,7 @@ pub struct WebhookSink {
     timeout: Duration,
     detail: Detail,
     format: Format,
+    links: Option<Links>,
 }
 
 impl fmt::Debug for WebhookSink {
@@ -101,6 +106,7 @@ impl WebhookSink {
             timeout: TIMEOUT,
             detail: Detail::default(),
             format: Format::default(),
+            links: None,
         })
     }
 
@@ -124,6 +130,21 @@ impl WebhookSink {
         (self.detail, self.format) = (detail, format);
         self
     }
+
+    /// The same, with addresses for the files of messages.
+    #[must_use]
+    pub fn linking(mut self, links: Option<Links>) -> Self {
+        self.links = links;
+        self
+    }
+
+    /// The payload as this webhook gets it now: its files with addresses that work for the whole of their time.
+    fn located<'a>(&self, payload: &'a [u8], now: Timestamp) -> Cow<'a, [u8]> {
+        match &self.links {
+            Some(links) if self.detail == Detail::Full => links.refresh(payload, now),
+            _ => Cow::Borrowed(payload),
+        }
+    }
 }
 
 #[async_trait]
@@ -132,8 +153,15 @@ impl Sink for WebhookSink {
         let timestamp = request.timestamp.0.div_euclid(1000);
         let unsendable = Outcome::Retry { after: None, why: SendError::Unsendable };
         let body = match request.body {
-            Body::One(payload) => shape::body(payload, self.detail, self.format).map(Cow::into_owned),
-            Body::Batch(payloads) => shape::batch(request.id, payloads, self.detail, self.format),
+            Body::One(payload) => {
+                let payload = self.located(payload, request.timestamp);
+                shape::body(&payload, self.detail, self.format).map(Cow::into_owned)
+            }
+            Body::Batch(payloads) => {
+                let payloads: Vec<_> =
+                    payloads.iter().map(|payload| self.located(payload, request.timestamp)).collect();
+                shape::batch(request.id, &payloads, self.detail, self.format)
+            }
         };
         let Some(body) = body else { return unsendable };
         // A dot would make what is signed ambiguous.

@@ -7,6 +7,8 @@
 //! What is sealed begins with a header, `[version, key id (4 bytes, big endian)]`, so that data keys can be
 //! replaced one after the other, and is bound to the table and row it belongs to: a value moved to another
 //! row does not open.
+//!
+//! Keys for other purposes are [derived](Seal::derive) from the data keys, each under a label of its own.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -15,7 +17,9 @@ use chacha20poly1305::{
     AeadCore, Key, KeyInit, XChaCha20Poly1305, XNonce,
     aead::{Aead, OsRng, Payload, rand_core::RngCore},
 };
+use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::{Db, StoreError, db::values};
@@ -25,10 +29,35 @@ const VERSION: u8 = 1;
 const HEADER: usize = 5;
 const NONCE: usize = 24;
 
+/// A key that was derived from a data key, for one purpose.
+pub type DerivedKey = Zeroizing<[u8; 32]>;
+
+/// What the first derivation from a data key is made under.
+const ROOT: &[u8] = b"coucou derived keys v1";
+
 /// The data keys of a store.
 pub struct Seal {
     current: u32,
-    keys: BTreeMap<u32, XChaCha20Poly1305>,
+    keys: BTreeMap<u32, DataKey>,
+}
+
+struct DataKey {
+    cipher: XChaCha20Poly1305,
+    /// What other keys are derived from: not the data key itself, which only the cipher has.
+    root: DerivedKey,
+}
+
+impl DataKey {
+    fn new(key: &[u8]) -> Option<Self> {
+        Some(Self { cipher: XChaCha20Poly1305::new_from_slice(key).ok()?, root: derive(key, ROOT)? })
+    }
+}
+
+/// HMAC as a key derivation function, as [RFC 5869](https://www.rfc-editor.org/rfc/rfc5869#section-2.3) expands.
+fn derive(key: &[u8], label: &[u8]) -> Option<DerivedKey> {
+    let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(key).ok()?;
+    mac.update(label);
+    Some(Zeroizing::new(mac.finalize().into_bytes().into()))
 }
 
 impl fmt::Debug for Seal {
@@ -43,8 +72,8 @@ impl Seal {
     /// # Errors
     /// Never in practice: only when the plaintext exceeds the cipher's 256 GiB.
     pub fn seal(&self, table: &'static str, row: &str, plaintext: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let cipher = self.keys.get(&self.current).ok_or(StoreError::Sealed(table))?;
-        seal_with(cipher, self.current, table, row, plaintext)
+        let key = self.keys.get(&self.current).ok_or(StoreError::Sealed(table))?;
+        seal_with(&key.cipher, self.current, table, row, plaintext)
     }
 
     /// Decrypts what [`Seal::seal`] made for the same table and row.
@@ -53,8 +82,17 @@ impl Seal {
     /// [`StoreError::Sealed`] when it was made for another row, with another key, or was changed.
     pub fn open(&self, table: &'static str, row: &str, sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
         let key_id = key_id(sealed).ok_or(StoreError::Sealed(table))?;
-        let cipher = self.keys.get(&key_id).ok_or(StoreError::Sealed(table))?;
-        open_with(cipher, table, row, sealed)
+        let key = self.keys.get(&key_id).ok_or(StoreError::Sealed(table))?;
+        open_with(&key.cipher, table, row, sealed)
+    }
+
+    /// Keys for a purpose, which `label` names: the first one is to be used, the others belong to older data keys.
+    ///
+    /// They are the same in every process on the store, after every start, and when the pickle key changes.
+    #[must_use]
+    pub fn derive(&self, label: &str) -> Vec<DerivedKey> {
+        // Newest first: the current one is the last.
+        self.keys.values().rev().filter_map(|key| derive(&*key.root, label.as_bytes())).collect()
     }
 }
 
@@ -130,9 +168,7 @@ pub(super) async fn unlock(db: &Db, pickle_key: &SecretString, now: Timestamp) -
             open_with(&wrapping_cipher(pickle_key, &salt)?, "seal_keys", &id.to_string(), &wrapped)
                 .map(Zeroizing::new)
                 .map_err(|_| StoreError::WrongPickleKey)?;
-        let cipher =
-            XChaCha20Poly1305::new_from_slice(&data_key).map_err(|_| StoreError::Corrupt("seal_keys"))?;
-        keys.insert(id, cipher);
+        keys.insert(id, DataKey::new(&data_key).ok_or(StoreError::Corrupt("seal_keys"))?);
     }
     let current = *keys.last_key_value().ok_or(StoreError::Corrupt("seal_keys"))?.0;
     Ok(Seal { current, keys })
@@ -158,8 +194,18 @@ mod tests {
     use super::*;
 
     fn seal() -> Seal {
-        let cipher = XChaCha20Poly1305::new(&XChaCha20Poly1305::generate_key(OsRng));
-        Seal { current: 3, keys: [(3, cipher)].into() }
+        let key = |_| DataKey::new(&XChaCha20Poly1305::generate_key(OsRng)).unwrap();
+        Seal { current: 3, keys: [(2, key(2)), (3, key(3))].into() }
+    }
+
+    #[test]
+    fn derived_keys_are_of_their_label_and_data_key_and_the_current_one_comes_first() {
+        let seal = seal();
+        let one = seal.derive("one");
+        assert_eq!(one, seal.derive("one"));
+        assert_eq!(one[0], derive(&*seal.keys[&3].root, b"one").unwrap());
+        let two = seal.derive("two");
+        assert!(one.len() == 2 && one.iter().all(|key| !two.contains(key)) && one[0] != one[1]);
     }
 
     #[test]

@@ -118,6 +118,11 @@ impl Coucou {
         self
     }
 
+    /// As [`Coucou::set`], for one that has been started before.
+    pub(crate) fn reset(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
     /// Unsets an environment variable for the next start.
     pub(crate) fn unset(mut self, name: &str) -> Self {
         self.environment.remove(name);

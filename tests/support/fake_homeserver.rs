@@ -21,8 +21,10 @@ use super::{coucou::Coucou, free_port, http, until};
 
 mod bridge;
 mod endpoints;
+mod media;
 
 pub(crate) use bridge::FakeBridge;
+pub(crate) use media::Giving;
 
 /// The name that user ids end in.
 pub(crate) const SERVER_NAME: &str = "localhost";
@@ -75,6 +77,9 @@ struct World {
     transactions: u64,
     /// Events that the service's own doing gave rise to, and that it has not taken yet.
     unpushed: usize,
+    /// By media id.
+    files: BTreeMap<String, media::File>,
+    downloads: media::Downloads,
 }
 
 #[derive(Default)]

@@ -65,6 +65,19 @@ impl Synapse {
         self.folder.path().join("hs/synapse.log")
     }
 
+    /// The files that were uploaded to it, as they are on its disk.
+    pub(crate) fn uploads(&self) -> Vec<PathBuf> {
+        let mut folders = vec![self.folder.path().join("hs/media/local_content")];
+        let mut files = Vec::new();
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { folders.push(path) } else { files.push(path) }
+            }
+        }
+        files
+    }
+
     /// How many to-device messages it keeps for a user, as its database says.
     pub(crate) async fn to_device_messages_for(&self, mxid: &str) -> i64 {
         self.count("SELECT COUNT(*) FROM device_inbox WHERE user_id = $1", mxid).await

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{
     super::{HttpState, error::Problem},
-    messages::raw,
+    messages::{located, raw},
     openapi::Refusals,
     query::{List, Query},
 };
@@ -82,9 +82,11 @@ pub(super) async fn list(State(state): State<HttpState>, mut query: Query) -> Re
     let has_more = found.len() > usize::from(limit);
     found.truncate(limit.into());
     let next = List::Events.cursor(found.last().map_or(after, |event| event.position));
+    let (links, now) = (state.api.links()?, state.api.clock.now());
     let event = |stored: read::Stored| {
         let cursor = List::Events.cursor(stored.position);
-        Ok(Event { cursor, id: stored.message_id, payload: stored.payload.map(raw).transpose()? })
+        let payload = stored.payload.map(|payload| raw(located(links.as_ref(), payload, now)));
+        Ok(Event { cursor, id: stored.message_id, payload: payload.transpose()? })
     };
     let events: Vec<_> = found.into_iter().map(event).collect::<Result<_, Problem>>()?;
     Ok(Json(Events { count: events.len(), events, next, has_more }))

@@ -1,5 +1,7 @@
 //! `GET /api/v1/messages`, `/messages/{network}`, `/messages/{id}`: what was relayed, newest first.
 
+use std::borrow::Cow;
+
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -11,6 +13,8 @@ use super::{
     query::{self, List, Query, Segment},
 };
 use crate::{
+    clock::Timestamp,
+    links::Links,
     model::{Direction, MessageType},
     store::{
         StoreError,
@@ -81,6 +85,9 @@ pub(super) struct Message {
     late: bool,
     /// When coucou stored it, RFC 3339 in UTC: what `since` and `until` go by.
     received_at: String,
+    /// Its file, as in `payload.data.content.media`, with an address that works from now on; null when it has none.
+    #[schema(value_type = Option<Object>)]
+    media: Option<Box<RawValue>>,
 }
 
 /// A message with all that its webhook call says.
@@ -136,10 +143,10 @@ struct Content {
     text: Option<String>,
     key: Option<String>,
     reason: Option<String>,
-    media: Option<Media>,
+    media: Option<Box<RawValue>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Media {
     filename: Option<String>,
 }
@@ -154,14 +161,21 @@ struct Encryption {
 impl Content {
     /// What there is to read.
     fn words(&self) -> String {
-        let filename = self.media.as_ref().and_then(|media| media.filename.as_ref());
-        let said = [self.text.as_ref(), filename, self.key.as_ref(), self.reason.as_ref()];
+        let media: Option<Media> =
+            self.media.as_ref().and_then(|media| serde_json::from_str(media.get()).ok());
+        let filename = media.and_then(|media| media.filename);
+        let said = [self.text.as_ref(), filename.as_ref(), self.key.as_ref(), self.reason.as_ref()];
         said.into_iter().flatten().find(|text| !text.is_empty()).cloned().unwrap_or_default()
     }
 }
 
 impl Message {
-    fn of(stored: Stored) -> Result<(Self, Option<Vec<u8>>), Problem> {
+    fn of(
+        mut stored: Stored,
+        links: Option<&Links>,
+        now: Timestamp,
+    ) -> Result<(Self, Option<Vec<u8>>), Problem> {
+        stored.payload = stored.payload.map(|payload| located(links, payload, now));
         let data = match &stored.payload {
             Some(payload) => {
                 serde_json::from_slice::<Payload>(payload)
@@ -191,11 +205,20 @@ impl Message {
             direction: stored.direction,
             event_id: stored.event_id,
             relates_to: data.relates_to,
+            media: data.content.and_then(|content| content.media),
             backfill: data.backfill,
             late: data.late,
             received_at: stored.created_at.rfc3339(),
         };
         Ok((message, stored.payload))
+    }
+}
+
+/// The payload with addresses of its files that work from now on.
+pub(super) fn located(links: Option<&Links>, payload: Vec<u8>, now: Timestamp) -> Vec<u8> {
+    match links.map(|links| links.refresh(&payload, now)) {
+        Some(Cow::Owned(located)) => located,
+        Some(Cow::Borrowed(_)) | None => payload,
     }
 }
 
@@ -277,7 +300,8 @@ pub(super) fn is_id(name: &str) -> bool {
 async fn one(state: &HttpState, id: &str) -> Result<WholeMessage, Problem> {
     let store = &state.api.store;
     let found = read::find(store.db(), store.seal()?, id).await?;
-    let (message, payload) = Message::of(found.ok_or_else(|| Problem::not_there("message"))?)?;
+    let found = found.ok_or_else(|| Problem::not_there("message"))?;
+    let (message, payload) = Message::of(found, state.api.links()?.as_ref(), state.api.clock.now())?;
     Ok(WholeMessage { message, payload: payload.map(raw).transpose()? })
 }
 
@@ -297,7 +321,9 @@ async fn page(state: &HttpState, mut query: Query, network: Option<String>) -> R
     let more = found.len() > usize::from(limit);
     found.truncate(limit.into());
     let next = found.last().filter(|_| more).map(|last| List::Messages.cursor(last.position));
-    let messages = found.into_iter().map(|stored| Message::of(stored).map(|(message, _)| message));
+    let (links, now) = (state.api.links()?, state.api.clock.now());
+    let messages =
+        found.into_iter().map(|stored| Message::of(stored, links.as_ref(), now).map(|(message, _)| message));
     let messages: Vec<_> = messages.collect::<Result<_, _>>()?;
     Ok(Messages { platform: network, count: messages.len(), messages, next })
 }

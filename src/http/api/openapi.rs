@@ -9,7 +9,7 @@ use utoipa::{
     },
 };
 
-use super::{deliveries, events, messages, rooms, rotation, stats, undecryptable, webhooks};
+use super::{deliveries, events, media, messages, rooms, rotation, stats, undecryptable, webhooks};
 
 /// A problem (RFC 9457).
 #[derive(ToSchema)]
@@ -47,6 +47,37 @@ pub(super) enum Refusals {
     #[response(status = 429, content_type = "application/problem+json")]
     TooMany(#[to_schema] Problem),
     /// `store_unavailable`: the store is away; try again later.
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(#[to_schema] Problem),
+}
+
+/// What the endpoints of files may answer instead.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes what error.rs writes")]
+pub(super) enum MediaRefusals {
+    /// The file is the one that the caller has, by `If-None-Match`.
+    #[response(status = 304)]
+    Same,
+    /// `unknown_parameter`, `bad_parameter`: the request cannot be understood.
+    #[response(status = 400, content_type = "application/problem+json")]
+    Bad(#[to_schema] Problem),
+    /// `url_invalid`: the address is not one that coucou made, or was altered.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(#[to_schema] Problem),
+    /// `not_found`: the message has no such file, or no longer. `media_missing`: the homeserver has it no longer.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(#[to_schema] Problem),
+    /// `url_expired`: `GET /api/v1/messages/{id}` has a fresh one.
+    #[response(status = 410, content_type = "application/problem+json")]
+    Expired(#[to_schema] Problem),
+    /// `range_unsatisfiable`.
+    #[response(status = 416, content_type = "application/problem+json")]
+    Range(#[to_schema] Problem),
+    /// `media_corrupt`, `media_unreadable`, `media_too_large`, `homeserver_refused`: asking again is of no use.
+    #[response(status = 502, content_type = "application/problem+json")]
+    Unusable(#[to_schema] Problem),
+    /// `homeserver_unavailable`, `media_pending`, `media_busy`, `stopping`, `store_unavailable`: ask again after
+    /// `Retry-After`.
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(#[to_schema] Problem),
 }
@@ -97,6 +128,8 @@ impl Modify for Tokens {
         messages::list,
         messages::of,
         events::list,
+        media::file,
+        media::thumbnail,
         undecryptable::list,
         rooms::list,
         rooms::one,

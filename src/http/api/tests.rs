@@ -95,7 +95,7 @@ async fn a_message_has_what_programs_of_today_read_and_more() {
             "decrypted": true, "purged": false, "sender_name": "Alice", "room_name": "A room", "encrypted": true,
             "trust": "bridge", "type": "message.created", "kind": "text", "sequence": 1, "direction": "in",
             "event_id": sent.event_id, "relates_to": null, "backfill": false, "late": false,
-            "received_at": "2025-10-09T08:53:20.000Z",
+            "received_at": "2025-10-09T08:53:20.000Z", "media": null,
         }],
     });
     assert_eq!(list, expected);
@@ -193,6 +193,9 @@ fn protected() -> Vec<(&'static str, String)> {
     for (path, item) in description["paths"].as_object().unwrap() {
         let path = path.replace("{network_or_id}", "instagram").replace("{room_id}", "!one:example.org");
         let path = path.replace("{delivery_id}", "1").replace("{name}", "default");
+        if path.contains("/media/") {
+            continue;
+        }
         for method in item.as_object().unwrap().keys() {
             operations.push((if method == "post" { "POST" } else { "GET" }, path.clone()));
         }
@@ -298,7 +301,7 @@ async fn every_parameter_that_is_described_is_known() {
     let mut count = 0;
     for (path, item) in description["paths"].as_object().unwrap() {
         let path = path.replace("{network_or_id}", "instagram").replace("{room_id}", "!one:example.org");
-        let path = path.replace("{delivery_id}", "1").replace("{name}", "default");
+        let path = path.replace("{delivery_id}", "1").replace("{name}", "default").replace("{id}", "msg_1");
         for parameter in item["get"]["parameters"].as_array().into_iter().flatten() {
             if parameter["in"] != json!("query") {
                 continue;

@@ -6,14 +6,21 @@ use serde_json::{Map, Value};
 use super::{Content, Kind, html, text};
 use crate::messages::relations;
 
-/// `data.content.media`: the file of a message, which stays on the homeserver.
+/// `data.content.media`: the file of a message. coucou hands it out, decrypted, at `url`.
 ///
 /// Sizes and types are what the sender claims.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Media {
-    /// Where it is, an `mxc://` address.
-    pub url: String,
+    /// Where coucou hands it out, decrypted, to whoever has this address. Made anew whenever the message is told;
+    /// absent when coucou does not know its own public address (`http.public_url`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Until when `url` works, RFC 3339 in UTC. `GET /api/v1/messages/{id}` has a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url_expires_at: Option<String>,
+    /// Where it is on the homeserver, an `mxc://` address.
+    pub mxc: String,
     /// Whether it is stored encrypted; the key is in `data.matrix.content.file`.
     pub encrypted: bool,
     /// Its name, as the sender wrote it: not safe as a path.
@@ -46,8 +53,15 @@ pub struct Media {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Thumbnail {
-    /// Where it is, an `mxc://` address.
-    pub url: String,
+    /// Where coucou hands it out, decrypted, to whoever has this address. Made anew whenever the message is told;
+    /// absent when coucou does not know its own public address (`http.public_url`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Until when `url` works, RFC 3339 in UTC. `GET /api/v1/messages/{id}` has a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url_expires_at: Option<String>,
+    /// Where it is on the homeserver, an `mxc://` address.
+    pub mxc: String,
     /// Whether it is stored encrypted; the key is in `data.matrix.content.info.thumbnail_file`.
     pub encrypted: bool,
     /// Its type.
@@ -72,7 +86,7 @@ pub(super) fn is_voice(content: &Map<String, Value>) -> bool {
 
 /// A content with a file; none when there is no address.
 pub(super) fn read(kind: Kind, content: &Map<String, Value>, reply: bool) -> Option<Content> {
-    let (url, encrypted) = address(content, "url", "file")?;
+    let (mxc, encrypted) = address(content, "url", "file")?;
     let body = text(content, "body").filter(|body| !body.is_empty());
     let body = if reply { body.map(relations::strip_text) } else { body };
     let filename = text(content, "filename").filter(|name| !name.is_empty());
@@ -83,7 +97,9 @@ pub(super) fn read(kind: Kind, content: &Map<String, Value>, reply: bool) -> Opt
     let info = content.get("info").and_then(Value::as_object).unwrap_or(&none);
     let sound = content.get("org.matrix.msc1767.audio");
     let media = Media {
-        url,
+        url: None,
+        url_expires_at: None,
+        mxc,
         encrypted,
         filename: filename.or_else(|| body.filter(|_| !sticker)).map(str::to_owned),
         caption: caption.map(str::to_owned),
@@ -104,11 +120,13 @@ pub(super) fn read(kind: Kind, content: &Map<String, Value>, reply: bool) -> Opt
 }
 
 fn thumbnail(info: &Map<String, Value>) -> Option<Thumbnail> {
-    let (url, encrypted) = address(info, "thumbnail_url", "thumbnail_file")?;
+    let (mxc, encrypted) = address(info, "thumbnail_url", "thumbnail_file")?;
     let none = Map::new();
     let info = info.get("thumbnail_info").and_then(Value::as_object).unwrap_or(&none);
     Some(Thumbnail {
-        url,
+        url: None,
+        url_expires_at: None,
+        mxc,
         encrypted,
         mimetype: mimetype(info),
         size: number(info.get("size")),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 use url::form_urlencoded;
 
-use super::{Request, SERVER_NAME, Shared, World};
+use super::{Request, SERVER_NAME, Shared, World, media};
 
 /// What is asked of it.
 struct Call {
@@ -62,6 +62,9 @@ async fn handle(
     let ["_matrix", "client", _, rest @ ..] = &segments[..] else {
         return answer(Err((404, "M_UNRECOGNIZED")));
     };
+    if let ("GET", ["media", "download", SERVER_NAME, id]) = (method.as_str(), rest) {
+        return media::download(&shared, id).await;
+    }
     answer(match (method.as_str(), rest) {
         ("GET", ["sync"]) => sync(&shared, &call).await,
         ("POST", ["appservice", _, "ping"]) => ping(&shared, &call).await,

@@ -1,0 +1,105 @@
+//! Putting addresses into a payload without touching the rest of it: objects are taken apart only on the way to the
+//! file, and keep the order of their keys.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::{RawValue, to_raw_value};
+
+use crate::model::MediaPart;
+
+/// What every payload with a file holds, as it is rendered. No text can: within one, quotes are escaped.
+const MARK: &[u8] = b"\"media\":{";
+
+/// An object whose keys keep their order and whose values stay as they were written.
+struct Object(Vec<(String, Box<RawValue>)>);
+
+impl Object {
+    fn read(value: &RawValue) -> Option<Self> {
+        serde_json::from_str(value.get()).ok()
+    }
+
+    fn get(&self, key: &str) -> Option<&RawValue> {
+        self.0.iter().find(|(known, _)| known == key).map(|(_, value)| &**value)
+    }
+
+    /// Changes the object that stands under a key; `None` when there is none, or `change` says so.
+    fn within(&mut self, key: &str, change: impl FnOnce(&mut Self) -> Option<()>) -> Option<()> {
+        let (_, value) = self.0.iter_mut().find(|(known, _)| known == key)?;
+        let mut inner = Self::read(value)?;
+        change(&mut inner)?;
+        *value = to_raw_value(&inner).ok()?;
+        Some(())
+    }
+
+    /// Puts a text in front of all else, in place of what stood under the key.
+    fn put_first(&mut self, key: &str, text: &str) -> Option<()> {
+        self.0.retain(|(known, _)| known != key);
+        self.0.insert(0, (key.to_owned(), to_raw_value(text).ok()?));
+        Some(())
+    }
+
+    /// Gives a file its address.
+    fn locate(&mut self, url: &str, expires_at: &str) -> Option<()> {
+        self.put_first("url_expires_at", expires_at)?;
+        self.put_first("url", url)
+    }
+}
+
+/// The payload with addresses that `url` makes for its message's files; `None` when it has no file.
+pub(super) fn with_urls(
+    payload: &[u8],
+    expires_at: &str,
+    url: impl Fn(&str, MediaPart) -> Option<String>,
+) -> Option<Vec<u8>> {
+    if !payload.windows(MARK.len()).any(|window| window == MARK) {
+        return None;
+    }
+    let mut whole: Object = serde_json::from_slice(payload).ok()?;
+    whole.within("data", |data| {
+        let id: String = serde_json::from_str(data.get("id")?.get()).ok()?;
+        data.within("content", |content| {
+            content.within("media", |media| {
+                // Of a payload that has no thumbnail this does nothing.
+                let _ = media.within("thumbnail", |thumbnail| {
+                    thumbnail.locate(&url(&id, MediaPart::Thumbnail)?, expires_at)
+                });
+                media.locate(&url(&id, MediaPart::File)?, expires_at)
+            })
+        })
+    })?;
+    serde_json::to_vec(&whole).ok()
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
+struct ObjectVisitor;
+
+impl<'de> Visitor<'de> for ObjectVisitor {
+    type Value = Object;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Object, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = access.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Object(entries))
+    }
+}
+
+impl Serialize for Object {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
