@@ -5,6 +5,7 @@
 //! the process but a signal, a port that is taken, or what only a person can mend: a wrong pickle key, a
 //! schema that does not fit, a device that belongs to another store.
 
+pub mod check;
 mod commands;
 pub mod keys;
 mod leader;

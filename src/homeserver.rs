@@ -12,6 +12,7 @@ mod account_data;
 mod accounts;
 mod backup;
 mod error;
+mod glance;
 mod history;
 mod rooms;
 mod sync;
@@ -42,6 +43,7 @@ use url::Url;
 
 pub use backup::{BackupVersion, RoomKeys};
 pub use error::HomeserverError;
+pub use glance::{Greeting, PublishedDevice, PublishedKeys};
 pub use history::History;
 pub use rooms::Invite;
 pub use timelines::{EarlierPage, Timeline, Timelines};

@@ -10,6 +10,7 @@ mod connections;
 mod error;
 pub mod health;
 mod matrix;
+pub mod stand_in;
 #[cfg(test)]
 mod tests;
 

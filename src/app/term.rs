@@ -226,6 +226,7 @@ impl Term {
         for engine in engines {
             setup::ensure_device(&self.shared.homeserver, engine.account()).await?;
             engine.drain_outgoing().await?;
+            engine.publish_again().await?;
             // An owner's identity is the owner's own.
             if engine.account().role == Role::Bot {
                 recovery::refuse_unrestored(engine).await?;

@@ -24,7 +24,7 @@ use crate::inbox::accept::Accepted;
 pub(super) const BODY_LIMIT: usize = 32 << 20;
 
 /// How long a body may take to come.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every answer: an empty object, or an error.
 type Answer = Result<Json<Value>, MatrixError>;

@@ -17,7 +17,7 @@ use crate::{
         messages::{self, MegolmIndex},
         outbox::{self, Queued},
         pending::{self, NewPending},
-        redacted, redactions,
+        probes, redacted, redactions,
         rooms::{self, MembershipChange, Successor},
     },
 };
@@ -59,6 +59,8 @@ pub(super) struct Outcome {
     pub successors: Vec<Successor>,
     /// Events that were taken back, with their rooms.
     pub redacted: Vec<redactions::Target>,
+    /// Probes of `coucou check` that came in, and how.
+    pub probes: Vec<(String, &'static str)>,
     /// Users whose devices are to be followed.
     pub track: BTreeSet<OwnedUserId>,
 }
@@ -95,6 +97,7 @@ impl Worker {
         messages::use_indexes(&mut tx, &outcome.used, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
         outcome.apply_redactions(&mut tx, seal, now).await?;
+        probes::put(&mut tx, &outcome.probes, now).await?;
         inbox::set_aside(&mut tx, &outcome.set_aside, now).await?;
         inbox::mark_processed(&mut tx, &outcome.rows, now).await?;
         let queued: Vec<_> = outcome

@@ -228,7 +228,8 @@ impl Worker {
         keys.dedup();
         due.extend(self.queued_rooms_of(&keys));
         let (rows, set_aside) = (batch.ids.clone(), batch.set_aside.clone());
-        let mut outcome = Outcome { rows, set_aside, news, ..Outcome::default() };
+        let probes = std::mem::take(&mut batch.probes);
+        let mut outcome = Outcome { rows, set_aside, news, probes, ..Outcome::default() };
         let told_of: Vec<_> = untold.iter().filter_map(|event| RoomId::parse(&event.room_id).ok()).collect();
         let mut touched: HashSet<_> = batch.rooms().collect();
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
