@@ -7,6 +7,7 @@
 
 pub mod check;
 mod commands;
+mod init;
 pub mod keys;
 mod leader;
 mod outage;
@@ -17,6 +18,7 @@ mod term;
 
 pub use crate::crypto::recovery::Progress as RestoreProgress;
 pub use commands::{ListedWebhook, WebhookStatus, enable_webhook, migrate, webhook_status, webhooks};
+pub use init::{InitDevice, InitError, Initialized, init};
 pub use restore::{History, RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{

@@ -4,6 +4,7 @@
 //! with `coucou:`, and exit code 1; wrong usage is exit code 2.
 
 mod check;
+mod init;
 mod keys;
 mod listen;
 mod migrate;
@@ -39,6 +40,8 @@ enum Command {
     Registration(registration::Args),
     /// Looks at everything that coucou needs, and says what is wrong and what to do.
     Check(check::Args),
+    /// Sets coucou up ahead of its first start: schema, user, device, keys, identity, recovery key.
+    Init,
     /// Brings the store's schema up to date.
     Migrate,
     /// Room keys: to a file, from a file, and what events wait for.
@@ -77,6 +80,7 @@ fn execute(cli: Cli) -> Result<()> {
         Command::Serve => serve::run(load(&sources)?),
         Command::Registration(args) => registration::run(&args, &sources),
         Command::Check(args) => block_on(check::run(args, Config::load(&sources))),
+        Command::Init => block_on(init::run(load(&sources)?)),
         Command::Migrate => block_on(migrate::run(load(&sources)?)),
         Command::Keys(args) => {
             let config = load(&sources)?;
