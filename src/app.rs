@@ -10,6 +10,7 @@ mod commands;
 mod init;
 pub mod keys;
 mod leader;
+mod metrics;
 mod outage;
 mod recovery;
 mod restore;
@@ -63,6 +64,9 @@ pub enum AppError {
     /// The address is taken or not ours.
     #[error("cannot listen on {0} (http.host, http.port: COUCOU_HTTP_HOST, COUCOU_HTTP_PORT)")]
     Listen(SocketAddr, #[source] io::Error),
+    /// The address of the metrics is taken.
+    #[error("cannot listen on {0} for metrics (metrics.port: COUCOU_METRICS_PORT)")]
+    ListenForMetrics(SocketAddr, #[source] io::Error),
     /// Signals cannot be waited for.
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
@@ -130,7 +134,8 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
     let shared = Shared { config: Arc::new(config), store, homeserver, clock, wakes: Wakes::default(), bot };
     let (fatal, mut failed) = mpsc::channel(1);
     let health = watch_store(&lifecycle, &shared, &fatal);
-    serve_http(&lifecycle, &shared, listener, hs_token, health, &fatal);
+    let on_main = metrics::serve(&lifecycle, &shared, &health, &fatal).await?;
+    serve_http(&lifecycle, &shared, listener, hs_token, (health, on_main), &fatal);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "coucou listens");
     spawn_work(&lifecycle, &shared, &fatal);
 
@@ -204,14 +209,15 @@ fn serve_http(
     shared: &Shared,
     listener: TcpListener,
     hs_token: HsToken,
-    health: Health,
+    (health, metrics): (Health, axum::Router),
     fatal: &mpsc::Sender<AppError>,
 ) {
     let inbox = Inbox::new(shared.store.clone(), Arc::clone(&shared.clock), Arc::clone(&shared.wakes.inbox))
         .telling(Arc::clone(&shared.wakes.outage))
         .announcing(Arc::clone(&shared.wakes.alive));
     let api = Arc::new(rest(shared));
-    let router = http::router(HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api });
+    let state = HttpState { inbox, hs_token, bot: Arc::clone(&shared.bot), health, api };
+    let router = http::router(state, metrics);
     let (fatal, stop) = (fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {
         if let Err(error) = http::serve(listener, router, stop).await {

@@ -18,6 +18,7 @@ pub mod http;
 pub mod inbox;
 pub mod lifecycle;
 pub mod messages;
+pub mod metrics;
 pub mod model;
 pub mod outbox;
 pub mod rooms;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::{
-    coucou::Coucou,
+    coucou::{API_TOKEN, Coucou},
     fake_homeserver::FakeHomeserver,
-    free_port,
+    free_port, http,
     postgres::Database,
     receiver::{Answer, Receiver},
     synapse::{Bridge, Options, Synapse, as_service},
@@ -166,6 +166,8 @@ async fn while_it_runs(scene: &mut Scene) {
     let init = String::from_utf8(scene.coucou.run(&["init"]).await.stdout).unwrap();
     assert!(init.contains("coucou runs already"), "{init}");
 
+    metrics(scene).await;
+
     scene.receiver.answer_next([Answer::Status(500)]);
     let other = "0123456789abcdef0123456789abcdef0123456789abcdef";
     let report = scene.check_with("COUCOU_APPSERVICE_HS_TOKEN", other).await;
@@ -173,6 +175,43 @@ async fn while_it_runs(scene: &mut Scene) {
     assert_finds(&report, "http", "fail", "another hs_token", "restart");
     let text = String::from_utf8(scene.coucou.run(&["check"]).await.stdout).unwrap();
     assert!(text.contains("webhook default receives: everything") && text.contains(" 0 failures"), "{text}");
+}
+
+/// Prometheus is told what happened, when it shows a token.
+async fn metrics(scene: &Scene) {
+    let url = format!("{}/metrics", scene.coucou.url());
+    assert_eq!(http().get(&url).send().await.unwrap().status().as_u16(), 401);
+    let answer = http().get(&url).basic_auth("anybody", Some(API_TOKEN)).send().await.unwrap();
+    let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    let text = answer.text().await.unwrap();
+    let value = |series: &str| {
+        let line = text.lines().find(|line| line.starts_with(&format!("{series} ")));
+        let line = line.unwrap_or_else(|| panic!("no {series} in {text}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert!(value("coucou_inbox_transactions_total{outcome=\"new\"}") >= 2.0);
+    assert!(value("coucou_inbox_transaction_seconds_count") >= 2.0);
+    let created = "coucou_messages_stored_total{type=\"message.created\",direction=\"in\",encrypted=\"yes\"}";
+    assert!(value(created) >= 1.0);
+    assert!(value("coucou_crypto_key_wait_seconds_count") >= 1.0);
+    assert!(value("coucou_crypto_room_keys_total") >= 1.0 && value("coucou_crypto_room_keys") >= 1.0);
+    let delivered = "coucou_outbox_attempts_total{webhook=\"default\",outcome=\"delivered\"}";
+    assert!(value(delivered) >= 1.0);
+    assert!(value("coucou_outbox_attempt_seconds_count{webhook=\"default\"}") >= 1.0);
+    assert!(value("coucou_keylane_messages_total") >= 1.0);
+    assert!(value("coucou_crypto_one_time_keys{account=\"bot\"}") > 0.0);
+    for series in ["coucou_crypto_leader", "coucou_crypto_lease_held", "coucou_rooms{relay=\"yes\"}"] {
+        assert!((value(series) - 1.0).abs() < 0.1, "{series}");
+    }
+    assert!((value("coucou_store_up{backend=\"postgres\"}") - 1.0).abs() < 0.1);
+    assert!(value("coucou_store_connections_max") >= 10.0);
+    assert!(value("coucou_outbox_pending{webhook=\"default\"}") < 1.0);
+    assert!(value("process_resident_memory_bytes") > 1e6);
+    assert!(value("coucou_inbox_last_transaction_timestamp_seconds") > 1.7e9);
+    for secret in ["!", "@", "localhost", "whsec_", API_TOKEN] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
 }
 
 /// A second device of the bot, and a first one that somebody has deleted.
@@ -224,6 +263,27 @@ async fn without_features(scene: &mut Scene) {
     assert_eq!(stats["stored"]["crypto"]["is_held"], true);
     let report = check(&scene.coucou).await;
     assert_finds(&report, "to_device", "warn", "by the key lane alone", "msc2409_to_device_messages_enabled");
+}
+
+/// Metrics on a port of their own need no token, and go on while the store is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_a_port_of_their_own() {
+    let coucou = Coucou::new().await;
+    let homeserver = FakeHomeserver::start(&coucou).await;
+    let port = free_port().to_string();
+    let nowhere = format!("postgres://postgres@127.0.0.1:{}/nothing", free_port());
+    let coucou = coucou.homeserver(&homeserver.url()).store(&nowhere);
+    let mut coucou = coucou.set("COUCOU_METRICS_PORT", &port).set("COUCOU_METRICS_PATH", "/own/metrics");
+    coucou.spawn();
+    coucou.healthy().await;
+    let url = format!("http://127.0.0.1:{port}/own/metrics");
+    let text = http().get(&url).send().await.unwrap().text().await.unwrap();
+    assert!(text.contains("coucou_store_up{backend=\"postgres\"} 0"), "{text}");
+    assert!(!text.contains("coucou_inbox_rows "), "{text}");
+    assert_eq!(coucou.api("../../own/metrics").await.0, 404, "and not on the main one");
+    let report = check(&coucou).await;
+    assert_finds(&report, "http", "fail", "degraded: its store is unavailable", "the store");
+    assert_finds(&report, "store", "fail", "the database is unavailable", "start the database");
 }
 
 #[tokio::test(flavor = "multi_thread")]

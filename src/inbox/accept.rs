@@ -1,6 +1,9 @@
 //! Taking a transaction: checked as little as possible, committed, and only then a success.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ruma::TransactionId;
 use tokio::{sync::Notify, task::spawn_blocking, time::timeout};
@@ -8,6 +11,7 @@ use tokio::{sync::Notify, task::spawn_blocking, time::timeout};
 use super::{EnvelopeError, envelope};
 use crate::{
     clock::SharedClock,
+    metrics::metrics,
     store::{
         Store, StoreError,
         inbox::{self, SealedBody},
@@ -82,6 +86,22 @@ impl Inbox {
     /// # Errors
     /// When the body is no transaction, or the store did not keep it.
     pub async fn accept(&self, txn_id: &TransactionId, body: Vec<u8>) -> Result<Accepted, AcceptError> {
+        let began = Instant::now();
+        let accepted = self.take(txn_id, body).await;
+        let outcome = match &accepted {
+            Ok(Accepted::New) => "new",
+            Ok(Accepted::Repeat) => "repeat",
+            Err(AcceptError::TxnId | AcceptError::Envelope(_)) => "malformed",
+            Err(AcceptError::Store(_)) => "store",
+            Err(AcceptError::TimedOut) => "timed_out",
+            Err(AcceptError::Stopping) => "stopping",
+        };
+        metrics().transactions.inc(&[outcome]);
+        metrics().transaction_seconds.observe(&[], began.elapsed());
+        accepted
+    }
+
+    async fn take(&self, txn_id: &TransactionId, body: Vec<u8>) -> Result<Accepted, AcceptError> {
         if txn_id.as_str().len() > TXN_ID_LENGTH || txn_id.as_str().chars().any(char::is_control) {
             return Err(AcceptError::TxnId);
         }

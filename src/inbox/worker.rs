@@ -30,6 +30,7 @@ use super::{
 use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
+    metrics::metrics,
     model::{Account, AccountId, Relay, Role, Route},
     store::{Lease, Store, StoreError, inbox, leases, messages, pending},
 };
@@ -278,7 +279,9 @@ impl Worker {
             if changes.is_empty() {
                 continue;
             }
-            keys.extend(engine.receive(changes).await?);
+            let came = engine.receive(changes).await?;
+            metrics().room_keys.add(&[], u64::try_from(came.len()).unwrap_or(u64::MAX));
+            keys.extend(came);
             self.parts.wakes.backup.notify_one();
             self.parts.wakes.outgoing.notify_one();
         }
