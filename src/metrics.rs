@@ -253,7 +253,7 @@ metrics! {
         "Whether this process works the crypto: 1 or 0. One of several instances does."
     room_keys: Counter "coucou_crypto_room_keys_total" []
         "Room keys that came in, new or better ones, by push, key lane, forward, backup or import."
-    room_keys_stored: Gauge "coucou_crypto_room_keys" []
+    room_keys_stored: Gauge "coucou_crypto_room_keys_stored" []
         "Room keys that are stored."
     one_time_keys: Gauge "coucou_crypto_one_time_keys" ["account"]
         "One-time keys left on the homeserver, as it last said to this process; at 0 bridges cannot begin sessions but by the fallback key."

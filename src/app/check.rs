@@ -163,10 +163,10 @@ pub async fn check(config: &Config) -> Report {
     store::look(&mut scene, &mut report).await;
     let mut door = door::knock(&scene, &mut report).await;
     if homeserver::look(&mut scene, &mut report).await {
-        homeserver::ping(&scene, &mut door, &mut report).await;
+        let is_reached = homeserver::ping(&scene, &mut door, &mut report).await;
         let devices = device::look(&scene, &mut report).await;
         for account in &devices {
-            trip::make(&scene, account, &mut door, &mut report).await;
+            trip::make(&scene, account, is_reached, &mut door, &mut report).await;
         }
         rooms::look(&scene, &mut report).await;
     }

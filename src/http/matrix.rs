@@ -85,7 +85,8 @@ async fn nothing() -> Answer {
 }
 
 /// The homeserver found us, and with the right token: that is all a ping is for.
-async fn ping() -> Answer {
+async fn ping(State(state): State<HttpState>) -> Answer {
+    state.inbox.homeserver_is_alive();
     Ok(Json(json!({})))
 }
 

@@ -72,10 +72,15 @@ impl Inbox {
         Self { refused, ..self }
     }
 
-    /// Tells who waits on `alive` of each transaction: the homeserver is there.
+    /// Tells who waits on `alive` of each transaction and each ping: the homeserver is there.
     #[must_use]
     pub fn announcing(self, alive: Arc<Notify>) -> Self {
         Self { alive, ..self }
+    }
+
+    /// Tells who waits for the homeserver that it has made another request than a transaction.
+    pub fn homeserver_is_alive(&self) {
+        self.alive.notify_waiters();
     }
 
     /// Makes a transaction durable and answers whether it is new.
@@ -105,7 +110,7 @@ impl Inbox {
         if txn_id.as_str().len() > TXN_ID_LENGTH || txn_id.as_str().chars().any(char::is_control) {
             return Err(AcceptError::TxnId);
         }
-        self.alive.notify_waiters();
+        self.homeserver_is_alive();
         let store = self.store.clone();
         // 32 MiB are read, hashed and sealed in a fraction of a second, which others would have to wait for.
         let body = spawn_blocking(move || {

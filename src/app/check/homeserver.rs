@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use ruma::{OwnedUserId, TransactionId};
 
-use super::{super::outage, Report, Scene, door::Door, said};
+use super::{
+    super::outage,
+    Report, Scene,
+    door::{Door, StandIn},
+    said,
+};
 use crate::{
     clock::Timestamp,
     homeserver::{Greeting, HomeserverError},
@@ -120,53 +125,62 @@ async fn user(scene: &Scene<'_>, check: &'static str, user_id: &OwnedUserId, rep
     true
 }
 
-/// Has the homeserver ping coucou, or us in its place.
-pub(super) async fn ping(scene: &Scene<'_>, door: &mut Door, report: &mut Report) {
+/// Has the homeserver ping coucou, or us in its place; answers whether it can push to us, as far as that is known.
+pub(super) async fn ping(scene: &Scene<'_>, door: &mut Door, report: &mut Report) -> bool {
     let Some(id) = &scene.config.appservice.id else {
         let says = "the registration's id is not known, so the homeserver cannot be asked for a ping";
-        report.warn(
-            "ping",
-            says,
-            "set appservice.id (COUCOU_APPSERVICE_ID), or give coucou the registration file",
-        );
-        return;
+        let remedy = "set appservice.id (COUCOU_APPSERVICE_ID), or give coucou the registration file";
+        report.warn("ping", says, remedy);
+        return true;
     };
     let pinged = scene.homeserver.ping(id, TransactionId::new().as_str()).await;
-    let mut wrong_token = false;
-    if let Door::StandIn(stand_in) = door {
-        let mut came = false;
-        while !came {
+    let heard = match door {
+        Door::StandIn(stand_in) => {
             // Nothing to wait for when the ping failed: what was heard is there.
-            let patience = if pinged.is_ok() { ECHO } else { Duration::from_millis(50) };
-            match stand_in.hear(patience).await {
-                Some(Heard::Ping) => came = true,
-                Some(Heard::WrongToken) => wrong_token = true,
-                Some(Heard::Pushed { .. }) => {}
-                None => break,
-            }
+            listen(stand_in, if pinged.is_ok() { ECHO } else { Duration::from_millis(50) }).await
         }
-        if pinged.is_ok() && !came {
-            let says = "the homeserver's ping was answered, but not here: another coucou is at the registration's url";
-            let remedy = "run this check where that one runs, or correct url in the registration";
-            report.warn("ping", says, remedy);
-            return;
-        }
-    }
+        Door::Serves | Door::Closed => Some(Heard::Ping),
+    };
     let Err(error) = pinged else {
-        report.ok("ping", "the homeserver reaches coucou, with the right hs_token");
-        return;
+        if heard == Some(Heard::Ping) {
+            report.ok("ping", "the homeserver reaches coucou, with the right hs_token");
+            return true;
+        }
+        if scene.is_led {
+            report.ok("ping", "the homeserver reaches the coucou that runs elsewhere");
+            return true;
+        }
+        let says =
+            "the homeserver's ping was answered, but not here: something else is at the registration's url";
+        let remedy = "run this check where that one runs, or correct url in the registration";
+        report.warn("ping", says, remedy);
+        return false;
     };
     let refused = matches!(&error, HomeserverError::Status { errcode, message, .. }
         if errcode == "M_BAD_STATUS" && ["401", "403"].iter().any(|status| message.contains(status)));
-    if wrong_token || refused {
+    if refused || heard == Some(Heard::WrongToken) {
         report.fail("ping", "the homeserver reaches coucou with another hs_token than coucou has", HS_TOKEN);
-        return;
+        return false;
     }
     let says = format!("the homeserver does not reach coucou: {}", said(&error));
     if matches!(error.errcode(), Some("M_UNRECOGNIZED" | "M_NOT_FOUND")) {
         report.warn("ping", says, outage::advice(&error));
-    } else {
-        report.fail("ping", says, outage::advice(&error));
+        return true;
+    }
+    report.fail("ping", says, outage::advice(&error));
+    false
+}
+
+/// Waits for the ping; answers it, or that somebody came with a wrong token.
+async fn listen(stand_in: &mut StandIn, patience: Duration) -> Option<Heard> {
+    let mut heard = None;
+    loop {
+        match stand_in.hear(patience).await {
+            Some(Heard::Ping) => return Some(Heard::Ping),
+            Some(Heard::WrongToken) => heard = Some(Heard::WrongToken),
+            Some(Heard::Pushed { .. }) => {}
+            None => return heard,
+        }
     }
 }
 
