@@ -192,7 +192,7 @@ macro_rules! metrics {
         /// All metrics.
         pub struct Metrics {
             registry: Registry,
-            $(#[doc = $help] pub $field: metrics!(@type $kind),)+
+            $(#[doc = concat!("`", $name, "`.")] pub $field: metrics!(@type $kind),)+
         }
 
         /// Every metric there is, in the order of the documentation.

@@ -29,7 +29,8 @@ use crate::{
     model::{Account, Inviter, Membership, Role},
     store::{
         Lease, Store, StoreError, accounts, crypto, inbox, leases,
-        rooms::{self, DueInvite, DueRoom, MembershipChange},
+        memberships::{self, DueInvite, MembershipChange},
+        rooms::{self, DueRoom},
     },
 };
 
@@ -131,7 +132,7 @@ impl Errands {
         let now = self.clock.now();
         for account in &self.accounts {
             let joined = self.homeserver.joined_rooms(&account.user_id).await?;
-            let known = rooms::joined(self.store.db(), account.id).await?;
+            let known = memberships::joined(self.store.db(), account.id).await?;
             let new: Vec<&RoomId> =
                 joined.iter().filter(|room_id| !known.contains(room_id)).map(|id| &**id).collect();
             let invites = self.homeserver.pending_invites(&account.user_id).await?;
@@ -155,14 +156,14 @@ impl Errands {
             leases::check(&mut tx, &self.lease).await?;
             rooms::ensure(&mut tx, &new, now).await?;
             rooms::set_due_unless_relayed(&mut tx, &new, now).await?;
-            rooms::put_memberships(&mut tx, &changes, now).await?;
+            memberships::put(&mut tx, &changes, now).await?;
             tx.commit().await?;
         }
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
-        rooms::retry_invites(&mut tx, now).await?;
+        memberships::retry_invites(&mut tx, now).await?;
         if let Some(bot) = self.bot().filter(|_| self.policy.invite_bot) {
-            rooms::want_bridged(&mut tx, bot.id, now).await?;
+            memberships::want_bridged(&mut tx, bot.id, now).await?;
         }
         if self.policy.look_again {
             rooms::look_again(&mut tx, now).await?;
@@ -195,7 +196,7 @@ impl Errands {
     /// When the store fails or the lease is lost.
     pub async fn step(&self) -> Result<bool, RoomsError> {
         let now = self.clock.now();
-        let invites = rooms::due_invites(self.store.db(), now, MOST).await?;
+        let invites = memberships::due_invites(self.store.db(), now, MOST).await?;
         let unread = rooms::due(self.store.db(), now, MOST).await?;
         let any = !(invites.is_empty() && unread.is_empty());
         let answers: Vec<_> = invites.into_iter().map(|invite| self.settle_invite(invite)).collect();
@@ -282,7 +283,7 @@ impl Errands {
         };
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
-        rooms::put_memberships(&mut tx, &[change], now).await?;
+        memberships::put(&mut tx, &[change], now).await?;
         if membership == Membership::Join {
             rooms::ensure(&mut tx, &[&invite.room_id], now).await?;
             rooms::set_due_unless_relayed(&mut tx, &[&invite.room_id], now).await?;
@@ -308,7 +309,7 @@ impl Errands {
     async fn postpone(&self, invite: &DueInvite, until: Timestamp) -> Result<(), RoomsError> {
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
-        rooms::postpone_invite(&mut tx, &invite.room_id, invite.account_id, until).await?;
+        memberships::postpone_invite(&mut tx, &invite.room_id, invite.account_id, until).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -316,7 +317,7 @@ impl Errands {
     async fn put_off(&self, invite: &DueInvite, next: Option<Timestamp>) -> Result<(), RoomsError> {
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
-        rooms::reschedule_invite(&mut tx, &invite.room_id, invite.account_id, next).await?;
+        memberships::reschedule_invite(&mut tx, &invite.room_id, invite.account_id, next).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -340,7 +341,7 @@ impl Errands {
         if let Some(until) = self.quiet_until() {
             return self.put_off_reading(room_id, until).await;
         }
-        let mut readers = rooms::members(self.store.db(), room_id).await?;
+        let mut readers = memberships::members(self.store.db(), room_id).await?;
         let should_be_readable = !readers.is_empty();
         // An account whose membership was missed may still be in.
         readers.extend(self.accounts.iter().map(|account| account.id));

@@ -9,6 +9,7 @@ use crate::support::{
     fake_homeserver::{FakeBridge, FakeHomeserver, event},
     http,
     receiver::{Answer, Attempt, Receiver},
+    until,
 };
 
 const BOT: &str = "@coucou:localhost";
@@ -83,6 +84,26 @@ async fn a_key_that_is_never_pushed_comes_by_sync() {
     let said = [scene.say("one"), scene.say("two")];
     assert_eq!(scene.homeserver.push(&said, &[]).await, 200);
     assert_eq!(scene.texts(2).await, ["one", "two"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_lane_that_often_failed_is_soon_back_while_the_homeserver_pushes() {
+    let mut scene = Scene::set().await;
+    scene.homeserver.fail("/sync", 502, usize::MAX);
+    for _ in 0..7 {
+        let before = scene.homeserver.requests("/sync").len();
+        until("the lane to fail again", SOON, async || {
+            assert_eq!(scene.homeserver.push(&[], &[]).await, 200);
+            (scene.homeserver.requests("/sync").len() > before).then_some(())
+        })
+        .await;
+    }
+    scene.share_key();
+    let said = scene.say("one");
+    assert_eq!(scene.homeserver.push(&[said], &[]).await, 200);
+    scene.homeserver.mend();
+    // A lane that doubled its wait with each failure would be back in a minute.
+    assert_eq!(texts(&scene.receiver.wait_for(1, Duration::from_secs(20)).await), ["one"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,4 +189,24 @@ async fn bad_transactions_are_refused_or_passed_over() {
     assert_eq!(scene.homeserver.push(&[last], &[]).await, 200);
     assert_eq!(scene.texts(2).await, ["genuine", "last"], "what is good passes");
     scene.coucou.process().assert_alive();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_was_said_and_no_key_is_in_the_log_at_any_level() {
+    let mut scene = Scene::set().await;
+    assert!(scene.coucou.terminate().await.success());
+    scene.coucou = scene.coucou.set("COUCOU_LOG_FILTER", "trace");
+    scene.coucou.start().await;
+    let key = scene.bridge.room_key(&scene.room_id);
+    let pushed = scene.bridge.send_key(&scene.homeserver, &key, BOT, &scene.device_id);
+    let said = [scene.say("told to nobody else"), scene.say("nor is this")];
+    scene.homeserver.push_until_taken(&said, &pushed).await;
+    assert_eq!(scene.texts(2).await, ["told to nobody else", "nor is this"]);
+    let key_of_room = key["session_key"].as_str().unwrap();
+    assert!(scene.coucou.terminate().await.success());
+    let log = scene.coucou.log();
+    assert!(log.contains("TRACE"), "everything is logged");
+    for secret in ["told to nobody", "nor is this", &key_of_room[..40], scene.receiver.secret()] {
+        assert!(!log.contains(secret), "{secret:?} is in the log");
+    }
 }

@@ -38,6 +38,9 @@ const SOON_AFTER: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(1
 /// not made busy by us.
 const PAUSE: Duration = Duration::from_secs(3);
 
+/// The longest wait between two attempts at a comparison: nobody announces that it may succeed now.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
 /// Pings asked for after one outage: the homeserver may reach us later than we it, for a minute or so.
 const MOST_PINGS: u32 = 6;
 
@@ -166,7 +169,8 @@ async fn wait_out(error: RoomsError, failures: u32) -> Result<u32, CryptoError> 
     match error {
         RoomsError::Homeserver(error) => {
             tracing::debug!(error = &error as &dyn Error, failures, "could not make up for an outage yet");
-            sleep(backoff(failures + 1).max(error.retry_after().unwrap_or_default())).await;
+            let wait = backoff(failures + 1).min(LONGEST_WAIT);
+            sleep(wait.max(error.retry_after().unwrap_or_default())).await;
             Ok(failures + 1)
         }
         RoomsError::Store(error) => Err(error.into()),

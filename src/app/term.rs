@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, error::Error, sync::Arc, time::Duration};
 
 use ruma::{OwnedServerName, OwnedUserId};
 use tokio::{
+    sync::Mutex,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -41,6 +42,8 @@ pub(super) struct Term {
     lease: Lease,
     /// The last term failed in a way that may come from a row of the inbox.
     cautious: bool,
+    /// Whose turn it is: the worker's, or that of who compares timelines with what the worker did.
+    turn: Arc<Mutex<()>>,
 }
 
 /// What a term works with.
@@ -60,7 +63,7 @@ impl From<RoomsError> for CryptoError {
 
 impl Term {
     pub(super) fn new(shared: Shared, webhooks: Vec<Route>, lease: Lease, cautious: bool) -> Self {
-        Self { shared, webhooks, lease, cautious }
+        Self { shared, webhooks, lease, cautious, turn: Arc::default() }
     }
 
     /// Does what comes before the work, and fails where [`Term::run`] would wait: accounts, devices, keys, identities,
@@ -267,6 +270,7 @@ impl Term {
             cautious: self.cautious,
             notify_after: config.undecryptable.notify_after,
             wakes: self.shared.wakes.clone(),
+            turn: Arc::clone(&self.turn),
         }
     }
 
@@ -311,6 +315,7 @@ impl Term {
                 self.lease.clone(),
                 Arc::clone(clock),
                 Arc::clone(&wakes.inbox),
+                Arc::clone(&self.turn),
             ),
             wake: Arc::clone(&wakes.outage),
         }

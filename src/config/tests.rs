@@ -1,5 +1,6 @@
 //! Settings from all sources, and what is said about wrong ones.
 
+mod deploy;
 mod metrics;
 mod store;
 mod webhooks;

@@ -258,7 +258,12 @@ impl KeyLane {
                         sleep(asked.unwrap_or(SHORTEST_BACKOFF)).await;
                         self.alive.notified().await;
                     };
-                    tokio::select! { () = stop.cancelled() => {}, () = seen => {}, () = sleep(wait) => {} }
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        // A homeserver that is there is not waited for ever longer, however often this fails.
+                        () = seen => failures = 1,
+                        () = sleep(wait) => {}
+                    }
                 }
             }
         }

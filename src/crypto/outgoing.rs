@@ -18,6 +18,7 @@ use ruma::{
 };
 
 use super::engine::{CryptoError, Engine};
+use crate::homeserver::HomeserverError;
 
 /// Rounds of requests that one drain makes at most; each may give rise to the next.
 const MOST_ROUNDS: usize = 16;
@@ -50,10 +51,7 @@ impl Engine {
     pub(super) async fn send_request(&self, request: &OutgoingRequest) -> Result<(), CryptoError> {
         let id = request.request_id();
         match request.request() {
-            AnyOutgoingRequest::KeysUpload(request) => {
-                let response = self.homeserver.send(&self.identity, request.clone()).await?;
-                self.machine.mark_request_as_sent(id, &response).await?;
-            }
+            AnyOutgoingRequest::KeysUpload(request) => self.upload_keys(id, request).await?,
             AnyOutgoingRequest::KeysQuery(request) => self.query_keys(id, request).await?,
             AnyOutgoingRequest::KeysClaim(request) => {
                 let response = self.homeserver.send(&self.identity, request.clone()).await?;
@@ -74,6 +72,34 @@ impl Engine {
                 self.machine.mark_request_as_sent(id, &response).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Uploads keys. A store that was brought back from an older copy makes one-time keys under ids that its
+    /// later self has used: the homeserver refuses those for ever, so they are passed over, and the next ones
+    /// have new ids. Whoever takes an old one meets a session that does not open, which is then begun anew.
+    async fn upload_keys(
+        &self,
+        id: &TransactionId,
+        request: &upload_keys::v3::Request,
+    ) -> Result<(), CryptoError> {
+        let response = match self.homeserver.send(&self.identity, request.clone()).await {
+            Err(HomeserverError::Status { status: 400, message, .. })
+                if !request.one_time_keys.is_empty() && message.contains("already exists") =>
+            {
+                tracing::warn!(
+                    account.user_id = %self.identity.user_id,
+                    keys = request.one_time_keys.len(),
+                    "the homeserver has other one-time keys under these ids, as when the store is an older copy \
+                     of itself; making new ones"
+                );
+                let mut others = request.clone();
+                others.one_time_keys.clear();
+                self.homeserver.send(&self.identity, others).await?
+            }
+            answered => answered?,
+        };
+        self.machine.mark_request_as_sent(id, &response).await?;
         Ok(())
     }
 

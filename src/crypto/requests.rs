@@ -27,7 +27,7 @@ use crate::{
     store::{
         Lease, Store,
         key_requests::{self, KeyRequest, Wanted},
-        leases, pending, rooms,
+        leases, memberships, pending,
     },
 };
 
@@ -177,7 +177,7 @@ impl Asker {
         let mut requests = Vec::new();
         for wanted in wanted {
             let Ok(room_id) = OwnedRoomId::try_from(&*wanted.room_id) else { continue };
-            for account_id in rooms::members(db, &room_id).await? {
+            for account_id in memberships::members(db, &room_id).await? {
                 let Some(engine) = self.engine(account_id) else { continue };
                 for request in engine.whom_to_ask(&wanted).await? {
                     let device = (account_id, request.user_id.clone(), request.device_id.clone());

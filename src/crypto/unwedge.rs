@@ -34,7 +34,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::engine::{CryptoError, Engine};
-use crate::store::rooms;
+use crate::store::memberships;
 
 /// How old the newest session with a device is at least before another is begun.
 const INTERVAL: Duration = Duration::from_hours(1);
@@ -117,7 +117,7 @@ impl Engine {
     }
 
     async fn room_of(&self, bot: &UserId) -> Result<Option<ruma::OwnedRoomId>, CryptoError> {
-        Ok(rooms::shared_with_bot(self.whole.db(), self.account().id, bot).await?)
+        Ok(memberships::shared_with_bot(self.whole.db(), self.account().id, bot).await?)
     }
 
     /// Begins new sessions with the devices that were noted, and tells them.
@@ -189,7 +189,10 @@ mod tests {
     use crate::{
         crypto::forward::tests::{Peer, Scene, bot, room_key},
         model::{Membership, Relay},
-        store::rooms::{MembershipChange, RoomRow},
+        store::{
+            memberships::MembershipChange,
+            rooms::{self, RoomRow},
+        },
         testing::{self, START},
     };
 
@@ -250,7 +253,7 @@ mod tests {
             membership: Membership::Join,
             inviter: None,
         };
-        rooms::put_memberships(&mut tx, &[membership], START).await.unwrap();
+        memberships::put(&mut tx, &[membership], START).await.unwrap();
         tx.commit().await.unwrap();
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ruma::{OwnedRoomId, RoomId, UserId};
+use ruma::{OwnedRoomId, RoomId, TransactionId, UserId};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
@@ -80,9 +80,11 @@ impl Homeserver {
     pub async fn timelines(&self, user_id: &UserId, since: &str) -> Result<Timelines, HomeserverError> {
         let path = ["_matrix", "client", "v3", "sync"];
         let none = json!({ "types": [] });
+        // Synapse answers the same question for two minutes as it did the first time, without what came since.
+        let nothing = format!("coucou.{}", TransactionId::new());
         let filter = json!({
             "room": {
-                "timeline": { "limit": FIRST_PAGE, "lazy_load_members": true },
+                "timeline": { "limit": FIRST_PAGE, "lazy_load_members": true, "not_types": [nothing] },
                 "state": { "types": [], "lazy_load_members": true },
                 "ephemeral": none,
                 "account_data": none,

@@ -176,12 +176,19 @@ impl Batch {
         self.probes.extend(ours.map(|(_, nonce)| (nonce, way)));
     }
 
-    /// Events of timelines that others, which followed them, have overtaken: those are relayed already.
-    pub fn overtaken(&self, is_relayed: impl Fn(&WireEvent) -> bool) -> HashSet<OwnedEventId> {
+    /// Events of timelines.
+    #[must_use]
+    pub fn missed(&self) -> impl DoubleEndedIterator<Item = &WireEvent> {
+        self.events.iter().filter(|event| self.missed.contains(&event.event_id))
+    }
+
+    /// Events of timelines that others, which followed them, have overtaken: those are relayed already, or
+    /// before them in their room's queue.
+    pub fn overtaken(&self, is_ahead: impl Fn(&WireEvent) -> bool) -> HashSet<OwnedEventId> {
         let mut gone_ahead = HashSet::new();
         let mut overtaken = HashSet::new();
-        for event in self.events.iter().rev().filter(|event| self.missed.contains(&event.event_id)) {
-            if is_relayed(event) {
+        for event in self.missed().rev() {
+            if is_ahead(event) {
                 gone_ahead.insert(&event.room_id);
             } else if gone_ahead.contains(&event.room_id) {
                 overtaken.insert(event.event_id.clone());

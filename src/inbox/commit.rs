@@ -18,11 +18,11 @@ use crate::{
         StoreError, Tx, bridges,
         inbox::{self, InboxId},
         key_news, leases,
+        memberships::{self, MembershipChange, Successor},
         messages::{self, MegolmIndex},
         outbox::{self, Queued},
         pending::{self, NewPending, Waits},
-        probes, redacted, redactions,
-        rooms::{self, MembershipChange, Successor},
+        probes, redacted, redactions, rooms,
     },
 };
 
@@ -105,15 +105,15 @@ impl Worker {
         rooms::put_sequences(&mut tx, &changes.sequences).await?;
         let unread: Vec<_> = outcome.unread.iter().map(|id| &**id).collect();
         rooms::set_due(&mut tx, &unread, now).await?;
-        rooms::put_memberships(&mut tx, &outcome.memberships, now).await?;
-        rooms::follow(&mut tx, &outcome.successors, now).await?;
+        memberships::put(&mut tx, &outcome.memberships, now).await?;
+        memberships::follow(&mut tx, &outcome.successors, now).await?;
         if let Some(bot) = self.bot_to_invite() {
             let settled: Vec<_> = outcome.settled.iter().map(|id| &**id).collect();
-            rooms::want(&mut tx, &settled, bot, now).await?;
+            memberships::want(&mut tx, &settled, bot, now).await?;
         }
         if !outcome.settled.is_empty() {
             // A bridge may be known now whose invites were left unanswered.
-            rooms::retry_invites(&mut tx, now).await?;
+            memberships::retry_invites(&mut tx, now).await?;
         }
         for room_id in &outcome.purged {
             pending::delete_room(&mut tx, room_id).await?;

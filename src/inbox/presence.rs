@@ -12,7 +12,7 @@ use crate::{
     crypto::{CryptoError, Engine, RoomKey},
     messages::{self, Draft, PayloadClass},
     model::{Account, ClearEvent, Encryption, MessageId, SenderProfile},
-    store::{self, StoreError, pending, rooms::Successor},
+    store::{self, StoreError, memberships::Successor, pending},
 };
 
 /// What was so before an event of ours was taken in.

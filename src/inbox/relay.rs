@@ -22,10 +22,10 @@ use crate::{
     model::{ClearEvent, Encryption, Membership, MessageId, Relay, ledger::Reason},
     store::{
         StoreError,
+        memberships::MembershipChange,
         messages::MegolmIndex,
         pending::{self, Waits},
         redacted::{self, Target},
-        rooms::MembershipChange,
     },
 };
 
@@ -96,7 +96,10 @@ impl Worker {
         let late = self.load_ledger(keys, outcome).await?;
         let waiting: Vec<_> = queues.values().flat_map(|queue| &queue.events).chain(&late).collect();
         let mut known = self.look_up(waiting, &batch.events).await?;
-        known.overtaken = batch.overtaken(|event| known.has(event));
+        let missed: Vec<_> = batch.missed().map(|event| event.event_id.as_str()).collect();
+        let queued = pending::queued(self.parts.store.db(), &missed).await?;
+        known.overtaken =
+            batch.overtaken(|event| known.has(event) || queued.contains(event.event_id.as_str()));
         for event in late {
             self.release_late(&event, &mut known, outcome)?;
         }
@@ -266,6 +269,10 @@ impl Worker {
             return Ok(());
         }
         let target = redaction_target(event);
+        if known.overtaken.contains(&event.event_id) {
+            known.redacted.extend(target);
+            return self.take_overtaken(event, known, outcome);
+        }
         if let Some(deadline) = self.queues.get_mut(&event.room_id) {
             if target.is_some() && deadline.is_some() {
                 // What holds up the room may be what was taken back.
@@ -278,8 +285,7 @@ impl Worker {
         let walk = walks.entry(event.room_id.clone()).or_insert_with(|| Walk::new(now, self.since));
         match walk.next(event, &mut known.decrypted) {
             Fate::Relay(clear) => {
-                let late = known.overtaken.contains(&event.event_id);
-                self.emit(event, clear, late, known, outcome)?;
+                self.emit(event, clear, false, known, outcome)?;
             }
             Fate::Queue(why) => {
                 let deadline = flow::deadline(event.received_at, self.since);
@@ -288,6 +294,25 @@ impl Worker {
             }
             Fate::Ledger(why) => {
                 tracing::warn!(event.id = %event.event_id, room.id = %event.room_id, %why, "undecryptable");
+                outcome.waiting.push(new_pending(event, Waits::Ledger, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// An event that has lost its place: it neither waits for its turn nor holds up the room.
+    fn take_overtaken(
+        &mut self,
+        event: &WireEvent,
+        known: &mut Known,
+        outcome: &mut Outcome,
+    ) -> Result<(), CryptoError> {
+        let decrypted = event.is_encrypted().then(|| known.decrypted.remove(&event.event_id));
+        match decrypted.map_or(Fate::Relay(None), flow::fate) {
+            Fate::Relay(clear) => {
+                self.emit(event, clear, true, known, outcome)?;
+            }
+            Fate::Queue(why) | Fate::Ledger(why) => {
                 outcome.waiting.push(new_pending(event, Waits::Ledger, why));
             }
         }

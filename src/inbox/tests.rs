@@ -45,6 +45,7 @@ pub(super) async fn parts(
         cautious: false,
         notify_after: Some(NOTIFY_AFTER),
         wakes: Wakes::default(),
+        turn: Arc::default(),
     }
 }
 

@@ -14,7 +14,10 @@ use std::{
 };
 
 use ruma::{OwnedRoomId, RoomId, UserId};
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::{Mutex, Notify},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -104,6 +107,8 @@ pub struct WorkerParts {
     pub notify_after: Option<Duration>,
     /// Whom to wake.
     pub wakes: Wakes,
+    /// Held during a step. Who holds it otherwise sees no room go on meanwhile.
+    pub turn: Arc<Mutex<()>>,
 }
 
 /// The worker.
@@ -193,6 +198,8 @@ impl Worker {
     /// # Errors
     /// When the store fails, the lease is lost, or a machine fails. Nothing of the step is then written.
     pub async fn step(&mut self) -> Result<Progress, CryptoError> {
+        let turn = Arc::clone(&self.parts.turn);
+        let _turn = turn.lock().await;
         let now = self.parts.clock.now();
         let store = self.parts.store.clone();
         let (db, seal) = (store.db(), store.seal()?);

@@ -14,11 +14,14 @@ fn repository() -> PathBuf {
 #[test]
 fn the_reference_is_what_the_program_has() {
     let path = repository().join("docs/metrics.md");
-    if env::var_os("COUCOU_UPDATE_DOCS").is_some() {
+    if env::var_os("COUCOU_TEST_UPDATE_DOCS").is_some() {
         fs::write(&path, reference()).unwrap();
     }
     let page = fs::read_to_string(&path).unwrap_or_default();
-    assert!(page == reference(), "docs/metrics.md: COUCOU_UPDATE_DOCS=1 cargo test --lib metrics writes it");
+    assert!(
+        page == reference(),
+        "docs/metrics.md: COUCOU_TEST_UPDATE_DOCS=1 cargo test --lib metrics writes it"
+    );
 }
 
 #[test]

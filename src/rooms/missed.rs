@@ -12,6 +12,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use ruma::{OwnedRoomId, RoomId, UserId};
@@ -20,7 +21,10 @@ use serde_json::{
     Value,
     value::{RawValue, to_raw_value},
 };
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Mutex, Notify},
+    time::timeout,
+};
 
 use super::RoomsError;
 use crate::{
@@ -36,6 +40,9 @@ const MOST_IN_ROOM: usize = 2_000;
 /// Events in one row of the inbox, as in one transaction of Synapse.
 const MOST_IN_ROW: usize = 100;
 
+/// How long the inbox's worker is held up at most while rooms are read.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Compares timelines, for whoever holds the crypto lease.
 #[derive(Debug)]
 pub struct Missed {
@@ -45,6 +52,15 @@ pub struct Missed {
     clock: SharedClock,
     /// Wakes the inbox worker.
     news: Arc<Notify>,
+    /// Held by the worker during a step.
+    turn: Arc<Mutex<()>>,
+}
+
+/// What a comparison saw.
+struct Seen {
+    /// From where the next goes on; `None` when it begins anew.
+    next: Option<String>,
+    gaps: Vec<Gap>,
 }
 
 /// What a comparison came to.
@@ -115,7 +131,7 @@ struct Gap {
 }
 
 impl Missed {
-    /// A comparison that wakes `news` when it finds something.
+    /// A comparison that wakes `news` when it finds something, and stops who works in `turn` while it does.
     #[must_use]
     pub fn new(
         store: Store,
@@ -123,8 +139,9 @@ impl Missed {
         lease: Lease,
         clock: SharedClock,
         news: Arc<Notify>,
+        turn: Arc<Mutex<()>>,
     ) -> Self {
-        Self { store, homeserver, lease, clock, news }
+        Self { store, homeserver, lease, clock, news, turn }
     }
 
     /// Compares what happened in an account's rooms since the last comparison. `thorough` reads the state of
@@ -133,15 +150,28 @@ impl Missed {
     /// # Errors
     /// When the homeserver or the store fails; the next comparison begins where this one did.
     pub async fn look(&self, account: &Account, thorough: bool) -> Result<Found, RoomsError> {
+        let Some(seen) = self.read(account, thorough).await? else { return Ok(Found::default()) };
+        if seen.gaps.iter().all(|gap| gap.missing == 0) {
+            return self.keep(account, &seen).await;
+        }
+        // What follows a missing event may come and be relayed after the homeserver answered and before this is
+        // stored: then nobody could tell that it was overtaken. So it is read again while no room goes on.
+        let _turn = self.turn.lock().await;
+        let again = timeout(PATIENCE, self.read(account, thorough)).await;
+        let seen = if let Ok(again) = again { again?.unwrap_or(seen) } else { seen };
+        self.keep(account, &seen).await
+    }
+
+    /// Reads the timelines; `None` when none was compared yet.
+    async fn read(&self, account: &Account, thorough: bool) -> Result<Option<Seen>, RoomsError> {
         let Some(since) = accounts::events_token(self.store.db(), account.id).await? else {
-            return Ok(Found::default());
+            return Ok(None);
         };
         let timelines = match self.homeserver.timelines(&account.user_id, &since).await {
             Err(HomeserverError::Status { status: 400, errcode, .. }) => {
                 tracing::warn!(account.user_id = %account.user_id, errcode,
                     "the homeserver does not know how far timelines were compared; beginning anew");
-                self.keep(account, None, &[]).await?;
-                return Ok(Found::default());
+                return Ok(Some(Seen { next: None, gaps: Vec::new() }));
             }
             answered => answered?,
         };
@@ -155,9 +185,7 @@ impl Missed {
             let gap = self.gap(account, room, &since).await?;
             gaps.extend(gap.filter(|gap| gap.missing > 0 || (thorough && gap.has_state)));
         }
-        self.keep(account, Some(&timelines.next_batch), &gaps).await?;
-        let rooms = gaps.iter().filter(|gap| gap.missing > 0).count();
-        Ok(Found { events: gaps.iter().map(|gap| gap.missing).sum(), rooms })
+        Ok(Some(Seen { next: Some(timelines.next_batch), gaps }))
     }
 
     /// What is missing of a room; `None` when it cannot be told.
@@ -214,18 +242,17 @@ impl Missed {
         Ok(Some(events))
     }
 
-    async fn keep(&self, account: &Account, next: Option<&str>, gaps: &[Gap]) -> Result<(), RoomsError> {
+    async fn keep(&self, account: &Account, seen: &Seen) -> Result<Found, RoomsError> {
         let seal = self.store.seal()?;
+        let missing: Vec<&Gap> = seen.gaps.iter().filter(|gap| gap.missing > 0).collect();
         let mut bodies = Vec::new();
-        for gap in gaps.iter().filter(|gap| gap.missing > 0) {
-            for events in gap.events.chunks(MOST_IN_ROW) {
-                // Maps of raw values are always JSON.
-                let body = serde_json::to_vec(&Body { events }).unwrap_or_default();
-                bodies.push(inbox::seal_body(seal, &body)?);
-            }
+        for events in missing.iter().flat_map(|gap| gap.events.chunks(MOST_IN_ROW)) {
+            // Maps of raw values are always JSON.
+            let body = serde_json::to_vec(&Body { events }).unwrap_or_default();
+            bodies.push(inbox::seal_body(seal, &body)?);
         }
         let changed: Vec<&RoomId> =
-            gaps.iter().filter(|gap| gap.has_state).map(|gap| &*gap.room_id).collect();
+            seen.gaps.iter().filter(|gap| gap.has_state).map(|gap| &*gap.room_id).collect();
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
@@ -233,12 +260,12 @@ impl Missed {
             inbox::accept_missed(&mut tx, body, now).await?;
         }
         rooms::set_due(&mut tx, &changed, now).await?;
-        accounts::set_events_token(&mut tx, account.id, next).await?;
+        accounts::set_events_token(&mut tx, account.id, seen.next.as_deref()).await?;
         tx.commit().await?;
-        if !gaps.is_empty() {
+        if !seen.gaps.is_empty() {
             self.news.notify_one();
         }
-        Ok(())
+        Ok(Found { events: missing.iter().map(|gap| gap.missing).sum(), rooms: missing.len() })
     }
 }
 

@@ -5,7 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Db, Seal, StoreError, Tx, db::values};
+use super::{
+    Db, Seal, StoreError, Tx,
+    db::{Values, values},
+};
 use crate::{clock::Timestamp, model::AccountId};
 
 /// A session that nobody was asked for yet.
@@ -145,6 +148,19 @@ pub async fn settled(db: &Db, most: i64) -> Result<Vec<KeyRequest>, StoreError> 
     Ok(rows.into_iter().map(request).collect())
 }
 
+/// The values $1 to $5 that a request is found by, and those after them.
+fn placed(request: &KeyRequest, others: Values) -> Values {
+    let mut values = values![
+        request.account_id.0,
+        request.room_id.as_str(),
+        request.session_id.as_str(),
+        request.user_id.as_str(),
+        request.device_id.as_str(),
+    ];
+    values.extend(others);
+    values
+}
+
 /// Counts a try, and sets when the next one is due.
 ///
 /// # Errors
@@ -153,14 +169,7 @@ pub async fn reschedule(tx: &mut Tx, request: &KeyRequest, next_at: Timestamp) -
     tx.execute(
         "UPDATE key_requests SET tries = tries + 1, next_at = $6 WHERE account_id = $1 AND room_id = $2 \
          AND session_id = $3 AND user_id = $4 AND device_id = $5",
-        values![
-            request.account_id.0,
-            request.room_id.as_str(),
-            request.session_id.as_str(),
-            request.user_id.as_str(),
-            request.device_id.as_str(),
-            next_at,
-        ],
+        placed(request, values![next_at]),
     )
     .await?;
     Ok(())
@@ -174,14 +183,7 @@ pub async fn set_request_id(tx: &mut Tx, request: &KeyRequest, request_id: &str)
     tx.execute(
         "UPDATE key_requests SET request_id = $6 WHERE account_id = $1 AND room_id = $2 \
          AND session_id = $3 AND user_id = $4 AND device_id = $5",
-        values![
-            request.account_id.0,
-            request.room_id.as_str(),
-            request.session_id.as_str(),
-            request.user_id.as_str(),
-            request.device_id.as_str(),
-            request_id,
-        ],
+        placed(request, values![request_id]),
     )
     .await?;
     Ok(())
@@ -195,13 +197,7 @@ pub async fn delete(tx: &mut Tx, request: &KeyRequest) -> Result<(), StoreError>
     tx.execute(
         "DELETE FROM key_requests WHERE account_id = $1 AND room_id = $2 AND session_id = $3 \
          AND user_id = $4 AND device_id = $5",
-        values![
-            request.account_id.0,
-            request.room_id.as_str(),
-            request.session_id.as_str(),
-            request.user_id.as_str(),
-            request.device_id.as_str(),
-        ],
+        placed(request, values![]),
     )
     .await?;
     Ok(())

@@ -208,13 +208,24 @@ pub async fn queue(db: &Db, seal: &Seal, room_id: &RoomId, most: i64) -> Result<
 /// # Errors
 /// When the database fails.
 pub async fn on_ledger(db: &Db, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
-    let rows: Vec<(String,)> = db
-        .fetch_many(
-            "SELECT event_id FROM pending_events WHERE state = 'ledger' AND event_id IN (VALUES {rows})",
-            vec![],
-            event_ids.iter().map(|id| values![*id]).collect(),
-        )
-        .await?;
+    const ON_LEDGER: &str =
+        "SELECT event_id FROM pending_events WHERE state = 'ledger' AND event_id IN (VALUES {rows})";
+    among(db, ON_LEDGER, event_ids).await
+}
+
+/// Which of these events wait in their room's queue.
+///
+/// # Errors
+/// When the database fails.
+pub async fn queued(db: &Db, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    const QUEUED: &str =
+        "SELECT event_id FROM pending_events WHERE state = 'queued' AND event_id IN (VALUES {rows})";
+    among(db, QUEUED, event_ids).await
+}
+
+async fn among(db: &Db, sql: &'static str, event_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
+    let ids = event_ids.iter().map(|id| values![*id]).collect();
+    let rows: Vec<(String,)> = db.fetch_many(sql, vec![], ids).await?;
     Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 

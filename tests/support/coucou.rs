@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -49,6 +50,17 @@ struct Inside {
 impl Drop for Inside {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+impl Drop for Coucou {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        let log = self.log();
+        let told = self.secrets().into_iter().find(|(_, secret)| log.contains(secret));
+        assert!(told.is_none(), "{} is in the log", told.unwrap().0);
     }
 }
 
@@ -239,6 +251,18 @@ impl Coucou {
     /// Everything it has said since the first start.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// What must never be in the log: names and values.
+    fn secrets(&self) -> Vec<(String, String)> {
+        const SECRET: [&str; 4] = ["TOKEN", "SECRET", "PICKLE_KEY", "RECOVERY_KEY"];
+        let is_secret = |name: &str| SECRET.iter().any(|part| name.ends_with(part));
+        let set = self.environment.iter().filter(|(name, value)| is_secret(name) && value.len() >= 8);
+        let mut secrets: Vec<_> = set.map(|(name, value)| (name.clone(), value.clone())).collect();
+        if self.registration().exists() {
+            secrets.extend(["as_token", "hs_token"].map(|name| (name.to_owned(), self.registered(name))));
+        }
+        secrets
     }
 
     /// Answers a GET on the REST API, with its token.

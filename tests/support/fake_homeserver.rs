@@ -175,6 +175,11 @@ impl FakeHomeserver {
         self.world().date = date;
     }
 
+    /// Fails no more.
+    pub(crate) fn mend(&self) {
+        self.world().failures.clear();
+    }
+
     /// The requests so far whose path contains `part`.
     pub(crate) fn requests(&self, part: &str) -> Vec<Request> {
         self.world().requests.iter().filter(|request| request.path.contains(part)).cloned().collect()

@@ -67,10 +67,19 @@ impl Synapse {
 
     /// How many to-device messages it keeps for a user, as its database says.
     pub(crate) async fn to_device_messages_for(&self, mxid: &str) -> i64 {
+        self.count("SELECT COUNT(*) FROM device_inbox WHERE user_id = $1", mxid).await
+    }
+
+    /// How many one-time keys of a user's devices it has, as its database says.
+    pub(crate) async fn one_time_keys_of(&self, mxid: &str) -> i64 {
+        self.count("SELECT COUNT(*) FROM e2e_one_time_keys_json WHERE user_id = $1", mxid).await
+    }
+
+    async fn count(&self, statement: &'static str, mxid: &str) -> i64 {
         let file = self.folder.path().join("hs/homeserver.db");
         let options = SqliteConnectOptions::new().filename(file).read_only(true);
         let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-        let statement = sqlx::query("SELECT COUNT(*) FROM device_inbox WHERE user_id = $1").bind(mxid);
+        let statement = sqlx::query(statement).bind(mxid);
         statement.fetch_one(&mut connection).await.unwrap().get(0)
     }
 

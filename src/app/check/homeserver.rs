@@ -110,9 +110,9 @@ async fn user(scene: &Scene<'_>, check: &'static str, user_id: &OwnedUserId, rep
             };
             let says = format!("{user_id} is not registered on the homeserver yet");
             if check == "bot" {
-                report.warn(check, says, remedy)
+                report.warn(check, says, remedy);
             } else {
-                report.fail(check, says, remedy)
+                report.fail(check, says, remedy);
             }
             return false;
         }
@@ -194,7 +194,7 @@ mod tests {
         for (there, status, word) in [
             (now, Status::Ok, "agree"),
             (now.plus(Duration::from_secs(20)), Status::Ok, "agree"),
-            (now.plus(Duration::from_secs(60)), Status::Warn, "60 s behind"),
+            (now.plus(Duration::from_mins(1)), Status::Warn, "60 s behind"),
             (now.minus(Duration::from_secs(61)), Status::Warn, "60 s ahead of"),
             (now.minus(Duration::from_hours(1)), Status::Fail, "ahead of"),
             (now.plus(Duration::from_hours(1)), Status::Fail, "3600 s behind"),

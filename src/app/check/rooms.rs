@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Report, Scene, said};
 use crate::{
     model::ledger::{Facts, Reason, next_step},
-    store::{StoreError, stats},
+    store::stats,
 };
 
 /// Looks at the rooms of all accounts.
@@ -66,8 +66,7 @@ pub(super) async fn look(scene: &Scene<'_>, report: &mut Report) {
 /// Looks at what could not be decrypted lately.
 pub(super) async fn look_at_messages(scene: &Scene<'_>, report: &mut Report) {
     let Some(store) = &scene.store else { return };
-    let failures = async { Ok::<_, StoreError>(stats::failures(store.db(), scene.clock.now()).await?) };
-    let failures = match failures.await {
+    let failures = match stats::failures(store.db(), scene.clock.now()).await {
         Ok(failures) => failures,
         Err(error) => return report.fail("messages", said(&error), "see the line about the store"),
     };

@@ -12,9 +12,10 @@ use crate::{
     store::{
         Store, accounts,
         db::values,
+        memberships::{self, MembershipChange},
         outbox::{self, Queued},
         pending::{self, NewPending, Waits},
-        rooms::{self, MembershipChange, RoomRow},
+        rooms::{self, RoomRow},
         webhooks,
     },
     testing::{self, START, message},
@@ -512,7 +513,7 @@ async fn rooms_are_listed_with_what_is_known_of_them() {
             membership: Membership::Join,
             inviter: None,
         };
-        rooms::put_memberships(&mut tx, &[change], START).await.unwrap();
+        memberships::put(&mut tx, &[change], START).await.unwrap();
         tx.commit().await.unwrap();
         let ids = |answer: &Value| {
             let rooms = answer["rooms"].as_array().unwrap();

@@ -1,6 +1,9 @@
 //! The ledger with real sessions: keys come from another process's hand, through the store alone.
 
-use std::{sync::Arc, time::Duration};
+mod scene;
+mod timelines;
+
+use std::time::Duration;
 
 use matrix_sdk_common::deserialized_responses::WithheldCode;
 use matrix_sdk_crypto::{
@@ -10,207 +13,18 @@ use matrix_sdk_crypto::{
         types::{Changes, RoomKeyWithheldEntry},
     },
     types::events::room_key_withheld::RoomKeyWithheldContent,
-    vodozemac::{
-        Curve25519PublicKey,
-        megolm::{self, GroupSession, SessionConfig},
-    },
+    vodozemac::Curve25519PublicKey,
 };
-use ruma::{RoomId, UserId, device_id, user_id};
+use ruma::{RoomId, UserId, device_id};
 use serde_json::{Value, json};
 
+use self::scene::{OTHER_ROOM, ROOM, SENDER, Scene, Session, copy, owned, redaction};
 use crate::{
-    clock::ManualClock,
-    crypto::store::AccountStore,
-    inbox::{
-        tests::{NOTIFY_AFTER, count, parts, payloads, push, settle, text, work},
-        worker::Worker,
-    },
-    model::{Account, RelayPolicy, Role, ledger::Reason},
-    store::{
-        Store, accounts, leases,
-        pending::{self, Filter, Order},
-    },
-    testing::{self, START, TestStore},
+    inbox::tests::{NOTIFY_AFTER, count, payloads, settle, text},
+    model::ledger::Reason,
+    store::pending,
+    testing::START,
 };
-
-const ROOM: &str = "!room";
-const OTHER_ROOM: &str = "!other";
-const SENDER: &str = "@a:example.org";
-
-/// A worker with one account, and another process's hand on its store.
-struct Scene {
-    test: TestStore,
-    clock: Arc<ManualClock>,
-    account: Account,
-    worker: Worker,
-    /// Of another process: it has a cache of its own, and wakes nobody.
-    other: AccountStore,
-    notify_after: Option<Duration>,
-}
-
-impl Scene {
-    async fn set(test: TestStore) -> Self {
-        let mut tx = test.store.begin().await.unwrap();
-        let (user, device) = (user_id!("@coucou:example.org"), device_id!("COUCOU"));
-        accounts::insert(&mut tx, user, &device.to_owned(), Role::Bot, START).await.unwrap();
-        tx.commit().await.unwrap();
-        let account = accounts::find(test.store.db(), user).await.unwrap().unwrap();
-        let clock = ManualClock::at(START);
-        let notify_after = Some(NOTIFY_AFTER);
-        let worker = worker(&test.store, &account, &clock, notify_after).await;
-        let other = AccountStore::new(test.store.clone(), account.id, None, clock.clone());
-        settle(&test.store, ROOM, json!([])).await;
-        settle(&test.store, OTHER_ROOM, json!([])).await;
-        let mut scene = Self { test, clock, account, worker, other, notify_after };
-        scene.work().await;
-        scene
-    }
-
-    async fn both() -> [Self; 2] {
-        let [one, two] = testing::both().await;
-        [Self::set(one).await, Self::set(two).await]
-    }
-
-    async fn work(&mut self) {
-        work(&mut self.worker).await;
-    }
-
-    /// Pushes events, and works them through.
-    async fn push(&mut self, events: &[Value]) {
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        let txn_id = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string();
-        push(&self.test.store, &txn_id, events).await;
-        self.work().await;
-    }
-
-    async fn pass(&mut self, duration: Duration) {
-        self.clock.advance(duration);
-        self.work().await;
-    }
-
-    /// Lets the time pass in which an event holds up its room.
-    async fn give_up(&mut self) {
-        self.pass(super::flow::GRACE + Duration::from_millis(1)).await;
-    }
-
-    /// Stores a key as another process does, and works on.
-    async fn import(&mut self, key: InboundGroupSession) {
-        let changes = Changes { inbound_group_sessions: vec![key], ..Changes::default() };
-        self.other.save_changes(changes).await.unwrap();
-        self.work().await;
-    }
-
-    /// Ends the worker as a power cut would, and starts another.
-    async fn restart(&mut self) {
-        let mut tx = self.test.store.begin().await.unwrap();
-        tx.execute("UPDATE leases SET lease_until = 0", vec![]).await.unwrap();
-        tx.commit().await.unwrap();
-        self.worker = worker(&self.test.store, &self.account, &self.clock, self.notify_after).await;
-        self.work().await;
-    }
-
-    /// Type, text or target, and whether it is late, of all messages in order of their rooms.
-    async fn told(&self) -> Vec<(String, String, bool)> {
-        let told = payloads(&self.test.store).await.into_iter().map(|payload| {
-            let (kind, data) = (payload["type"].as_str().unwrap().to_owned(), &payload["data"]);
-            let what = [&data["content"]["text"], &data["redacts"], &data["undecryptable"]["reason"]];
-            let what = what.iter().find_map(|what| what.as_str()).unwrap_or_default().to_owned();
-            (kind, what, data["late"].as_bool().unwrap())
-        });
-        told.collect()
-    }
-
-    async fn texts(&self) -> Vec<String> {
-        self.told().await.into_iter().map(|(_, text, _)| text).collect()
-    }
-
-    /// Event, reason and tries of all that is on the ledger.
-    async fn ledger(&self) -> Vec<(String, String, u64)> {
-        let page =
-            pending::page(self.test.store.db(), Filter::default(), Order::OldestFirst, None, 100).await;
-        page.unwrap()
-            .into_iter()
-            .map(|entry| (entry.event_id, entry.reason.to_string(), entry.tries))
-            .collect()
-    }
-
-    async fn reasons(&self) -> Vec<(String, String)> {
-        self.ledger().await.into_iter().map(|(event, reason, _)| (event, reason)).collect()
-    }
-}
-
-async fn worker(
-    store: &Store,
-    account: &Account,
-    clock: &Arc<ManualClock>,
-    notify_after: Option<Duration>,
-) -> Worker {
-    let mut tx = store.begin().await.unwrap();
-    let hour = Duration::from_hours(1);
-    let lease = leases::claim(&mut tx, "crypto", "test", START, hour).await.unwrap().unwrap();
-    tx.commit().await.unwrap();
-    let engine = testing::engine(account, store, &lease, clock.clone()).await;
-    let mut parts = parts(store, lease, RelayPolicy::All, clock).await;
-    (parts.engines, parts.notify_after) = (vec![engine], notify_after);
-    Worker::load(parts).await.unwrap()
-}
-
-/// A Megolm session of somebody's.
-struct Session {
-    outbound: GroupSession,
-    inbound: megolm::InboundGroupSession,
-}
-
-impl Session {
-    fn begin() -> Self {
-        let outbound = GroupSession::new(SessionConfig::version_1());
-        let inbound = megolm::InboundGroupSession::new(&outbound.session_key(), SessionConfig::version_1());
-        Self { outbound, inbound }
-    }
-
-    /// The next message, as it is pushed.
-    fn say(&mut self, event_id: &str, text: &str) -> Value {
-        self.send(event_id, &json!({"msgtype": "m.text", "body": text}))
-    }
-
-    fn send(&mut self, event_id: &str, content: &Value) -> Value {
-        let plain = json!({"type": "m.room.message", "room_id": ROOM, "content": content});
-        let mut encrypted = json!({"algorithm": "m.megolm.v1.aes-sha2", "session_id": self.outbound.session_id(),
-            "ciphertext": self.outbound.encrypt(plain.to_string()).to_base64()});
-        if let Some(relation) = content.get("m.relates_to") {
-            encrypted["m.relates_to"] = relation.clone();
-        }
-        json!({"event_id": event_id, "room_id": ROOM, "sender": SENDER, "type": "m.room.encrypted",
-            "origin_server_ts": START.0 - 1000, "content": encrypted})
-    }
-
-    /// Its key from a message on.
-    fn key(&mut self, from: u32) -> InboundGroupSession {
-        let exported = json!({
-            "algorithm": "m.megolm.v1.aes-sha2", "room_id": ROOM, "session_id": self.outbound.session_id(),
-            "session_key": self.inbound.export_at(from).unwrap().to_base64(),
-            "sender_key": Curve25519PublicKey::from([7; 32]).to_base64(),
-            "sender_claimed_keys": {}, "forwarding_curve25519_key_chain": [],
-        });
-        let exported: ExportedRoomKey = serde_json::from_value(exported).unwrap();
-        InboundGroupSession::from_export(&exported).unwrap()
-    }
-}
-
-fn copy(event: &Value, event_id: &str, sender: &str, room: &str) -> Value {
-    let mut copy = event.clone();
-    (copy["event_id"], copy["sender"], copy["room_id"]) = (json!(event_id), json!(sender), json!(room));
-    copy
-}
-
-fn redaction(event_id: &str, room: &str, target: &str) -> Value {
-    json!({"event_id": event_id, "room_id": room, "sender": SENDER, "type": "m.room.redaction",
-        "origin_server_ts": START.0, "redacts": target, "content": {}})
-}
-
-fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-    pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
-}
 
 #[tokio::test]
 async fn a_key_releases_exactly_its_sessions_events_late_and_in_order() {

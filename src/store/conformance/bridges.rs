@@ -7,8 +7,9 @@ use crate::{
     store::{
         accounts,
         bridges::{self, BridgeChanges, BridgeConflict, BridgeDevice, BridgeKey, DeviceChange, PinnedBridge},
+        memberships::{self, MembershipChange},
         pending::{self, NewPending, Waits},
-        rooms::{self, MembershipChange, RoomRow},
+        rooms::{self, RoomRow},
     },
     testing::{self, START},
 };
@@ -121,7 +122,7 @@ async fn a_bridge_is_known_by_the_rooms_that_an_account_has_joined() {
             inviter: None,
         };
         let changes = [change(ours, Membership::Join), change(owner, Membership::Invite)];
-        rooms::put_memberships(&mut tx, &changes, START).await.unwrap();
+        memberships::put(&mut tx, &changes, START).await.unwrap();
         tx.commit().await.unwrap();
         assert!(rooms::is_bridge_bot(store.db(), bot, ours).await.unwrap());
         assert!(!rooms::is_bridge_bot(store.db(), bot, owner).await.unwrap(), "only invited");
