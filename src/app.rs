@@ -5,9 +5,12 @@
 //! the process but a signal, a port that is taken, or what only a person can mend: a wrong pickle key, a
 //! schema that does not fit, a device that belongs to another store.
 
+pub mod check;
 mod commands;
+mod init;
 pub mod keys;
 mod leader;
+mod metrics;
 mod outage;
 mod recovery;
 mod restore;
@@ -17,6 +20,7 @@ mod webhooks;
 
 pub use crate::crypto::recovery::Progress as RestoreProgress;
 pub use commands::{ListedWebhook, WebhookStatus, enable_webhook, list_webhooks, migrate, webhook_status};
+pub use init::{InitDevice, InitError, Initialized, init};
 pub use restore::{History, RestoreError, RestoreOptions, recovery_key, restore};
 
 use std::{
@@ -63,6 +67,9 @@ pub enum AppError {
     /// The address is taken or not ours.
     #[error("cannot listen on {0} (http.host, http.port: COUCOU_HTTP_HOST, COUCOU_HTTP_PORT)")]
     Listen(SocketAddr, #[source] io::Error),
+    /// The address of the metrics is taken.
+    #[error("cannot listen on {0} for metrics (metrics.port: COUCOU_METRICS_PORT)")]
+    ListenForMetrics(SocketAddr, #[source] io::Error),
     /// Signals cannot be waited for.
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
@@ -144,8 +151,9 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
     };
     let (fatal, mut failed) = mpsc::channel(1);
     let health = watch_store(&lifecycle, &shared, &fatal);
+    let on_main = metrics::serve(&lifecycle, &shared, &health, &fatal).await?;
     let state = http_state(&shared, hs_token, health, media);
-    serve_http(&lifecycle, listener, http::router(state), &fatal);
+    serve_http(&lifecycle, listener, http::router(state, on_main), &fatal);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "coucou listens");
     spawn_work(&lifecycle, &shared, &fatal);
 

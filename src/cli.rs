@@ -3,6 +3,8 @@
 //! What a command answers goes to stdout, the log and errors to stderr. A failure is one line that begins
 //! with `coucou:`, and exit code 1; wrong usage is exit code 2.
 
+mod check;
+mod init;
 mod keys;
 mod listen;
 mod migrate;
@@ -36,6 +38,10 @@ enum Command {
     Serve,
     /// Writes a registration file, and prints what the homeserver's administrator needs to know.
     Registration(registration::Args),
+    /// Looks at everything that coucou needs, and says what is wrong and what to do.
+    Check(check::Args),
+    /// Sets coucou up ahead of its first start: schema, user, device, keys, identity, recovery key.
+    Init,
     /// Brings the store's schema up to date.
     Migrate,
     /// Room keys: to a file, from a file, and what events wait for.
@@ -73,6 +79,8 @@ fn execute(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve => serve::run(load(&sources)?),
         Command::Registration(args) => registration::run(&args, &sources),
+        Command::Check(args) => block_on(check::run(args, Config::load(&sources))),
+        Command::Init => block_on(init::run(load(&sources)?)),
         Command::Migrate => block_on(migrate::run(load(&sources)?)),
         Command::Keys(args) => {
             let config = load(&sources)?;

@@ -39,6 +39,13 @@ impl Timestamp {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
+    /// The time in seconds since 1970, as Prometheus has it.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "exact for some hundred thousand years")]
+    pub fn unix_seconds(self) -> f64 {
+        self.0 as f64 / 1000.0
+    }
+
     /// The time as RFC 3339 with milliseconds, in UTC: `2026-11-22T04:28:00.123Z`.
     #[must_use]
     pub fn rfc3339(self) -> String {

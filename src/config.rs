@@ -50,6 +50,8 @@ pub struct Config {
     pub appservice: Appservice,
     /// Where coucou listens.
     pub http: Http,
+    /// Where Prometheus reads metrics.
+    pub metrics: Metrics,
     /// Where coucou keeps what lasts.
     pub store: StoreSettings,
     /// Where messages go; none means that they are only kept for the REST API.
@@ -134,6 +136,17 @@ pub struct Http {
     pub host: IpAddr,
     /// Port to listen on; 0 takes any free one.
     pub port: u16,
+}
+
+/// `metrics`: where Prometheus reads metrics.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// A port of its own; `None` for the main port.
+    pub port: Option<u16>,
+    /// The path.
+    pub path: String,
+    /// What Prometheus shows.
+    pub token: Option<SecretString>,
 }
 
 /// `store`: where coucou keeps what lasts.

@@ -12,6 +12,7 @@ mod account_data;
 mod accounts;
 mod backup;
 mod error;
+mod glance;
 mod history;
 mod media;
 mod rooms;
@@ -43,6 +44,7 @@ use url::Url;
 
 pub use backup::{BackupVersion, RoomKeys};
 pub use error::HomeserverError;
+pub use glance::{Greeting, PublishedDevice, PublishedKeys};
 pub use history::History;
 pub use media::Download;
 pub use rooms::Invite;

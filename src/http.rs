@@ -10,6 +10,8 @@ mod connections;
 mod error;
 pub mod health;
 mod matrix;
+pub mod metrics;
+pub mod stand_in;
 #[cfg(test)]
 mod tests;
 
@@ -52,8 +54,8 @@ pub struct HttpState {
     pub api: Arc<Api>,
 }
 
-/// Every route.
-pub fn router(state: HttpState) -> Router {
+/// Every route; those of `metrics` too, when they have no port of their own.
+pub fn router(state: HttpState, metrics: Router) -> Router {
     Router::new()
         .merge(matrix::routes(&state))
         .merge(api::routes(&state))
@@ -64,6 +66,7 @@ pub fn router(state: HttpState) -> Router {
         .layer(from_fn(api::dress))
         .layer(from_fn(error::log_refusal))
         .with_state(state)
+        .merge(metrics)
 }
 
 /// Serves until `stop`, then finishes the requests in hand.

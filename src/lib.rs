@@ -20,6 +20,7 @@ pub mod lifecycle;
 pub mod links;
 pub mod media;
 pub mod messages;
+pub mod metrics;
 pub mod model;
 pub mod outbox;
 pub mod rooms;

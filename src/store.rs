@@ -24,6 +24,7 @@ pub mod memberships;
 pub mod messages;
 pub mod outbox;
 pub mod pending;
+pub mod probes;
 pub mod redacted;
 pub mod redactions;
 pub mod retention;
@@ -150,6 +151,17 @@ impl From<MigrateError> for StoreError {
     }
 }
 
+/// What a store is like that was only looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Looked {
+    /// It has nothing of coucou's yet.
+    Empty,
+    /// Its schema lacks the migrations of these names.
+    Behind(Vec<&'static str>),
+    /// It can be read.
+    Ready,
+}
+
 /// The store; clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -183,6 +195,21 @@ impl Store {
         // Two callers at once unlock the same key: whichever is first.
         let _ = self.seal.set(seal);
         Ok(())
+    }
+
+    /// Unlocks the data key of a store that was prepared before, and changes nothing: it can then be read.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongPickleKey`], or when the database fails.
+    pub async fn look(&self) -> Result<Looked, StoreError> {
+        match self.db.missing_migrations().await? {
+            None => return Ok(Looked::Empty),
+            Some(missing) if !missing.is_empty() => return Ok(Looked::Behind(missing)),
+            Some(_) => {}
+        }
+        let Some(seal) = seal::open(&self.db, &self.pickle_key).await? else { return Ok(Looked::Empty) };
+        let _ = self.seal.set(seal);
+        Ok(Looked::Ready)
     }
 
     /// Whether [`Store::prepare`] has succeeded.

@@ -14,6 +14,7 @@ use super::{Shared, keys::CRYPTO, term::Term};
 use crate::{
     crypto::CryptoError,
     inbox::worker::log_end,
+    metrics::metrics,
     model::Route,
     store::{Lease, StoreError, leases},
 };
@@ -39,12 +40,15 @@ pub(super) async fn lead(
     let mut standing_by = false;
     let mut cautious = false;
     let mut warned = false;
+    metrics().leader.set(&[], 0.0);
     while !stop.is_cancelled() {
         match claim(&shared, &holder).await {
             Ok(Some(lease)) => {
                 (standing_by, warned) = (false, false);
                 tracing::info!(lease.fence = lease.fence(), holder, "this process works the crypto");
+                metrics().leader.set(&[], 1.0);
                 let ended = Box::pin(hold(&shared, &webhooks, &lease, cautious, &stop)).await;
+                metrics().leader.set(&[], 0.0);
                 give_back(&shared, &lease).await;
                 match ended {
                     Err(error @ CryptoError::Refused(_)) => return Err(error),

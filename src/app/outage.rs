@@ -184,7 +184,7 @@ fn is_worth_another(error: &HomeserverError) -> bool {
 }
 
 /// What a person can do about a ping that failed.
-fn advice(error: &HomeserverError) -> &'static str {
+pub(super) fn advice(error: &HomeserverError) -> &'static str {
     match error.errcode() {
         Some("M_URL_NOT_SET") => "set url in the registration file that the homeserver reads, and restart it",
         Some("M_CONNECTION_FAILED" | "M_CONNECTION_TIMEOUT") => {

@@ -225,7 +225,7 @@ impl Recovery {
     }
 
     /// The bot's backup, made if need be.
-    async fn ensure(&self) -> Result<Option<KeyBackup>, RecoveryError> {
+    pub(super) async fn ensure(&self) -> Result<Option<KeyBackup>, RecoveryError> {
         let Some(bot) = bot(&self.engines) else { return Ok(None) };
         if !bot.is_set_up().await? {
             // Its identity is published, or brought back, first.

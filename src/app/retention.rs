@@ -8,6 +8,7 @@
 //! | ids of messages, deliveries and of what was taken back unread, places in Megolm sessions | `messages.retention`, [`IDS`] at least |
 //! | hashes of Olm messages | [`HASHES`] |
 //! | hashes of transactions | [`TRANSACTIONS`] |
+//! | probes of `coucou check` | [`PROBES`] |
 //!
 //! One process at a time does it, under a lease of its own; a process that dies leaves the rest to the next
 //! round, whoever makes it. Batches are small and there is a pause after each, so that whoever relays messages
@@ -24,7 +25,7 @@ use crate::{
     clock::{Clock, Timestamp},
     model::WebhookId,
     store::{
-        Lease, Store, StoreError, Tx, inbox, leases, messages, redacted,
+        Lease, Store, StoreError, Tx, inbox, leases, messages, probes, redacted,
         retention::{self, Place},
     },
 };
@@ -47,6 +48,9 @@ const HASHES: Duration = Duration::from_hours(90 * 24);
 
 /// Hashes of transactions, by which a repeat is known before it is looked into.
 const TRANSACTIONS: Duration = Duration::from_hours(24);
+
+/// What `coucou check` sent to our own device.
+const PROBES: Duration = Duration::from_hours(1);
 
 /// The name of the lease, and how long it lasts without renewal.
 const LEASE: &str = "retention";
@@ -239,6 +243,7 @@ impl Round<'_> {
             Step::Transactions => {
                 let count = inbox::prune(tx, now.minus(TRANSACTIONS)).await?;
                 messages::counts::prune(tx, now).await?;
+                probes::prune(tx, now.minus(PROBES)).await?;
                 (count, inbox::PRUNE_BATCH, &mut swept.transactions)
             }
             Step::SetAside => {

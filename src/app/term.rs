@@ -19,7 +19,7 @@ use super::{Shared, outage::Outages, recovery};
 use crate::{
     clock::Timestamp,
     config::{OwnerMode, Relay},
-    crypto::{Asker, CryptoError, Engine, KeyLane, keylane::backoff, setup},
+    crypto::{Asker, CryptoError, Engine, KeyLane, RecoveryError, keylane::backoff, setup},
     inbox::{Worker, WorkerParts},
     model::{Account, Role, Route},
     rooms::{Errands, InvitePolicy, RoomsError, missed::Missed},
@@ -64,6 +64,21 @@ impl From<RoomsError> for CryptoError {
 impl Term {
     pub(super) fn new(shared: Shared, webhooks: Vec<Route>, lease: Lease, cautious: bool) -> Self {
         Self { shared, webhooks, lease, cautious, turn: Arc::default() }
+    }
+
+    /// Does what comes before the work, and fails where [`Term::run`] would wait: accounts, devices, keys, identities,
+    /// and the bot's key backup.
+    pub(super) async fn establish(&self) -> Result<Vec<Engine>, RecoveryError> {
+        let accounts = match self.stored_accounts().await? {
+            Some(accounts) => accounts,
+            None => self.make_accounts().await?,
+        };
+        let engines = self.open(&accounts).await?.engines;
+        recovery::bring_back(&self.shared, &engines).await?;
+        self.publish(&engines).await?;
+        let (shared, lease) = (self.shared.clone(), self.lease.clone());
+        recovery::Recovery::new(shared, lease, engines.clone()).ensure().await?;
+        Ok(engines)
     }
 
     /// Works until told to stop, or until something fails that ends the term.
@@ -229,6 +244,7 @@ impl Term {
         for engine in engines {
             setup::ensure_device(&self.shared.homeserver, engine.account()).await?;
             engine.drain_outgoing().await?;
+            engine.publish_again().await?;
             // An owner's identity is the owner's own.
             if engine.account().role == Role::Bot {
                 recovery::refuse_unrestored(engine).await?;

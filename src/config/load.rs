@@ -8,8 +8,8 @@ use url::Url;
 
 use super::{
     Api, ApiToken, Appservice, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
-    LogFormat, Messages, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources, Undecryptable,
-    check, duration,
+    LogFormat, Messages, Metrics, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources,
+    Undecryptable, check, duration,
     file::{Node, Value},
     media,
     settings::{self, Setting, other},
@@ -43,11 +43,13 @@ impl Config {
         let owner = owner(&reader, &mut warnings)?;
         check::check(&homeserver, &appservice, owner.as_ref())?;
         let webhooks = webhooks::webhooks(&reader, &mut warnings)?;
+        let http = http(&reader)?;
         Ok(Self {
             media: media::media(&reader, appservice.url.as_deref())?,
             homeserver,
             appservice,
-            http: http(&reader)?,
+            metrics: metrics(&reader, &http)?,
+            http,
             messages: messages(&reader, &webhooks, &mut warnings)?,
             webhooks,
             api: api(&reader)?,
@@ -180,6 +182,24 @@ fn http(reader: &Reader<'_>) -> Result<Http, ConfigError> {
     let port =
         reader.parsed(&settings::HTTP_PORT, "must be a number from 0 to 65535", |text| text.parse().ok())?;
     Ok(Http { host: host.unwrap_or(IpAddr::from([127, 0, 0, 1])), port: port.unwrap_or(8080) })
+}
+
+fn metrics(reader: &Reader<'_>, main: &Http) -> Result<Metrics, ConfigError> {
+    let must = "must be a number from 1 to 65535";
+    let port =
+        reader.parsed(&settings::METRICS_PORT, must, |text| text.parse().ok().filter(|port| *port != 0))?;
+    let must = "must be a path of letters, digits, - and _, such as /metrics, that is none of coucou's own";
+    let path = reader.parsed(&settings::METRICS_PATH, must, |text| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_".contains(&byte);
+        let first = text.strip_prefix('/')?.split('/').next()?;
+        let taken = ["", "api", "_matrix", "transactions", "users", "rooms", "media"];
+        (text.bytes().all(plain) && !taken.contains(&first)).then(|| text.to_owned())
+    })?;
+    Ok(Metrics {
+        port: port.filter(|port: &u16| *port != main.port),
+        path: path.unwrap_or_else(|| settings::METRICS_PATH.default.to_owned()),
+        token: token(reader, &settings::METRICS_TOKEN)?,
+    })
 }
 
 fn api(reader: &Reader<'_>) -> Result<Api, ConfigError> {

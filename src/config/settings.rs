@@ -112,6 +112,22 @@ settings! {
         default: "the registration's url", example: "https://coucou.example.org",
         "Base URL under which consumers reach coucou, http or https; addresses of files begin with it.",
     }
+    METRICS_PORT {
+        "metrics.port", env: "COUCOU_METRICS_PORT", aliases: ["CC_METRICS_PROMETHEUS_PORT"],
+        default: "that of http.port", example: "9100",
+        "TCP port of its own, on http.host, at which Prometheus reads metrics.",
+    }
+    METRICS_PATH {
+        "metrics.path", env: "COUCOU_METRICS_PATH", aliases: ["CC_METRICS_PROMETHEUS_PATH"],
+        default: "/metrics", example: "/metrics",
+        "Path at which Prometheus reads metrics.",
+    }
+    METRICS_TOKEN {
+        "metrics.token", env: "COUCOU_METRICS_TOKEN", aliases: ["CC_METRICS_PROMETHEUS_PASSWORD"], secret: true,
+        default: "on the main port the tokens of api.tokens; none on a port of its own",
+        example: "c0ffeec0ffeec0ffeec0ffeec0ffee00",
+        "Token that Prometheus shows, as a bearer token or as the password of any user.",
+    }
     STORE_URL {
         "store.url", env: "COUCOU_STORE_URL", aliases: ["DATABASE_URL", "POSTGRESQL_ADDON_URI"], secret: true,
         default: "sqlite:coucou.db", example: "postgres://coucou:password@localhost:5432/coucou",

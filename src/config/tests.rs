@@ -2,6 +2,7 @@
 
 mod deploy;
 mod media;
+mod metrics;
 mod store;
 mod webhooks;
 
@@ -118,8 +119,11 @@ fn every_alias_means_its_setting() {
         config.warnings,
         ["ETKE_PASSWORD is not needed, and ignored: coucou never logs in with a password"]
     );
-    let tested = ["ETKE_HOMESERVER", "AS_TOKEN", "HS_TOKEN", "API_HOST", "PORT", "API_PORT", "DATABASE_URL"];
-    let tested = tested.into_iter().chain(["POSTGRESQL_ADDON_URI", "PICKLE_KEY", "WEBHOOK_URL"]);
+    let tested = ["ETKE_HOMESERVER", "AS_TOKEN", "HS_TOKEN", "API_HOST", "PORT", "API_PORT"];
+    // These are in a test of their own.
+    let metrics = ["PORT", "PATH", "PASSWORD"].map(|name| format!("CC_METRICS_PROMETHEUS_{name}"));
+    let tested = tested.into_iter().chain(metrics.iter().map(String::as_str)).chain(["DATABASE_URL"]);
+    let tested = tested.chain(["POSTGRESQL_ADDON_URI", "PICKLE_KEY", "WEBHOOK_URL"]);
     let tested: Vec<_> = tested.chain(["WEBHOOK_SECRET", "API_TOKEN", "ETKE_USERNAME"]).collect();
     let all: Vec<_> = SETTINGS.iter().flat_map(|setting| setting.aliases).copied().collect();
     assert_eq!(all, tested, "a new alias belongs into a test");
@@ -540,6 +544,8 @@ fn a_malformed_setting_is_named_with_its_variable_and_an_example() {
     };
     let free: Vec<_> = SETTINGS.iter().filter(|setting| setting.env.is_some() && !refuses(setting)).collect();
     let free: Vec<_> = free.into_iter().map(|setting| setting.path).collect();
+    // The tests of the metrics have theirs.
+    let free: Vec<_> = free.into_iter().filter(|path| !path.starts_with("metrics.")).collect();
     assert_eq!(free, ["appservice.id", "appservice.sender_localpart", "store.pickle_key", "media.folder"]);
 }
 

@@ -30,6 +30,7 @@ use super::engine::CryptoError;
 use crate::{
     clock::SharedClock,
     homeserver::{Homeserver, HomeserverError, Identity},
+    metrics::metrics,
     model::Account,
     store::{Lease, Store, accounts, inbox, leases},
 };
@@ -136,6 +137,21 @@ impl KeyLane {
     /// # Errors
     /// When the homeserver or the store fails; the next step asks for the same page.
     pub async fn step(&mut self, timeout: Duration) -> Result<Page, CryptoError> {
+        let page = self.fetch(timeout).await;
+        let outcome = match &page {
+            Ok(Page::News) => "news",
+            Ok(Page::Restarted) => "restarted",
+            Ok(Page::Idle) => "idle",
+            Err(_) => "failed",
+        };
+        metrics().lane_syncs.inc(&[outcome]);
+        if page.is_ok() {
+            metrics().lane_synced_at.set(&[], self.clock.now().unix_seconds());
+        }
+        page
+    }
+
+    async fn fetch(&mut self, timeout: Duration) -> Result<Page, CryptoError> {
         let identity = Identity {
             user_id: self.account.user_id.clone(),
             device_id: Some(self.account.device_id.clone()),
@@ -151,6 +167,11 @@ impl KeyLane {
         let has_counts = page.one_time_key_counts.is_some() || page.unused_fallback_key_types.is_some();
         let new_counts = has_counts && self.last_counts.as_ref() != Some(&counts);
         let messages = page.to_device.len();
+        metrics().lane_messages.add(&[], u64::try_from(messages).unwrap_or(u64::MAX));
+        if let Some(counts) = &page.one_time_key_counts {
+            let left = counts.get("signed_curve25519").copied().unwrap_or(0);
+            metrics().one_time_keys.count(&[self.account.role.as_str()], left);
+        }
         let news = messages > 0 || !page.is_empty();
         if !news && !new_counts && since == Some(page.next_batch.as_str()) {
             self.backlog.count(&self.account, 0);

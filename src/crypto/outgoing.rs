@@ -159,6 +159,26 @@ impl Engine {
         Ok(())
     }
 
+    /// Uploads the keys of the device again when the homeserver has lost them, as it has of a device that somebody
+    /// deleted; answers whether it had. One-time keys follow when the key lane tells that there are none.
+    ///
+    /// # Errors
+    /// When the homeserver or the store fails.
+    pub async fn publish_again(&self) -> Result<bool, CryptoError> {
+        let (user_id, device_id) = (&self.account().user_id, &self.account().device_id);
+        if self.homeserver.device_keys(user_id).await?.contains(device_id) {
+            return Ok(false);
+        }
+        let Some(device) = self.machine.get_device(user_id, device_id, None).await? else { return Ok(false) };
+        let keys = Raw::new(device.as_device_keys()).map_err(matrix_sdk_crypto::OlmError::from)?;
+        let mut upload = upload_keys::v3::Request::new();
+        upload.device_keys = Some(keys.cast_unchecked());
+        self.homeserver.send(&self.identity, upload).await?;
+        tracing::warn!(account.user_id = %user_id, account.device_id = %device_id,
+            "the homeserver had lost the keys of the device; they were uploaded again");
+        Ok(true)
+    }
+
     /// Gives the account a cross-signing identity and signs the device with it, once. Only for a user that
     /// is ours alone: the homeserver lets an application service replace anybody's identity.
     ///

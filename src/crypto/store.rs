@@ -53,6 +53,27 @@ use crate::{
     },
 };
 
+/// The identity keys of an account's device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnKeys {
+    /// The Curve25519 key, base64.
+    pub curve25519: String,
+    /// The Ed25519 key, base64.
+    pub ed25519: String,
+}
+
+/// Reads the identity keys that a store has for an account's device; `None` before they were made.
+///
+/// # Errors
+/// When the store fails.
+pub async fn own_keys(store: &Store, account: AccountId, clock: SharedClock) -> Result<Option<OwnKeys>> {
+    let account = AccountStore::new(store.clone(), account, None, clock).load_account().await?;
+    Ok(account.map(|account| {
+        let keys = account.static_data().identity_keys();
+        OwnKeys { curve25519: keys.curve25519.to_base64(), ed25519: keys.ed25519.to_base64() }
+    }))
+}
+
 type Result<T, E = AccountStoreError> = std::result::Result<T, E>;
 
 /// The crypto store of one account.

@@ -54,7 +54,7 @@ pub(super) async fn homeserver(
 }
 
 /// The token comes in the header, from old homeservers in the query; where both are there, both must be right.
-fn check(hs_token: &HsToken, request: &Request) -> Result<(), MatrixError> {
+pub(super) fn check(hs_token: &HsToken, request: &Request) -> Result<(), MatrixError> {
     let header = request.headers().get(AUTHORIZATION).map(|value| bearer(value.as_bytes()));
     let query = form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
         .find(|(name, _)| name == "access_token")

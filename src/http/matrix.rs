@@ -24,7 +24,7 @@ use crate::inbox::accept::Accepted;
 pub(super) const BODY_LIMIT: usize = 32 << 20;
 
 /// How long a body may take to come.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every answer: an empty object, or an error.
 type Answer = Result<Json<Value>, MatrixError>;
@@ -85,7 +85,8 @@ async fn nothing() -> Answer {
 }
 
 /// The homeserver found us, and with the right token: that is all a ping is for.
-async fn ping() -> Answer {
+async fn ping(State(state): State<HttpState>) -> Answer {
+    state.inbox.homeserver_is_alive();
     Ok(Json(json!({})))
 }
 

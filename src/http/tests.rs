@@ -71,7 +71,7 @@ impl Rig {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        lifecycle.spawn(serve(listener, router(state), lifecycle.stop_token()));
+        lifecycle.spawn(serve(listener, router(state, axum::Router::new()), lifecycle.stop_token()));
         let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap();
         Self { url, client, health: sender, wake, lifecycle }
     }

@@ -1,6 +1,9 @@
 //! Taking a transaction: checked as little as possible, committed, and only then a success.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ruma::TransactionId;
 use tokio::{sync::Notify, task::spawn_blocking, time::timeout};
@@ -8,6 +11,7 @@ use tokio::{sync::Notify, task::spawn_blocking, time::timeout};
 use super::{EnvelopeError, envelope};
 use crate::{
     clock::SharedClock,
+    metrics::metrics,
     store::{
         Store, StoreError,
         inbox::{self, SealedBody},
@@ -68,10 +72,15 @@ impl Inbox {
         Self { refused, ..self }
     }
 
-    /// Tells who waits on `alive` of each transaction: the homeserver is there.
+    /// Tells who waits on `alive` of each transaction and each ping: the homeserver is there.
     #[must_use]
     pub fn announcing(self, alive: Arc<Notify>) -> Self {
         Self { alive, ..self }
+    }
+
+    /// Tells who waits for the homeserver that it has made another request than a transaction.
+    pub fn homeserver_is_alive(&self) {
+        self.alive.notify_waiters();
     }
 
     /// Makes a transaction durable and answers whether it is new.
@@ -82,10 +91,26 @@ impl Inbox {
     /// # Errors
     /// When the body is no transaction, or the store did not keep it.
     pub async fn accept(&self, txn_id: &TransactionId, body: Vec<u8>) -> Result<Accepted, AcceptError> {
+        let began = Instant::now();
+        let accepted = self.take(txn_id, body).await;
+        let outcome = match &accepted {
+            Ok(Accepted::New) => "new",
+            Ok(Accepted::Repeat) => "repeat",
+            Err(AcceptError::TxnId | AcceptError::Envelope(_)) => "malformed",
+            Err(AcceptError::Store(_)) => "store",
+            Err(AcceptError::TimedOut) => "timed_out",
+            Err(AcceptError::Stopping) => "stopping",
+        };
+        metrics().transactions.inc(&[outcome]);
+        metrics().transaction_seconds.observe(&[], began.elapsed());
+        accepted
+    }
+
+    async fn take(&self, txn_id: &TransactionId, body: Vec<u8>) -> Result<Accepted, AcceptError> {
         if txn_id.as_str().len() > TXN_ID_LENGTH || txn_id.as_str().chars().any(char::is_control) {
             return Err(AcceptError::TxnId);
         }
-        self.alive.notify_waiters();
+        self.homeserver_is_alive();
         let store = self.store.clone();
         // 32 MiB are read, hashed and sealed in a fraction of a second, which others would have to wait for.
         let body = spawn_blocking(move || {

@@ -61,6 +61,28 @@ pub struct Batch {
     missed: HashSet<OwnedEventId>,
     /// States of rooms.
     pub snapshots: Vec<RoomSnapshot>,
+    /// What `coucou check` sent to our own device: its nonce, and the way by which it came.
+    pub probes: Vec<(String, &'static str)>,
+}
+
+/// The type of the to-device message by which `coucou check` finds out by which ways keys come.
+pub const PROBE: &str = "org.coucou.check";
+
+/// The most characters of a probe's nonce.
+const NONCE_LENGTH: usize = 64;
+
+/// A probe, which only our own user can have sent.
+#[derive(Deserialize)]
+struct Probe {
+    #[serde(rename = "type")]
+    event_type: String,
+    sender: String,
+    content: ProbeContent,
+}
+
+#[derive(Deserialize)]
+struct ProbeContent {
+    nonce: String,
 }
 
 /// Where a pushed to-device message goes
@@ -88,10 +110,10 @@ impl Batch {
             };
             batch.ids.push(row.inbox_id);
             match row.source {
-                Source::Push => batch.read_push(&body, row.received_at, &mut seen),
+                Source::Push => batch.read_push(&body, row.received_at, readers, &mut seen),
                 Source::Missed => {
                     let before = batch.events.len();
-                    batch.read_push(&body, row.received_at, &mut seen);
+                    batch.read_push(&body, row.received_at, readers, &mut seen);
                     batch.missed.extend(batch.events[before..].iter().map(|event| event.event_id.clone()));
                 }
                 Source::Lane(account_id) => {
@@ -99,7 +121,10 @@ impl Batch {
                     // A lane of an account that is no longer used has nobody to read it.
                     let Some(account) = account else { continue };
                     match Envelope::parse_lane(&body, account) {
-                        Ok(envelope) => batch.envelopes.push((Some(account_id), envelope)),
+                        Ok(envelope) => {
+                            batch.note_probes(&envelope, "lane", readers);
+                            batch.envelopes.push((Some(account_id), envelope));
+                        }
                         Err(error) => tracing::error!(inbox.id = row.inbox_id.0, %error, "unreadable row"),
                     }
                 }
@@ -115,7 +140,13 @@ impl Batch {
         batch
     }
 
-    fn read_push(&mut self, body: &[u8], received_at: Timestamp, seen: &mut HashSet<OwnedEventId>) {
+    fn read_push(
+        &mut self,
+        body: &[u8],
+        received_at: Timestamp,
+        readers: &Readers<'_>,
+        seen: &mut HashSet<OwnedEventId>,
+    ) {
         let mut envelope = match Envelope::parse(body) {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -133,7 +164,16 @@ impl Batch {
                 Err(why) => tracing::warn!(why, "skipped what is not a room event"),
             }
         }
+        // Key counts come with to-device messages when the homeserver tells them at all.
+        let way = if envelope.one_time_key_counts.is_empty() { "push_without_counts" } else { "push" };
+        self.note_probes(&envelope, way, readers);
         self.envelopes.push((None, envelope));
+    }
+
+    fn note_probes(&mut self, envelope: &Envelope, way: &'static str, readers: &Readers<'_>) {
+        let nonces = envelope.to_device.iter().filter_map(|message| probe_nonce(message));
+        let ours = nonces.filter(|(sender, _)| readers.accounts.iter().any(|of| of.user_id == *sender));
+        self.probes.extend(ours.map(|(_, nonce)| (nonce, way)));
     }
 
     /// Events of timelines, in order.
@@ -190,6 +230,19 @@ impl Batch {
         changes.changed.retain(|user| seen.insert(user.clone()));
         changes
     }
+}
+
+/// The sender and the nonce of a probe; `None` for any other message.
+#[must_use]
+pub fn probe_nonce(message: &RawValue) -> Option<(String, String)> {
+    // Nearly all messages are others.
+    if !message.get().contains(PROBE) {
+        return None;
+    }
+    let probe: Probe = serde_json::from_str(message.get()).ok()?;
+    let nonce = probe.content.nonce;
+    let is_fine = nonce.len() <= NONCE_LENGTH && nonce.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    (probe.event_type == PROBE && is_fine).then_some((probe.sender, nonce))
 }
 
 fn is_for(message: &RawValue, account: &Account) -> bool {

@@ -1,6 +1,9 @@
 //! What follows from a step, written in one transaction.
 
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use ruma::{OwnedRoomId, OwnedUserId};
 
@@ -9,6 +12,7 @@ use crate::{
     clock::Timestamp,
     crypto::CryptoError,
     messages::filter,
+    metrics::metrics,
     model::{Flow, Message, Relay, WebhookId, ledger::Reason},
     store::{
         StoreError, Tx, bridges,
@@ -17,8 +21,8 @@ use crate::{
         memberships::{self, MembershipChange, Successor},
         messages::{self, MegolmIndex},
         outbox::{self, Queued},
-        pending::{self, NewPending},
-        redacted, redactions, rooms,
+        pending::{self, NewPending, Waits},
+        probes, redacted, redactions, rooms,
     },
 };
 
@@ -59,8 +63,32 @@ pub(super) struct Outcome {
     pub successors: Vec<Successor>,
     /// Events that were taken back, with their rooms.
     pub redacted: Vec<redactions::Target>,
+    /// How long the encrypted ones of the messages waited since they came.
+    pub waited: Vec<Duration>,
+    /// Probes of `coucou check` that came in, and how.
+    pub probes: Vec<(String, &'static str)>,
     /// Users whose devices are to be followed.
     pub track: BTreeSet<OwnedUserId>,
+}
+
+impl Outcome {
+    /// Counts what was written.
+    fn count(&self) {
+        let metrics = metrics();
+        for message in &self.messages {
+            let encrypted = if message.encrypted { "yes" } else { "no" };
+            metrics.messages.inc(&[message.message_type.as_str(), message.direction.as_str(), encrypted]);
+        }
+        let on_ledger = self.waiting.iter().filter(|pending| pending.waits == Waits::Ledger);
+        for reason in
+            on_ledger.map(|pending| &pending.reason).chain(self.to_ledger.iter().map(|(_, why)| why))
+        {
+            metrics.undecryptable.inc(&[reason.class()]);
+        }
+        for waited in &self.waited {
+            metrics.key_wait.observe(&[], *waited);
+        }
+    }
 }
 
 impl Worker {
@@ -95,6 +123,7 @@ impl Worker {
         messages::use_indexes(&mut tx, &outcome.used, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
         outcome.apply_redactions(&mut tx, seal, now).await?;
+        probes::put(&mut tx, &outcome.probes, now).await?;
         inbox::set_aside(&mut tx, &outcome.set_aside, now).await?;
         inbox::mark_processed(&mut tx, &outcome.rows, now).await?;
         let queued: Vec<_> = outcome
@@ -109,6 +138,7 @@ impl Worker {
             .collect();
         outbox::enqueue(&mut tx, &queued, now).await?;
         tx.commit().await?;
+        outcome.count();
         self.after_commit(&outcome).await
     }
 

@@ -419,6 +419,7 @@ impl Worker {
                 }
                 outcome.used.push((index, user));
             }
+            outcome.waited.push(now.since(event.received_at));
             event_type = clear_type(&clear.event).unwrap_or(event_type);
             content = Some(clear_content);
         }

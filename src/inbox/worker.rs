@@ -33,6 +33,7 @@ use super::{
 use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
+    metrics::metrics,
     model::{Account, AccountId, Relay, Role, Route},
     store::{Lease, Store, StoreError, inbox, leases, messages, pending},
 };
@@ -235,7 +236,8 @@ impl Worker {
         keys.dedup();
         due.extend(self.queued_rooms_of(&keys));
         let (rows, set_aside) = (batch.ids.clone(), batch.set_aside.clone());
-        let mut outcome = Outcome { rows, set_aside, news, ..Outcome::default() };
+        let probes = std::mem::take(&mut batch.probes);
+        let mut outcome = Outcome { rows, set_aside, news, probes, ..Outcome::default() };
         let told_of: Vec<_> = untold.iter().filter_map(|event| RoomId::parse(&event.room_id).ok()).collect();
         let mut touched: HashSet<_> = batch.rooms().collect();
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
@@ -284,7 +286,9 @@ impl Worker {
             if changes.is_empty() {
                 continue;
             }
-            keys.extend(engine.receive(changes).await?);
+            let came = engine.receive(changes).await?;
+            metrics().room_keys.add(&[], u64::try_from(came.len()).unwrap_or(u64::MAX));
+            keys.extend(came);
             self.parts.wakes.backup.notify_one();
             self.parts.wakes.outgoing.notify_one();
         }

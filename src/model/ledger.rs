@@ -54,6 +54,24 @@ impl Reason {
         }
     }
 
+    /// One of a fixed set of words: what somebody else may have chosen is left out.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::NoKey => "no_key",
+            Self::Withheld(_) => "withheld",
+            Self::BeforeJoin => "before_join",
+            Self::UnknownIndex => "unknown_index",
+            Self::BadCiphertext => "bad_ciphertext",
+            Self::Replay => "replay",
+            Self::UntrustedSender => "untrusted_sender",
+            Self::UnsupportedAlgorithm => "unsupported_algorithm",
+            Self::Order => "order",
+            Self::RoomState => "room_state",
+            Self::Other(_) => "other",
+        }
+    }
+
     /// Whether a key that comes can mend it.
     #[must_use]
     pub fn wants_key(&self) -> bool {

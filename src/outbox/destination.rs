@@ -13,8 +13,9 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
+    metrics::metrics,
     model::{Flow, Schedule},
-    store::outbox::{Fate, Finished},
+    store::outbox::{Attempted, Fate, Finished},
 };
 
 /// What an attempt may take beyond the time that its sink gives it, before it is broken off.
@@ -136,7 +137,23 @@ impl Served {
             }
         }
         finished.attempts = std::mem::take(&mut report.attempts);
+        self.count(&finished.attempts);
         (finished, verdict)
+    }
+
+    fn count(&self, attempts: &[Attempted]) {
+        let name = self.settings.name.as_str();
+        for attempt in attempts {
+            let outcome = match attempt.fate {
+                Fate::Delivered => "delivered",
+                Fate::Dead => "dead",
+                Fate::Pending => attempt.error.unwrap_or("status"),
+            };
+            metrics().attempts.inc(&[name, outcome]);
+            if attempt.sent {
+                metrics().attempt_seconds.observe(&[name], Duration::from_millis(attempt.duration_ms));
+            }
+        }
     }
 
     fn note(&mut self, room_id: &str, asked: Option<Duration>, tells: Tells, now: Timestamp) {

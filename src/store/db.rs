@@ -5,6 +5,7 @@
 //! bound; the one text made at run time is the list of placeholders of a multi-row statement
 //! ([`Tx::execute_many`]).
 
+mod look;
 mod migrations;
 mod value;
 

@@ -154,13 +154,21 @@ fn wrapping_cipher(pickle_key: &SecretString, salt: &[u8]) -> Result<XChaCha20Po
 /// # Errors
 /// [`StoreError::WrongPickleKey`] when they do not open.
 pub(super) async fn unlock(db: &Db, pickle_key: &SecretString, now: Timestamp) -> Result<Seal, StoreError> {
-    const FIND: &str = "SELECT key_id, salt, wrapped FROM seal_keys ORDER BY key_id";
-    let mut rows: Vec<(i64, Vec<u8>, Vec<u8>)> = db.fetch_all(FIND, vec![]).await?;
-    if rows.is_empty() {
-        make_first_key(db, pickle_key, now).await?;
-        // Two instances may have made one each; the table keeps only the first.
-        rows = db.fetch_all(FIND, vec![]).await?;
+    if let Some(seal) = open(db, pickle_key).await? {
+        return Ok(seal);
     }
+    make_first_key(db, pickle_key, now).await?;
+    // Two instances may have made one each; the table keeps only the first.
+    open(db, pickle_key).await?.ok_or(StoreError::Corrupt("seal_keys"))
+}
+
+/// Loads the data keys; `None` when there are none yet.
+///
+/// # Errors
+/// [`StoreError::WrongPickleKey`] when they do not open.
+pub(super) async fn open(db: &Db, pickle_key: &SecretString) -> Result<Option<Seal>, StoreError> {
+    const FIND: &str = "SELECT key_id, salt, wrapped FROM seal_keys ORDER BY key_id";
+    let rows: Vec<(i64, Vec<u8>, Vec<u8>)> = db.fetch_all(FIND, vec![]).await?;
     let mut keys = BTreeMap::new();
     for (id, salt, wrapped) in rows {
         let id = u32::try_from(id).map_err(|_| StoreError::Corrupt("seal_keys"))?;
@@ -170,8 +178,7 @@ pub(super) async fn unlock(db: &Db, pickle_key: &SecretString, now: Timestamp) -
                 .map_err(|_| StoreError::WrongPickleKey)?;
         keys.insert(id, DataKey::new(&data_key).ok_or(StoreError::Corrupt("seal_keys"))?);
     }
-    let current = *keys.last_key_value().ok_or(StoreError::Corrupt("seal_keys"))?.0;
-    Ok(Seal { current, keys })
+    Ok(keys.last_key_value().map(|(current, _)| *current).map(|current| Seal { current, keys }))
 }
 
 async fn make_first_key(db: &Db, pickle_key: &SecretString, now: Timestamp) -> Result<(), StoreError> {

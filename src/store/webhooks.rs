@@ -130,6 +130,22 @@ fn fresh_secret<R: CryptoRng + ?Sized>(rng: &mut R) -> Zeroizing<String> {
     Zeroizing::new(format!("whsec_{}", Zeroizing::new(STANDARD.encode(*key)).as_str()))
 }
 
+/// The secret that was made for a webhook; `None` when none was yet.
+///
+/// # Errors
+/// When the database fails, or the secret does not open.
+pub async fn find_secret(db: &Db, seal: &Seal, id: WebhookId) -> Result<Option<SecretString>, StoreError> {
+    let row: Option<(Option<Vec<u8>>,)> =
+        db.fetch_optional("SELECT secret FROM webhooks WHERE webhook_id = $1", values![id.0]).await?;
+    let Some((Some(sealed),)) = row else { return Ok(None) };
+    open_secret(seal, id, &sealed).map(Some)
+}
+
+fn open_secret(seal: &Seal, id: WebhookId, sealed: &[u8]) -> Result<SecretString, StoreError> {
+    let secret = String::from_utf8(seal.open("webhooks", &id.0.to_string(), sealed)?);
+    Ok(SecretString::from(secret.map_err(|_| StoreError::Corrupt("webhooks"))?))
+}
+
 /// The secret of a webhook whose settings give none: `whsec_` and base64, made at the first call and the
 /// same ever after, for every instance.
 ///
@@ -151,7 +167,5 @@ pub async fn generated_secret<R: CryptoRng + ?Sized>(
         )
         .await?;
     let (sealed,) = kept.ok_or(StoreError::Corrupt("webhooks"))?;
-    let secret = String::from_utf8(seal.open("webhooks", &row, &sealed)?)
-        .map_err(|_| StoreError::Corrupt("webhooks"))?;
-    Ok(SecretString::from(secret))
+    open_secret(seal, id, &sealed)
 }

@@ -284,6 +284,13 @@ impl Coucou {
         spawn_blocking(move || command.output()).await.unwrap().unwrap()
     }
 
+    /// As [`Coucou::run`], with another value of one environment variable.
+    pub(crate) async fn run_with(&self, args: &[&str], name: &str, value: &str) -> Output {
+        let mut command = self.command(args);
+        command.env(name, value);
+        spawn_blocking(move || command.output()).await.unwrap().unwrap()
+    }
+
     /// A command with these settings and nothing else of this test's environment.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_coucou")));

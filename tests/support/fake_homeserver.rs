@@ -75,6 +75,8 @@ struct World {
     requests: Vec<Request>,
     position: u64,
     transactions: u64,
+    /// What it says the time is, in place of the real time.
+    date: Option<&'static str>,
     /// Events that the service's own doing gave rise to, and that it has not taken yet.
     unpushed: usize,
     /// By media id.
@@ -171,6 +173,11 @@ impl FakeHomeserver {
     /// Answers the next `times` requests whose path contains `part` with this status.
     pub(crate) fn fail(&self, part: &str, status: u16, times: usize) {
         self.world().failures.push(Failure { part: part.to_owned(), status, left: times });
+    }
+
+    /// Has it say what time it is, in each of its answers.
+    pub(crate) fn set_date(&self, date: Option<&'static str>) {
+        self.world().date = date;
     }
 
     /// Fails no more.

@@ -103,6 +103,11 @@ impl Synapse {
         }
     }
 
+    /// Switches its experimental features for encrypted application services at its next start.
+    pub(crate) fn encrypt(&mut self, encrypted: bool) {
+        self.options.encrypted = encrypted;
+    }
+
     /// Starts it again on its data.
     pub(crate) async fn resume(&mut self) {
         assert!(self.process.is_none(), "Synapse runs already");
@@ -192,6 +197,12 @@ impl User {
         let answer = request.send().await.unwrap();
         let status = answer.status().as_u16();
         (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default())
+    }
+
+    /// Makes a request that succeeds with any status of 2xx.
+    pub(crate) async fn request_any(&self, method: &str, path: &str, body: &Value) {
+        let (status, answer) = self.try_request(method, path, Some(body)).await;
+        assert!((200..300).contains(&status), "{method} {path} answered {status}: {answer}");
     }
 
     /// Creates a private room and answers its id.

@@ -66,7 +66,7 @@ impl Access {
     }
 
     /// What the caller may do.
-    fn scope(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Scope, Problem> {
+    pub(in crate::http) fn scope(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Scope, Problem> {
         if self.tokens.is_empty() {
             return Err(Problem::api_disabled());
         }

@@ -43,7 +43,8 @@ migrations! {
     "0013_events_token"
     "0014_positions"
     "0015_ledger_indexes"
-    "0017_flow"
+    "0016_flow"
+    "0017_operator"
 }
 
 /// The leading number of a migration's file name.
@@ -84,6 +85,11 @@ pub(super) async fn apply<C: Migrate>(
     migrator.run_direct(None, connection, false).await?;
     let is_new = |version: i64| before.iter().all(|known| known.version != version);
     Ok(files.iter().filter(|file| is_new(file.0)).map(|file| file.1).collect())
+}
+
+/// Which of `files` are missing where the migrations of these numbers are applied: their names.
+pub(super) fn missing(files: Files, applied: &[i64]) -> Vec<&'static str> {
+    files.iter().filter(|file| !applied.contains(&file.0)).map(|file| file.1).collect()
 }
 
 async fn migrator(files: Files) -> Result<Migrator, StoreError> {

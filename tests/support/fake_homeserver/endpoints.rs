@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Query, State},
+    extract::{DefaultBodyLimit, Query, Request as HttpRequest, State},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, Method, StatusCode, Uri};
@@ -28,7 +29,17 @@ type Answer = Result<Value, (u16, &'static str)>;
 const NOT_FOUND: (u16, &str) = (404, "M_NOT_FOUND");
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    Router::new().fallback(handle).layer(DefaultBodyLimit::max(64 << 20)).with_state(shared)
+    let dated = from_fn_with_state(Arc::clone(&shared), dated);
+    Router::new().fallback(handle).layer(DefaultBodyLimit::max(64 << 20)).layer(dated).with_state(shared)
+}
+
+/// Answers, with the date that it was told to say.
+async fn dated(State(shared): State<Arc<Shared>>, request: HttpRequest, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if let Some(date) = shared.world.lock().unwrap().date {
+        response.headers_mut().insert("date", date.parse().unwrap());
+    }
+    response
 }
 
 async fn handle(

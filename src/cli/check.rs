@@ -1,0 +1,68 @@
+//! `coucou check`: is everything as coucou needs it, and if not, what to do.
+
+use std::io::{self, Write};
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use crate::{
+    app::check::{self as app, Report, Status},
+    config::{Config, ConfigError},
+};
+
+/// Arguments of `coucou check`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Checks, prints, and fails when something does.
+pub(super) async fn run(args: Args, config: Result<Config, ConfigError>) -> Result<()> {
+    let report = match config {
+        Ok(config) => app::check(&config).await,
+        Err(error) => Report::of_bad_settings(&error),
+    };
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", document(&report))?;
+    } else {
+        print(&mut out, &report)?;
+    }
+    match report.count(Status::Fail) {
+        0 => Ok(()),
+        1 => bail!("one check failed"),
+        count => bail!("{count} checks failed"),
+    }
+}
+
+fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    for finding in &report.findings {
+        writeln!(out, "{:<4}  {:<13}  {}", finding.status.as_str(), finding.check, finding.says)?;
+        if let Some(remedy) = &finding.remedy {
+            writeln!(out, "                     → {remedy}")?;
+        }
+    }
+    for webhook in &report.webhooks {
+        writeln!(out, "webhook {} receives: {}", webhook.name, webhook.receives)?;
+    }
+    let (warnings, failures) = (report.count(Status::Warn), report.count(Status::Fail));
+    writeln!(out, "{} ok, {warnings} warnings, {failures} failures", report.count(Status::Ok))
+}
+
+fn document(report: &Report) -> Value {
+    let checks = report.findings.iter().map(|finding| {
+        json!({
+            "check": finding.check, "status": finding.status.as_str(), "says": finding.says,
+            "remedy": finding.remedy,
+        })
+    });
+    let webhooks =
+        report.webhooks.iter().map(|webhook| json!({"name": webhook.name, "receives": webhook.receives}));
+    json!({
+        "status": report.worst().as_str(),
+        "checks": checks.collect::<Vec<_>>(),
+        "webhooks": webhooks.collect::<Vec<_>>(),
+    })
+}

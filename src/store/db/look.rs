@@ -1,0 +1,37 @@
+//! What a database is like, without changing it.
+
+use super::{Db, Pools, migrations};
+use crate::store::StoreError;
+
+impl Db {
+    /// The names of the migrations that are missing, without applying them; `None` when the database has no schema of
+    /// coucou's at all.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn missing_migrations(&self) -> Result<Option<Vec<&'static str>>, StoreError> {
+        let (table, files) = match &self.pools {
+            Pools::Postgres(_) => ("SELECT to_regclass('_sqlx_migrations') :: text", migrations::POSTGRES),
+            Pools::Sqlite { .. } => (
+                "SELECT MAX(name) FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'",
+                migrations::SQLITE,
+            ),
+        };
+        if !matches!(self.fetch_optional::<(Option<String>,)>(table, vec![]).await?, Some((Some(_),))) {
+            return Ok(None);
+        }
+        let applied: Vec<(i64,)> =
+            self.fetch_all("SELECT version FROM _sqlx_migrations ORDER BY version", vec![]).await?;
+        let applied: Vec<i64> = applied.into_iter().map(|(version,)| version).collect();
+        Ok(Some(migrations::missing(files, &applied)))
+    }
+
+    /// How many connections are open, and how many of them are idle.
+    #[must_use]
+    pub fn connections(&self) -> (u32, usize) {
+        match &self.pools {
+            Pools::Postgres(pool) => (pool.size(), pool.num_idle()),
+            Pools::Sqlite { write, read } => (write.size() + read.size(), write.num_idle() + read.num_idle()),
+        }
+    }
+}
