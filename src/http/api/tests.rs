@@ -1,5 +1,8 @@
 //! The REST API over HTTP, on both databases.
 
+mod deliveries;
+mod overview;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
@@ -30,6 +33,39 @@ async fn fill(store: &Store) {
     testing::insert(store, &five, START).await;
     let two = [message("!two:example.org", 1), message("!two:example.org", 2)];
     testing::insert(store, &two, START.plus(Duration::from_hours(1))).await;
+}
+
+/// A webhook whose deliveries are those of [`fill`], all pending.
+async fn queue(store: &Store) -> WebhookId {
+    fill(store).await;
+    let mut tx = store.begin().await.unwrap();
+    let id = webhooks::ensure(&mut tx, "default", START).await.unwrap();
+    let rooms = [("!one:example.org", 5), ("!two:example.org", 2)];
+    let messages = rooms.into_iter().flat_map(|(room, count)| (1..=count).map(move |n| message(room, n)));
+    let messages: Vec<_> = messages.collect();
+    let queued = messages.iter().map(|message| Queued {
+        webhooks: vec![(id, Flow::default())],
+        message_id: message.message_id.as_str(),
+        room_id: &message.room_id,
+        sequence: i64::try_from(message.sequence).unwrap(),
+    });
+    outbox::enqueue(&mut tx, &queued.collect::<Vec<_>>(), START).await.unwrap();
+    tx.commit().await.unwrap();
+    id
+}
+
+/// Has all that is queued delivered, but for what is given up: the first of the first room.
+async fn deliver(store: &Store) {
+    let mut tx = store.begin().await.unwrap();
+    for sql in [
+        "UPDATE deliveries SET state = 'delivered', attempts = 1, last_status = 204, finished_at = 7",
+        "UPDATE deliveries SET state = 'dead', attempts = 10, last_status = 500, last_error = 'status' \
+         WHERE room_id = '!one:example.org' AND sequence = 1",
+        "UPDATE room_queues SET pending_count = 0",
+    ] {
+        tx.execute(sql, vec![]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
 }
 
 fn texts(answer: &Value) -> Vec<String> {
@@ -316,279 +352,6 @@ async fn every_parameter_that_is_described_is_known() {
     assert!(count > 10);
 }
 
-/// A webhook whose deliveries are those of [`fill`], all pending.
-async fn queue(store: &Store) -> WebhookId {
-    fill(store).await;
-    let mut tx = store.begin().await.unwrap();
-    let id = webhooks::ensure(&mut tx, "default", START).await.unwrap();
-    let rooms = [("!one:example.org", 5), ("!two:example.org", 2)];
-    let messages = rooms.into_iter().flat_map(|(room, count)| (1..=count).map(move |n| message(room, n)));
-    let messages: Vec<_> = messages.collect();
-    let queued = messages.iter().map(|message| Queued {
-        webhooks: vec![(id, Flow::default())],
-        message_id: message.message_id.as_str(),
-        room_id: &message.room_id,
-        sequence: i64::try_from(message.sequence).unwrap(),
-    });
-    outbox::enqueue(&mut tx, &queued.collect::<Vec<_>>(), START).await.unwrap();
-    tx.commit().await.unwrap();
-    id
-}
-
-/// Has all that is queued delivered, but for what is given up: the first of the first room.
-async fn deliver(store: &Store) {
-    let mut tx = store.begin().await.unwrap();
-    for sql in [
-        "UPDATE deliveries SET state = 'delivered', attempts = 1, last_status = 204, finished_at = 7",
-        "UPDATE deliveries SET state = 'dead', attempts = 10, last_status = 500, last_error = 'status' \
-         WHERE room_id = '!one:example.org' AND sequence = 1",
-        "UPDATE room_queues SET pending_count = 0",
-    ] {
-        tx.execute(sql, vec![]).await.unwrap();
-    }
-    tx.commit().await.unwrap();
-}
-
-fn numbered(answer: &Value) -> Vec<String> {
-    let deliveries = answer["deliveries"].as_array().unwrap_or_else(|| panic!("no deliveries in {answer}"));
-    assert_eq!(answer["count"], json!(deliveries.len()));
-    deliveries
-        .iter()
-        .map(|one| format!("{} {}", &one["room_id"].as_str().unwrap()[1..4], one["sequence"]))
-        .collect()
-}
-
-#[tokio::test]
-async fn deliveries_are_listed_and_sent_again() {
-    for test in testing::both().await {
-        let rig = Rig::new(&test.store).await;
-        queue(&test.store).await;
-        deliver(&test.store).await;
-        let (_, page) = rig.get("deliveries?limit=4&webhook=default").await;
-        assert_eq!(numbered(&page), ["two 2", "two 1", "one 5", "one 4"]);
-        let next = page["next"].as_str().unwrap();
-        let (_, page) = rig.get(&format!("deliveries?limit=4&cursor={next}")).await;
-        assert_eq!(
-            (numbered(&page), &page["next"]),
-            (vec!["one 3".into(), "one 2".into(), "one 1".into()], &Value::Null)
-        );
-        let (status, answer) = rig.get(&format!("deliveries?status=dead&cursor={next}")).await;
-        assert_eq!((status, &answer["code"]), (400, &json!("bad_cursor")));
-        for (path, expected) in [
-            ("deliveries?status=dead", &["one 1"][..]),
-            ("deliveries?status=pending", &[]),
-            ("deliveries?status=delivered&room=!one:example.org", &["one 5", "one 4", "one 3", "one 2"]),
-            ("deliveries?since=2025-10-09T09:00:00Z", &["two 2", "two 1"]),
-        ] {
-            assert_eq!(numbered(&rig.get(path).await.1), expected, "{path}");
-        }
-        let dead = &rig.get("deliveries?status=dead").await.1["deliveries"][0];
-        assert_eq!(dead["webhook"], "default");
-        assert_eq!(
-            (&dead["attempts"], &dead["last_status"], &dead["last_error"]),
-            (&json!(10), &json!(500), &json!("status"))
-        );
-        let path = format!("deliveries/{}", dead["id"]);
-        assert_eq!(rig.get(&path).await, (200, dead.clone()));
-        for _ in 0..2 {
-            let (status, answer) = rig.post(&format!("{path}/resend"), "").await;
-            assert_eq!((status, &answer["status"], &answer["attempts"]), (200, &json!("pending"), &json!(0)));
-        }
-        assert_eq!(numbered(&rig.get("deliveries?status=pending").await.1), ["one 1"]);
-        let backlog = outbox::backlogs(test.store.db()).await.unwrap();
-        assert_eq!((backlog[0].pending_count, backlog[0].room_count), (1, 1), "counted once");
-        for (path, status, code) in [
-            ("deliveries/999/resend", 404, "not_found"),
-            ("deliveries/x/resend", 400, "bad_parameter"),
-            ("deliveries/1/resend?x=y", 400, "unknown_parameter"),
-        ] {
-            let (got, answer) = rig.post(path, "").await;
-            assert_eq!((got, &answer["code"]), (status, &json!(code)), "{path}");
-        }
-        let (status, answer) = rig.get("deliveries?webhook=nobody").await;
-        assert_eq!((status, &answer["code"]), (400, &json!("bad_parameter")));
-    }
-}
-
-#[tokio::test]
-async fn a_webhook_is_paused_resumed_tried_and_sent_a_range_again() {
-    for test in testing::both().await {
-        let rig = Rig::new(&test.store).await;
-        queue(&test.store).await;
-        let (_, answer) = rig.get("webhooks").await;
-        let expected = json!({
-            "name": "default", "url": "https://hooks.example.org/", "enabled": true, "disabled_reason": null,
-            "disabled_at": null, "pending": 7, "pending_rooms": 2, "oldest_pending_at": START.rfc3339(), "dead": 0,
-            "oldest_dead_at": null,
-        });
-        assert_eq!(answer, json!({"count": 1, "webhooks": [expected]}));
-        for _ in 0..2 {
-            let (status, paused) = rig.post("webhooks/default/pause", "").await;
-            assert_eq!(
-                (status, &paused["enabled"], &paused["disabled_reason"]),
-                (200, &json!(false), &json!("paused"))
-            );
-        }
-        let (status, resumed) = rig.post("webhooks/default/resume", "").await;
-        assert_eq!((status, resumed), (200, expected));
-
-        deliver(&test.store).await;
-        let range =
-            r#"{"since": "2025-10-09T00:00:00Z", "until": "2025-10-09T09:00:00Z", "status": "delivered"}"#;
-        assert_eq!(
-            rig.post("webhooks/default/resend", range).await,
-            (200, json!({"resent": 4, "next": null}))
-        );
-        assert_eq!(rig.post("webhooks/default/resend", range).await.1["resent"], 0);
-        let ids = json!({"ids": [message("!one:example.org", 1).message_id, message("!two:example.org", 2).message_id]});
-        assert_eq!(rig.post("webhooks/default/resend", &ids.to_string()).await.1["resent"], 2);
-        assert_eq!(rig.get("webhooks").await.1["webhooks"][0]["pending"], 6);
-
-        let (status, rotated) =
-            rig.post("webhooks/default/rotate-secret", r#"{"overlap_seconds": 60}"#).await;
-        assert_eq!((status, &rotated["name"]), (200, &json!("default")));
-        assert_eq!(rotated["previous_until"], START.plus(std::time::Duration::from_mins(1)).rfc3339());
-        let (_, again) = rig.post("webhooks/default/rotate-secret", "").await;
-        assert!(again["secret"].as_str().is_some_and(|secret| secret.starts_with("whsec_")));
-        assert_ne!(again["secret"], rotated["secret"]);
-
-        let (status, trial) = rig.post("webhooks/default/test", "").await;
-        assert_eq!(status, 202);
-        let (_, page) = rig.get("deliveries?status=pending&limit=1").await;
-        let newest = &page["deliveries"][0];
-        assert_eq!((&newest["message_id"], &newest["type"]), (&trial["message_id"], &json!("webhook.test")));
-        rig.post("webhooks/default/test", "").await;
-        assert!(
-            texts(&rig.get("messages").await.1).iter().all(|text| !text.starts_with("web")),
-            "no message"
-        );
-        assert_eq!(rig.get("events").await.1["count"], 7, "no event");
-        assert_eq!(rig.get("webhooks").await.1["webhooks"][0]["pending"], 8);
-        bad_requests(&rig).await;
-    }
-}
-
-async fn bad_requests(rig: &Rig) {
-    for (path, body, status, code) in [
-        ("webhooks/nobody/test", "", 404, "not_found"),
-        ("webhooks/nobody/pause", "", 404, "not_found"),
-        ("webhooks/nobody/rotate-secret", "", 404, "not_found"),
-        ("webhooks/default/rotate-secret", r#"{"overlap_seconds": 2592001}"#, 400, "bad_body"),
-        ("webhooks/default/rotate-secret", r#"{"overlap_seconds": -1}"#, 400, "bad_body"),
-        ("webhooks/default/rotate-secret", r#"{"secret": "whsec_mine"}"#, 400, "bad_body"),
-        ("webhooks/nobody/resend", r#"{"since": "2025-10-09T00:00:00Z"}"#, 404, "not_found"),
-        ("webhooks/default/resend", "", 400, "bad_body"),
-        ("webhooks/default/resend", "[", 400, "bad_body"),
-        ("webhooks/default/resend", r#"{"sinse": "x"}"#, 400, "bad_body"),
-        ("webhooks/default/resend", r#"{"since": "yesterday"}"#, 400, "bad_body"),
-        ("webhooks/default/resend", r#"{"ids": []}"#, 400, "bad_body"),
-        ("webhooks/default/resend", r#"{"ids": ["x"]}"#, 400, "bad_body"),
-        ("webhooks/default/resend", r#"{"ids": ["x"], "since": "2025-10-09T00:00:00Z"}"#, 400, "bad_body"),
-        (
-            "webhooks/default/resend",
-            r#"{"since": "2025-10-09T00:00:00Z", "status": "pending"}"#,
-            400,
-            "bad_body",
-        ),
-        ("webhooks/default/resend", r#"{"since": "2025-10-09T00:00:00Z", "cursor": "x"}"#, 400, "bad_cursor"),
-        ("webhooks/default/resend", &" ".repeat(70_000), 413, "body_too_large"),
-    ] {
-        let (got, answer) = rig.post(path, body).await;
-        assert_eq!((got, &answer["code"]), (status, &json!(code)), "{path} {body:.80}: {answer}");
-    }
-    let (status, answer) = rig.get("webhooks/default/test").await;
-    assert_eq!((status, &answer["code"]), (405, &json!("method_not_allowed")));
-}
-
-#[tokio::test]
-async fn rooms_are_listed_with_what_is_known_of_them() {
-    for test in testing::both().await {
-        let rig = Rig::new(&test.store).await;
-        let mut tx = test.store.begin().await.unwrap();
-        let bot = user_id!("@coucou:example.org");
-        let account = accounts::insert(&mut tx, bot, &"COUCOU1".into(), Role::Bot, START).await.unwrap();
-        let row = |relay, network: Option<&str>, state: Option<Value>, last_sequence| RoomRow {
-            relay,
-            network: network.map(str::to_owned),
-            bridge_bot: None,
-            state: state.map(|state| state.to_string().into_bytes()),
-            last_sequence,
-        };
-        let known = json!({"name": "A room", "encryption": "m.megolm.v1.aes-sha2"});
-        let rooms = [
-            ("!a:example.org", row(Relay::Yes, Some("instagram"), Some(known), 7)),
-            ("!b:example.org", row(Relay::No, None, None, 0)),
-            ("!c", row(Relay::Yes, Some("messenger"), None, 1)),
-        ];
-        let rooms = rooms.map(|(id, row)| (ruma::RoomId::parse(id).unwrap(), row));
-        rooms::put_many(&mut tx, test.store.seal().unwrap(), &rooms, START).await.unwrap();
-        let change = MembershipChange {
-            room_id: rooms[0].0.clone(),
-            account_id: account,
-            membership: Membership::Join,
-            inviter: None,
-        };
-        memberships::put(&mut tx, &[change], START).await.unwrap();
-        tx.commit().await.unwrap();
-        let ids = |answer: &Value| {
-            let rooms = answer["rooms"].as_array().unwrap();
-            rooms.iter().map(|room| room["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-        };
-        let (_, page) = rig.get("rooms?limit=2").await;
-        assert_eq!(ids(&page), ["!a:example.org", "!b:example.org"]);
-        let next = page["next"].as_str().unwrap();
-        assert_eq!(ids(&rig.get(&format!("rooms?limit=2&cursor={next}")).await.1), ["!c"]);
-        assert_eq!(ids(&rig.get("rooms?network=facebook").await.1), ["!c"]);
-        assert_eq!(ids(&rig.get("rooms?relayed=no").await.1), ["!b:example.org"]);
-        let expected = json!({
-            "id": "!a:example.org", "name": "A room", "type": "group", "network": "instagram", "channel_id": null,
-            "bridge_bot": null, "relayed": "yes", "encrypted": true, "replacement": null, "message_count": 7,
-            "accounts": [{"user_id": bot, "membership": "join"}], "created_at": START.rfc3339(),
-        });
-        assert_eq!(rig.get("rooms/!a:example.org").await, (200, expected));
-        assert_eq!(rig.get("rooms/!x:example.org").await.0, 404);
-        assert_eq!(rig.get("rooms/a").await.0, 400);
-        let (_, stats) = rig.get("stats").await;
-        assert_eq!(stats["stored"], Value::Null, "the store was not seen yet");
-        rig.store_is(StoreState::Ready);
-        let rooms = rig.get("stats").await.1["stored"]["rooms"].clone();
-        let expected = json!({"tracked": 2, "by_network": {"instagram": 1, "messenger": 1}, "not_relayed": 1, "unknown": 0});
-        assert_eq!(rooms, expected);
-    }
-}
-
-#[tokio::test]
-async fn stats_tell_how_it_is() {
-    for test in testing::both().await {
-        let rig = Rig::new(&test.store).await;
-        rig.store_is(StoreState::Ready);
-        queue(&test.store).await;
-        deliver(&test.store).await;
-        let (status, stats) = rig.get("stats").await;
-        assert_eq!(status, 200, "{stats}");
-        assert_eq!(stats["store"], json!({"backend": test.store.backend(), "state": "connected"}));
-        let stored = &stats["stored"];
-        let lately = json!({"hour": 7, "day": 7, "week": 7});
-        assert_eq!((&stored["messages"]["total"], &stored["messages"]["stored"]), (&json!(7), &lately));
-        assert_eq!(stored["messages"]["by_network"]["messenger"], json!({"hour": 1, "day": 1, "week": 1}));
-        assert_eq!(stored["messages"]["decryptable_rate"], json!({"hour": 1.0, "day": 1.0, "week": 1.0}));
-        assert_eq!(
-            (&stored["deliveries"][0]["dead"], &stored["deliveries"][0]["pending"]),
-            (&json!(1), &json!(0))
-        );
-        assert_eq!(stored["crypto"], json!({"holder": null, "is_held": false, "fence": 0, "accounts": []}));
-        assert_eq!(stored["inbox"]["depth"], 0);
-        assert_eq!(stored["inbox"]["last_transaction_at"], Value::Null);
-        rig.ask("PUT", "/_matrix/app/v1/transactions/1", Some("hs-secret"), b"{}".to_vec()).await;
-        let inbox = rig.get("stats").await.1["stored"]["inbox"].clone();
-        assert_eq!((&inbox["depth"], &inbox["last_transaction_at"]), (&json!(1), &json!(START.rfc3339())));
-        rig.store_is(StoreState::Unavailable { reason: "no connection".to_owned() });
-        let (status, stats) = rig.get("stats").await;
-        assert_eq!((status, &stats["stored"]), (200, &Value::Null));
-        assert_eq!(stats["store"]["state"], "unavailable: no connection");
-    }
-}
-
 #[test]
 fn an_address_is_shown_without_its_secrets() {
     let shown = |url: &str| super::shown_url(&url.parse().unwrap());
@@ -654,55 +417,5 @@ fn the_page_about_the_api_names_every_endpoint_and_code() {
     assert!(codes.len() > 12, "{codes:?}");
     for code in codes {
         assert!(page.contains(&format!("`{code}`")), "{code} is not in docs/rest.md");
-    }
-}
-
-#[tokio::test]
-async fn the_ledger_is_leafed_through() {
-    for test in testing::both().await {
-        let rig = Rig::new(&test.store).await;
-        let event = |n: i64, room: &str, reason: &str| NewPending {
-            event_id: format!("${n}"),
-            room_id: room.to_owned(),
-            session_id: Some("session".to_owned()),
-            sender: "@instagram_1:example.org".to_owned(),
-            waits: Waits::Ledger,
-            reason: Reason::parse(reason),
-            event: b"{}".to_vec(),
-            origin_server_ts: START,
-            received_at: START,
-        };
-        let withheld = "withheld:m.unverified";
-        let events = [event(1, "!one", "no_key"), event(2, "!one", withheld), event(3, "!two", "no_key")];
-        let mut tx = test.store.begin().await.unwrap();
-        pending::insert(&mut tx, test.store.seal().unwrap(), &events, START).await.unwrap();
-        tx.commit().await.unwrap();
-        let list = async |path: &str| {
-            let (status, answer) = rig.get(path).await;
-            assert_eq!(status, 200, "{path}: {answer}");
-            answer
-        };
-        let ids = |answer: &Value| {
-            let events = answer["events"].as_array().unwrap();
-            events.iter().map(|event| event["event_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-        };
-        let page = list("undecryptable?limit=2").await;
-        assert_eq!(
-            (ids(&page), &page["by_reason"]),
-            (vec!["$3".into(), "$2".into()], &json!({"no_key": 2, withheld: 1}))
-        );
-        let next = page["next"].as_str().unwrap();
-        assert_eq!(ids(&list(&format!("undecryptable?limit=2&cursor={next}")).await), ["$1"]);
-        assert_eq!(ids(&list("undecryptable?room=!one").await), ["$2", "$1"]);
-        assert_eq!(ids(&list("undecryptable?reason=withheld:m.unverified").await), ["$2"]);
-        let one = &list("undecryptable?reason=no_key&room=!one").await["events"][0];
-        assert_eq!((&one["event_id"], &one["session_id"]), (&json!("$1"), &json!("session")));
-        assert!(one["next_step"].as_str().unwrap().contains("key"), "{one}");
-        assert_eq!(rig.get("undecryptable?reason=").await.0, 400);
-        rig.store_is(StoreState::Ready);
-        let stored = rig.get("stats").await.1["stored"].clone();
-        let lately = |n| json!({"hour": n, "day": n, "week": n});
-        assert_eq!(stored["undecryptable"], json!({"no_key": lately(2), withheld: lately(1)}));
-        assert_eq!(stored["messages"]["decryptable_rate"]["hour"], 0.0);
     }
 }
