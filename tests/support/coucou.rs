@@ -264,9 +264,12 @@ impl Coucou {
         let is_secret = |name: &str| SECRET.iter().any(|part| name.ends_with(part));
         let set = self.environment.iter().filter(|(name, value)| is_secret(name) && value.len() >= 8);
         let mut secrets: Vec<_> = set.map(|(name, value)| (name.clone(), value.clone())).collect();
-        if self.registration().exists() {
-            secrets.extend(["as_token", "hs_token"].map(|name| (name.to_owned(), self.registered(name))));
-        }
+        // One that is broken on purpose may lack a token, or have a short one.
+        let registration = fs::read_to_string(self.registration()).unwrap_or_default();
+        let lines = registration.lines().filter_map(|line| line.split_once(": "));
+        let tokens = lines.filter(|(name, token)| name.ends_with("s_token") && token.len() >= 8);
+        let quotes = |char| matches!(char, '"' | '\'');
+        secrets.extend(tokens.map(|(name, token)| (name.to_owned(), token.trim_matches(quotes).to_owned())));
         secrets
     }
 
