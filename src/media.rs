@@ -2,7 +2,7 @@
 //!
 //! What there is to know of a file, its key included, is in its message's payload, as it is stored: a message that
 //! was taken back, or whose content was deleted for its age, has no file any more. A file is fetched when somebody
-//! asks for it, by one request however many ask, and kept in a [cache](cache) that only ever holds ciphertext. It is
+//! asks for it, by one request however many ask, and kept in a cache that only ever holds ciphertext. It is
 //! decrypted while it is handed out. Neither way is it ever in memory as a whole.
 //!
 //! Nothing is handed out of a file whose hash is not the one that its sender stated. When the process dies, what it
