@@ -42,14 +42,16 @@ async fn batches_and_deliveries_without_an_order_arrive_as_documented() {
     loose.in_any_order();
     let webhooks = format!(
         "webhooks:\n{}{}{}",
-        entry("bulk", &bulk, "schedule: [1s, 1s, 1s, 1s], batch: {max: 10, wait: 500ms}"),
-        entry("cloud", &cloud, "ordering: none, format: cloudevents, batch: {max: 100, wait: 500ms}"),
-        entry("loose", &loose, "ordering: none, timeout: 20s"),
+        entry("bulk", &bulk, "schedule: [1s, 1s, 1s, 1s], batch: {max: 10, wait: 3s}"),
+        entry("cloud", &cloud, "ordering: none, format: cloudevents, batch: {max: 100, wait: 2s}"),
+        entry("loose", &loose, "ordering: none, timeout: 30s"),
     );
     let mut scene = Scene::set(2, &webhooks).await;
+    // That the rooms are read is told before anything is said.
+    until("the rooms", SOON, async || (loose.taken().len() == 2).then_some(())).await;
     bulk.answer_next([Answer::Status(500), Answer::Close]);
     // The first request is not answered for ever; with an order, its room would wait.
-    loose.answer_next([Answer::Late(200, Duration::from_secs(5))]);
+    loose.answer_next([Answer::Late(200, Duration::from_secs(10))]);
     scene.push(100, &mut rng).await;
 
     let all = async |name: &str, receiver: &Receiver, count: usize| {
