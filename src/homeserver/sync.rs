@@ -65,13 +65,11 @@ impl Homeserver {
         timeout: Duration,
     ) -> Result<SyncPage, HomeserverError> {
         let path = ["_matrix", "client", "v3", "sync"];
-        // Synapse answers a /sync that it has answered before from a cache, for two minutes
-        // (`sync_response_cache_duration`), and the filter is part of what it knows it by. A poll may be answered so;
-        // who asks for what is there now may not.
+        // A poll may be answered as before; who asks for what is there now may not.
         let now = since.is_none() || timeout.is_zero();
-        let nobodys = now.then(|| format!("!{:032x}:coucou.invalid", rand::random::<u128>()));
+        let no_room = now.then(no_room);
         let filter = json!({
-            "room": { "rooms": [], "not_rooms": nobodys.as_slice() },
+            "room": { "rooms": [], "not_rooms": no_room.as_slice() },
             "presence": { "types": [] },
             "account_data": { "types": [] },
         });
@@ -96,4 +94,11 @@ impl Homeserver {
                 .or(answer.unstable_unused_fallback_key_types),
         })
     }
+}
+
+/// A room that there is not, another one each time, for the filter of a `/sync` that must not be answered from a
+/// cache: Synapse answers the very same question for two minutes as it did at first, without what came since
+/// (`sync_response_cache_duration`), and the filter is part of the question.
+pub(super) fn no_room() -> String {
+    format!("!{:032x}:coucou.invalid", rand::random::<u128>())
 }

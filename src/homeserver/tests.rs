@@ -146,7 +146,8 @@ async fn users_and_devices_are_made() {
     homeserver.put_device(user, device_id!("COUCOU/1"), "relay").await.unwrap();
     homeserver.login_appservice(user, device_id!("COUCOU/1"), "relay").await.unwrap();
     script.answer(200, &json!({ "device_keys": { user: { "A": {}, "B": {} } } }));
-    assert_eq!(homeserver.device_keys(user).await.unwrap(), ["A".into(), "B".into()].into());
+    let published = homeserver.published_keys(user).await.unwrap();
+    assert_eq!(published.devices.keys().map(|id| id.as_str()).collect::<Vec<_>>(), ["A", "B"]);
     homeserver.ping("coucou", "t1").await.unwrap();
 
     let asked = script.asked();
@@ -197,6 +198,27 @@ async fn sync_asks_for_to_device_only_and_survives_odd_members() {
     assert_eq!((&*query["since"], &*query["timeout"]), ("s1", "30000"));
     assert_eq!((&*query["set_presence"], &*query["device_id"]), ("offline", "COUCOU/1"));
     assert!(!asked[1].query().contains_key("since"));
+}
+
+#[tokio::test]
+async fn what_is_there_now_is_never_asked_for_in_the_same_words() {
+    let (script, homeserver, _lifecycle) = rig().await;
+    let empty = json!({ "next_batch": "s2" });
+    for _ in 0..2 {
+        script.answer(200, &empty);
+        homeserver.sync(&device(), Some("s1"), Duration::ZERO).await.unwrap();
+        script.answer(200, &empty);
+        homeserver.timelines(&device().user_id, "s1").await.unwrap();
+    }
+    let filters: Vec<String> = script.asked().iter().map(|asked| asked.query()["filter"].clone()).collect();
+    assert!(filters[0] != filters[2] && filters[1] != filters[3], "{filters:?}");
+    // A poll that is made again may be.
+    for _ in 0..2 {
+        script.answer(200, &empty);
+        homeserver.sync(&device(), Some("s1"), Duration::from_secs(30)).await.unwrap();
+    }
+    let polls: Vec<String> = script.asked().iter().map(|asked| asked.query()["filter"].clone()).collect();
+    assert_eq!(polls[0], polls[1]);
 }
 
 #[tokio::test]
