@@ -166,7 +166,7 @@ impl Engine {
     /// When the homeserver or the store fails.
     pub async fn publish_again(&self) -> Result<bool, CryptoError> {
         let (user_id, device_id) = (&self.account().user_id, &self.account().device_id);
-        if self.homeserver.device_keys(user_id).await?.contains(device_id) {
+        if self.homeserver.published_keys(user_id).await?.devices.contains_key(device_id) {
             return Ok(false);
         }
         let Some(device) = self.machine.get_device(user_id, device_id, None).await? else { return Ok(false) };

@@ -64,8 +64,8 @@ async fn refuse_taken_device(
     user_id: &UserId,
     device_id: &DeviceId,
 ) -> Result<(), CryptoError> {
-    let known = homeserver.device_keys(user_id).await?;
-    if known.contains(device_id) {
+    let known = homeserver.published_keys(user_id).await?;
+    if known.devices.contains_key(device_id) {
         return Err(CryptoError::Refused(format!(
             "the homeserver has keys for device {device_id} of {user_id}, but this store is empty: senders \
              refuse an old device with new keys. Point store.url (COUCOU_STORE_URL) at the store that made \

@@ -1,9 +1,7 @@
 //! Users and devices of the application service, and the service itself.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use reqwest::Method;
-use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
+use ruma::{DeviceId, OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
@@ -84,25 +82,6 @@ impl Homeserver {
             "initial_device_display_name": display_name,
         });
         self.call::<Json>(Call::post(&path, body)).await.map(drop)
-    }
-
-    /// The devices of a user that have keys on the homeserver
-    /// ([spec](https://spec.matrix.org/latest/client-server-api/#post_matrixclientv3keysquery)).
-    ///
-    /// # Errors
-    /// When the homeserver cannot be reached or refuses.
-    pub async fn device_keys(&self, user_id: &UserId) -> Result<BTreeSet<OwnedDeviceId>, HomeserverError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            #[serde(default)]
-            device_keys: BTreeMap<String, BTreeMap<OwnedDeviceId, Json>>,
-        }
-        let path = ["_matrix", "client", "v3", "keys", "query"];
-        let identity = Identity::user(user_id);
-        let body = json!({ "device_keys": { user_id.as_str(): [] } });
-        let call = Call::post(&path, body).with_identity(&identity);
-        let mut answer: Answer = self.call(call).await?;
-        Ok(answer.device_keys.remove(user_id.as_str()).unwrap_or_default().into_keys().collect())
     }
 
     /// Asks the homeserver to call our ping endpoint, which also ends its waiting before a retry

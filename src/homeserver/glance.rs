@@ -1,4 +1,4 @@
-//! What tells how the homeserver is and what it has of us: questions that change nothing, for `coucou check`.
+//! What tells how the homeserver is and what it has of us: questions that change nothing.
 
 use std::collections::BTreeMap;
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use ruma::{OwnedRoomId, RoomId, TransactionId, UserId};
+use ruma::{OwnedRoomId, RoomId, UserId};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
-use super::{Call, Homeserver, HomeserverError, Identity, LARGE_ANSWER};
+use super::{Call, Homeserver, HomeserverError, Identity, LARGE_ANSWER, sync::no_room};
 
 /// Events of one room that come with the first answer; what lies between is asked for room by room.
 const FIRST_PAGE: u32 = 50;
@@ -80,11 +80,10 @@ impl Homeserver {
     pub async fn timelines(&self, user_id: &UserId, since: &str) -> Result<Timelines, HomeserverError> {
         let path = ["_matrix", "client", "v3", "sync"];
         let none = json!({ "types": [] });
-        // Synapse answers the same question for two minutes as it did the first time, without what came since.
-        let nothing = format!("coucou.{}", TransactionId::new());
         let filter = json!({
             "room": {
-                "timeline": { "limit": FIRST_PAGE, "lazy_load_members": true, "not_types": [nothing] },
+                "not_rooms": [no_room()],
+                "timeline": { "limit": FIRST_PAGE, "lazy_load_members": true },
                 "state": { "types": [], "lazy_load_members": true },
                 "ephemeral": none,
                 "account_data": none,
