@@ -326,12 +326,13 @@ impl Worker {
         known: &mut Known,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
-        if self.rooms.is_outdated(event) {
-            return Ok(());
-        }
         let state_key = event.state_key.as_deref().unwrap_or_default();
         let account = state_key.try_into().ok().and_then(|user: &ruma::UserId| self.account(user));
         if let Some(account) = account.filter(|_| event.event_type == "m.room.member") {
+            // Of others only the name is at stake, and bridges date their members back.
+            if self.rooms.is_outdated(event) {
+                return Ok(());
+            }
             let content = event.content();
             let membership = content.get("membership").and_then(serde_json::Value::as_str);
             let membership = Membership::parse(membership.unwrap_or_default());

@@ -349,3 +349,20 @@ async fn a_bridge_that_is_not_believed_is_reported_and_its_room_not_relayed() {
         assert_eq!(count(store, "SELECT COUNT(*) FROM rooms WHERE relay = 'no' AND state IS NULL").await, 1);
     }
 }
+
+#[tokio::test]
+async fn a_member_of_a_bridge_may_be_dated_back() {
+    for test in testing::both().await {
+        let (store, clock) = (&test.store, ManualClock::at(START));
+        let mut worker = worker(store, RelayPolicy::All, &clock).await;
+        let member = |name: &str, ts: i64| {
+            json!({"event_id": format!("${name}"), "room_id": ROOM, "type": "m.room.member", "sender": "@a:example.org",
+                "state_key": "@a:example.org", "origin_server_ts": ts,
+                "content": {"membership": "join", "displayname": name}})
+        };
+        settle(store, ROOM, json!([member("Before", START.0)])).await;
+        push(store, "1", &[member("After", START.0 - 1000), text("$1", ROOM, "one")]).await;
+        work(&mut worker).await;
+        assert_eq!(payloads(store).await[0]["data"]["sender"]["name"], "After");
+    }
+}
