@@ -29,6 +29,9 @@ use crate::{
 /// How long the worker's start waits for the homeserver.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long it waits for the comparison of timelines.
+const FIRST_LOOK: Duration = Duration::from_secs(10);
+
 /// How often outgoing requests are looked for when nobody announces them.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -99,6 +102,9 @@ impl Term {
             }
             Err(_) => false,
         };
+        if online {
+            self.look_first(&accounts).await?;
+        }
         let worker = Worker::load(self.worker_parts(&office.engines)).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(worker.run(stop.clone()));
@@ -236,8 +242,20 @@ impl Term {
         for lane in &mut office.lanes {
             lane.drain().await?;
         }
-        // Before the worker takes what was pushed: of a room, it may lack something in the middle.
-        self.outages(accounts).look().await
+        Ok(())
+    }
+
+    /// Compares timelines before the worker takes what was pushed: of a room, it may lack something in the middle.
+    /// What fails or takes long is done again beside the work.
+    async fn look_first(&self, accounts: &[Account]) -> Result<(), CryptoError> {
+        match timeout(FIRST_LOOK, self.outages(accounts).look()).await {
+            Ok(Err(error)) if error.ends_the_term() => Err(error),
+            Ok(Err(error)) => {
+                tracing::debug!(error = &error as &dyn Error, "timelines are compared later");
+                Ok(())
+            }
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
     }
 
     async fn publish(&self, engines: &[Engine]) -> Result<(), CryptoError> {

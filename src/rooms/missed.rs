@@ -41,7 +41,7 @@ const MOST_IN_ROOM: usize = 2_000;
 const MOST_IN_ROW: usize = 100;
 
 /// How long the inbox's worker is held up at most while rooms are read.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Compares timelines, for whoever holds the crypto lease.
 #[derive(Debug)]
