@@ -24,6 +24,7 @@ mod edge_events_on_synapse;
 mod faults_on_synapse;
 mod flows_on_fake;
 mod forgeries_on_synapse;
+mod fuzzed_api_on_fake;
 mod instances_on_synapse;
 mod key_lane_on_synapse;
 mod keys_on_synapse;
