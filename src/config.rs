@@ -14,6 +14,7 @@ mod error;
 mod file;
 mod load;
 mod media;
+mod reference;
 mod registration;
 mod settings;
 mod source;
@@ -32,6 +33,7 @@ use url::Url;
 
 pub use crate::model::Inviter;
 pub use error::ConfigError;
+pub use reference::reference;
 pub use registration::{Namespaces, Registration};
 pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
