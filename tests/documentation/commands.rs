@@ -2,21 +2,22 @@
 //! Synapse and a real PostgreSQL. Blocks that cannot run here say why, in a comment before them.
 
 use std::{
-    fs,
+    env, fs,
     os::unix::fs::symlink,
     process::Command,
     time::{Duration, Instant},
 };
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use tokio::task::spawn_blocking;
 
 use super::pages;
 use crate::support::{
     coucou::Coucou,
     postgres::Database,
+    process::Process,
     receiver::Receiver,
     synapse::{Bridge, Options, Synapse},
+    until,
 };
 
 const BOT: &str = "@coucou:localhost";
@@ -147,18 +148,16 @@ impl Scene {
         for (name, value) in coucou.get_envs() {
             command.envs(value.map(|value| (name, value)));
         }
-        let path = std::env::var("PATH").unwrap_or_default();
-        command
-            .env("PATH", format!("{}:{path}", home.display()))
-            .env("CURL_HOME", &home)
-            .stdin(std::process::Stdio::null());
-        let output = spawn_blocking(move || command.output()).await.unwrap().unwrap();
-        if output.status.success() {
+        let path = env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", home.display())).env("CURL_HOME", &home);
+        let log = home.join("log");
+        let mut process = Process::start(&block.place, command, &log);
+        let ended = until(&format!("{} to end", block.place), SOON, async || process.ended()).await;
+        if ended.success() {
             return Ok(());
         }
-        let (said, complaint) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        Err(format!("{} ended with {}:\n{}\n{said}{complaint}", block.place, output.status, block.code))
+        let said = fs::read_to_string(&log).unwrap();
+        Err(format!("{} ended with {ended}:\n{}\n{said}", block.place, block.code))
     }
 
     /// Runs the statements of a block, each of which must answer.
