@@ -34,7 +34,7 @@ pub(super) struct Answer {
     /// `ok`, or `degraded` while the store is away.
     status: &'static str,
     /// The store.
-    store: Backend,
+    store: StoreHealth,
     /// The version of coucou.
     version: &'static str,
 }
@@ -42,7 +42,7 @@ pub(super) struct Answer {
 /// The store, as far as everybody may know.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = HealthStore)]
-pub(super) struct Backend {
+pub(super) struct StoreHealth {
     /// `postgres` or `sqlite`.
     backend: &'static str,
     /// `starting`, `ready` or `unavailable`.
@@ -84,7 +84,7 @@ impl Health {
         let ready = state == "ready";
         let body = Answer {
             status: if ready { "ok" } else { "degraded" },
-            store: Backend { backend: self.backend, state, reason },
+            store: StoreHealth { backend: self.backend, state, reason },
             version: env!("CARGO_PKG_VERSION"),
         };
         (if ready { StatusCode::OK } else { away }, Json(body)).into_response()

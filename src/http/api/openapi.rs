@@ -173,7 +173,7 @@ pub(in crate::http) fn description() -> utoipa::openapi::OpenApi {
 
 /// This description
 ///
-/// OpenAPI 3.1. Anybody may read it: it says nothing about this coucou.
+/// Anybody may read it: it says nothing about this coucou.
 #[utoipa::path(
     get, path = "/api/v1/openapi.json", tag = "health", security(()),
     responses((status = 200, description = "The description.", body = Object)),

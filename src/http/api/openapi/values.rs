@@ -62,11 +62,10 @@ fn schema(name: &str, place: &ParameterIn) -> Option<ObjectBuilder> {
         }
         "status" => one_of(&["pending", "delivered", "dead"]),
         "relayed" => one_of(&["yes", "no", "unknown"]),
-        "reason" => like("^[^\\u0000-\\u001f\\u007f-\\u009f]{1,255}$"),
         "cursor" => like("^[A-Za-z0-9_-]+$"),
         "after" => like("^(latest|[A-Za-z0-9_-]+)$"),
         "webhook" => like("^[^\\u0000]{1,255}$"),
-        "name" => like("^[^\\u0000-\\u001f\\u007f-\\u009f]{1,255}$"),
+        "reason" | "name" => like("^[^\\u0000-\\u001f\\u007f-\\u009f]{1,255}$"),
         "id" if in_path => like("^msg_[0-9a-f]{40}$"),
         "expires" => like("^[0-9]{1,12}$"),
         "signature" => like("^[A-Za-z0-9_-]{43}$"),
