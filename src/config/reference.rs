@@ -14,10 +14,9 @@ pub fn reference() -> String {
         if of != section {
             section = of;
             // Writing to a string does not fail.
-            let _ =
-                write!(page, "\n## {section}\n\n| setting | environment | default | |\n|---|---|---|---|\n");
+            let _ = write!(page, "\n## {section}\n\n");
         }
-        let _ = writeln!(page, "{}", row(setting));
+        let _ = writeln!(page, "{}", entry(setting));
     }
     page
 }
@@ -28,7 +27,7 @@ fn group(path: &'static str) -> &'static str {
     if first.starts_with("owner") { "owner" } else { first }
 }
 
-fn row(setting: &Setting) -> String {
+fn entry(setting: &Setting) -> String {
     let mark = if setting.secret { " 🔑" } else { "" };
     let names: Vec<String> = setting
         .env
@@ -36,17 +35,17 @@ fn row(setting: &Setting) -> String {
         .chain(setting.aliases.iter().copied())
         .map(|name| format!("`{name}`"))
         .collect();
+    let names = if names.is_empty() { "the file alone".to_owned() } else { names.join(", ") };
     format!(
-        "| `{}`{mark} | {} | {} | {} Example: `{}` |",
+        "- **`{}`**{mark}: {}\n  - default: {}\n  - environment: {names}\n  - example: `{}`",
         setting.path,
-        names.join(", "),
-        plain(setting.default),
         plain(setting.meaning),
-        setting.example.replace('|', "\\|"),
+        plain(setting.default),
+        setting.example,
     )
 }
 
-/// Text whose stars and bars are meant as they are.
+/// Text whose stars are meant as they are.
 fn plain(text: &str) -> String {
-    text.replace('*', "\\*").replace('|', "\\|")
+    text.replace('*', "\\*")
 }

@@ -26,6 +26,6 @@ fn each_section_is_there_once_and_has_its_settings() {
     once.dedup();
     assert_eq!(once.len(), sections.len(), "{sections:?}");
     for setting in SETTINGS {
-        assert_eq!(page.matches(&format!("| `{}`", setting.path)).count(), 1, "{}", setting.path);
+        assert_eq!(page.matches(&format!("- **`{}`**", setting.path)).count(), 1, "{}", setting.path);
     }
 }
