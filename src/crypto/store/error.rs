@@ -44,7 +44,8 @@ task_local! {
 pub async fn watch<T>(
     work: impl Future<Output = Result<T, OlmError>>,
 ) -> (Result<T, OlmError>, Option<Hidden>) {
-    HIDDEN.scope(RefCell::default(), async { (work.await, HIDDEN.with(RefCell::take)) }).await
+    // In a box: it is as large as all that the machine does, and so would be whatever calls this.
+    Box::pin(HIDDEN.scope(RefCell::default(), async { (work.await, HIDDEN.with(RefCell::take)) })).await
 }
 
 impl From<AccountStoreError> for CryptoStoreError {
