@@ -254,7 +254,13 @@ impl Worker {
             return self.take_state(event, known, outcome);
         }
         match self.relays(&event.room_id) {
-            Relay::No => return Ok(()),
+            Relay::No => {
+                // A bridge tells its user of its logins in a room of theirs.
+                if self.rooms.pins.is_bot(&event.sender) {
+                    self.read_notice(event, &event.content(), outcome);
+                }
+                return Ok(());
+            }
             Relay::Unknown => {
                 if self.rooms.forget(&event.room_id) {
                     outcome.unread.insert(event.room_id.clone());
@@ -268,6 +274,7 @@ impl Worker {
         if known.is_settled(event) {
             return Ok(());
         }
+        self.hear(event, outcome);
         let target = redaction_target(event);
         if known.overtaken.contains(&event.event_id) {
             known.redacted.extend(target);
@@ -424,6 +431,11 @@ impl Worker {
             event_type = clear_type(&clear.event).unwrap_or(event_type);
             content = Some(clear_content);
         }
+        let content = content.unwrap_or_else(|| event.content());
+        if !encryption.flagged {
+            self.read_notice(event, &content, outcome);
+        }
+        let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
         let profile = room.state.profile(&event.sender);
         let draft = messages::draft(
             ClearEvent {
@@ -432,7 +444,7 @@ impl Worker {
                 sender: event.sender.clone(),
                 origin_server_ts: event.origin_server_ts,
                 event_type,
-                content: content.unwrap_or_else(|| event.content()),
+                content,
                 redacts: event.redacts.clone(),
                 encryption,
                 late,
