@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::ManualClock,
-    model::{Filter, Flow, RelayPolicy, Route},
+    model::{Filter, Flow, RelayPolicy, Route, SilenceSettings},
     store::{Lease, Store, inbox, leases, messages, webhooks},
     testing::{self, START},
 };
