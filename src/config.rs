@@ -37,7 +37,9 @@ pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
 use crate::{
-    model::{Detail, Filter, Flow, Format, Pattern, RecoveryKey, Schedule, Scope, SilenceSettings, TrustPolicy},
+    model::{
+        Detail, Filter, Flow, Format, Pattern, RecoveryKey, Schedule, Scope, SilenceSettings, TrustPolicy,
+    },
     store::Location,
 };
 

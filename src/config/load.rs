@@ -355,8 +355,7 @@ fn silence(reader: &Reader<'_>) -> Result<Option<SilenceSettings>, ConfigError> 
     let (hour, day) = (Duration::from_hours(1), Duration::from_hours(24));
     let after = within(&settings::SILENCE_AFTER, "from 1h to 30d", hour, day * 30)?;
     let second = Duration::from_secs(1);
-    let transactions =
-        within(&settings::SILENCE_TRANSACTIONS_AFTER, "from 1s to 1d", second, day)?;
+    let transactions = within(&settings::SILENCE_TRANSACTIONS_AFTER, "from 1s to 1d", second, day)?;
     let enabled = reader.parsed(&settings::SILENCE_ENABLED, "must be true or false", boolean)?;
     Ok(enabled.unwrap_or(true).then_some(SilenceSettings {
         after: after.unwrap_or(hour * 6),

@@ -323,7 +323,7 @@ settings! {
     }
     SILENCE_ENABLED {
         "silence.enabled", env: "COUCOU_SILENCE_ENABLED",
-        default: "true", example: "false",
+        default: "true", example: "true",
         "Whether webhooks, metrics and stats are told when a network is silent, a bridge is disconnected, or the \
          homeserver pushes nothing: true or false.",
     }

@@ -118,7 +118,14 @@ impl Rooms {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         let pins = Pins::new(&policy.trust);
-        Self { policy, pins, known: HashMap::new(), changed: HashSet::new(), advanced: HashSet::new(), sights: Vec::new() }
+        Self {
+            policy,
+            pins,
+            known: HashMap::new(),
+            changed: HashSet::new(),
+            advanced: HashSet::new(),
+            sights: Vec::new(),
+        }
     }
 
     /// Loads what is stored of these rooms and not in the cache. Between steps the cache is emptied when it
@@ -237,7 +244,8 @@ impl Rooms {
             }
             None => (Relay::No, RoomState::default()),
         };
-        if let Some(sight) = was.filter(|_| relay == Relay::Yes).and_then(|was| sight(&was, network, &state)) {
+        if let Some(sight) = was.filter(|_| relay == Relay::Yes).and_then(|was| sight(&was, network, &state))
+        {
             self.sights.push((room_id.to_owned(), sight));
         }
         let state = if relay == Relay::Yes {
@@ -263,9 +271,8 @@ impl Rooms {
         };
         let Ok(event) = serde_json::from_str::<Value>(event.get()) else { return Change::None };
         // Who leaves is no longer among the members, so it is told apart before.
-        let is_about_bot = bot_of(&room.state).is_some_and(|(bot, _)| {
-            event.get("state_key").is_some_and(|key| key == bot.as_str())
-        });
+        let is_about_bot = bot_of(&room.state)
+            .is_some_and(|(bot, _)| event.get("state_key").is_some_and(|key| key == bot.as_str()));
         let before = is_about_bot.then(|| (room.state.clone(), room.context.network.clone()));
         let change = room.state.apply_judged(&event, &|claim| self.pins.standing(claim));
         if let Some(sight) = before.and_then(|(before, network)| sight(&before, network, &room.state)) {

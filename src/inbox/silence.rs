@@ -202,9 +202,8 @@ impl Silence {
         if self.watched.first().is_some_and(|first| *first < before) {
             self.watched = self.watched.split_off(&before);
             self.networks.values_mut().for_each(|traffic| traffic.forget(before));
-            self.alarms.retain(|_, alarm| {
-                alarm.ended_at.is_none_or(|ended_at| now.since(ended_at) < REMEMBERED)
-            });
+            self.alarms
+                .retain(|_, alarm| alarm.ended_at.is_none_or(|ended_at| now.since(ended_at) < REMEMBERED));
             changes.prune = true;
         }
     }
@@ -252,8 +251,7 @@ impl Worker {
         let mut quiet = Vec::new();
         for (network, traffic) in &self.silence.networks {
             let is_told = self.silence.active(AlarmReason::NoMessages, network).is_some();
-            let is_silent =
-                || traffic.quiet(&self.silence.watched, now, settings.after).is_silent();
+            let is_silent = || traffic.quiet(&self.silence.watched, now, settings.after).is_silent();
             // While it is silent nothing but a message, or the last room's end, changes that.
             if (is_told || is_silent()) && is_told != silence::is_read(&db, network).await? {
                 quiet.push((network.clone(), traffic.last_at(), is_told));
@@ -297,8 +295,8 @@ impl Worker {
         }
         let Some(room) = self.rooms.get(&event.room_id) else { return };
         let Some(network) = room.context.network.clone() else { return };
-        let is_ghost = network_id(&room.context, &event.sender).is_some()
-            || self.rooms.pins.is_ghost(&event.sender);
+        let is_ghost =
+            network_id(&room.context, &event.sender).is_some() || self.rooms.pins.is_ghost(&event.sender);
         let is_full = self.silence.networks.len() >= MOST_NETWORKS;
         if !is_ghost || (is_full && !self.silence.networks.contains_key(&network)) {
             return;
@@ -425,9 +423,8 @@ impl Worker {
             return Ok(());
         }
         let hours = changes.hours.into_iter();
-        let hours: Vec<Hour> = hours
-            .map(|((network, hour), (count, last_at))| Hour { network, hour, count, last_at })
-            .collect();
+        let hours: Vec<Hour> =
+            hours.map(|((network, hour), (count, last_at))| Hour { network, hour, count, last_at }).collect();
         silence::add_hours(tx, &hours).await?;
         let mut alarms = BTreeMap::<Key, Alarm>::new();
         for alarm in changes.dropped {

@@ -114,11 +114,14 @@ impl Tidings {
     ///
     /// # Errors
     /// None that is known; the caller still must not store half a payload.
-    pub fn into_message(self, sequence: u64, us: &UserId) -> Result<Message, Box<dyn std::error::Error + Send + Sync>> {
+    pub fn into_message(
+        self,
+        sequence: u64,
+        us: &UserId,
+    ) -> Result<Message, Box<dyn std::error::Error + Send + Sync>> {
         let Self { alarm, .. } = &self;
         let is_over = !alarm.is_active();
-        let message_type =
-            if is_over { MessageType::BridgeResumed } else { alarm.reason.message_type() };
+        let message_type = if is_over { MessageType::BridgeResumed } else { alarm.reason.message_type() };
         let message_id = self.id();
         let payload = serde_json::to_vec(&self.payload(&message_id, sequence, message_type))?;
         let sender: OwnedUserId = alarm.bot.clone().unwrap_or_else(|| us.to_owned());
@@ -252,10 +255,7 @@ mod tests {
     fn what_is_told_of_bridges_is_as_documented() {
         for reason in AlarmReason::ALL {
             let message = told(alarm(reason));
-            insta::assert_snapshot!(
-                format!("bridge_{}", reason.as_str()),
-                pretty(&message.payload)
-            );
+            insta::assert_snapshot!(format!("bridge_{}", reason.as_str()), pretty(&message.payload));
         }
         let over = Alarm {
             ended_at: Some(Timestamp(1_795_340_000_000)),
@@ -264,6 +264,15 @@ mod tests {
             ..alarm(AlarmReason::NoMessages)
         };
         insta::assert_snapshot!("bridge_resumed", pretty(&told(over).payload));
+    }
+
+    #[test]
+    fn the_example_is_a_real_payload() {
+        let alarm = alarm(AlarmReason::LoginLost);
+        let tidings = Tidings { alarm, room_name: None, login_name: Some("alice".to_owned()) };
+        let (id, kind) = (tidings.id(), MessageType::BridgeDisconnected);
+        let example = serde_json::to_string_pretty(&tidings.payload(&id, 3, kind)).unwrap();
+        assert!(include_str!("../../docs/webhook.md").contains(&example), "{example}");
     }
 
     fn pretty(payload: &[u8]) -> String {
@@ -286,6 +295,9 @@ mod tests {
         let message = told(alarm(AlarmReason::NoTransactions));
         assert_eq!((message.room_id.as_str(), message.sender.as_str()), (NO_ROOM, "@coucou:localhost"));
         let message = told(alarm(AlarmReason::BotLeft));
-        assert_eq!((message.room_id.as_str(), message.sender.as_str()), ("!portal", "@instagrambot:localhost"));
+        assert_eq!(
+            (message.room_id.as_str(), message.sender.as_str()),
+            ("!portal", "@instagrambot:localhost")
+        );
     }
 }

@@ -34,8 +34,7 @@ const HOURS: &str = "SELECT network, hour, count, last_at FROM network_hours ORD
 /// When the database fails.
 pub async fn hours(db: &Db) -> Result<Vec<Hour>, StoreError> {
     let rows: Vec<(String, i64, i64, i64)> = db.fetch_all(HOURS, vec![]).await?;
-    let hour =
-        |(network, hour, count, last_at)| Hour { network, hour, count, last_at: Timestamp(last_at) };
+    let hour = |(network, hour, count, last_at)| Hour { network, hour, count, last_at: Timestamp(last_at) };
     Ok(rows.into_iter().map(hour).collect())
 }
 

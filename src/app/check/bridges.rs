@@ -39,21 +39,31 @@ fn words(alarm: &Alarm) -> (String, String) {
     match reason {
         AlarmReason::NoMessages => (
             format!("nothing of {network} has come since {since}, which is longer than usual"),
-            "look whether its bridge runs and is logged in; docs/bridges.md tells how silence is measured".to_owned(),
+            "look whether its bridge runs and is logged in; docs/bridges.md tells how silence is measured"
+                .to_owned(),
         ),
         AlarmReason::NoTransactions => (
-            format!("the homeserver has pushed nothing since {since}, while keys or messages come by other ways"),
-            "see the line about the ping: the homeserver does not reach coucou, or has another registration".to_owned(),
+            format!(
+                "the homeserver has pushed nothing since {since}, while keys or messages come by other ways"
+            ),
+            "see the line about the ping: the homeserver does not reach coucou, or has another registration"
+                .to_owned(),
         ),
         AlarmReason::BotLeft => {
             let room = room_id.as_ref().map_or("a room", |room_id| room_id.as_str());
-            let says = format!("{bot} is no longer in {room} since {since}, so nothing of {network} comes in it");
-            (says, format!("invite {bot} back, have the bridge make the conversation anew, or leave the room"))
+            let says =
+                format!("{bot} is no longer in {room} since {since}, so nothing of {network} comes in it");
+            (
+                says,
+                format!("invite {bot} back, have the bridge make the conversation anew, or leave the room"),
+            )
         }
         AlarmReason::LoginLost => {
             let (login, status) = (login.as_deref().unwrap_or(""), status.as_deref().unwrap_or("no state"));
             (
-                format!("{bot} says that its login {login} to {network} does not work since {since}: {status}"),
+                format!(
+                    "{bot} says that its login {login} to {network} does not work since {since}: {status}"
+                ),
                 format!("log in again with {bot}; coucou notices by itself that it works"),
             )
         }

@@ -191,7 +191,7 @@ pub(super) struct Heard {
     network: String,
     /// When something of it last came.
     last_at: String,
-    /// Since when it is followed, of the last twelve weeks; what is usual is known after two.
+    /// Since when it is followed, of the last sixteen weeks; what is usual is known after two.
     known_since: String,
 }
 

@@ -39,7 +39,8 @@ fn member(user: &str, membership: &str) -> Value {
 fn portal() -> Vec<Value> {
     let claim = json!({"bridgebot": BOT, "protocol": {"id": "instagramgo"},
         "channel": {"id": "1", "displayname": "Alice", "fi.mau.receiver": "1784"}});
-    let bridge = json!({"type": "m.bridge", "state_key": "example.org/instagram", "sender": BOT, "content": claim});
+    let bridge =
+        json!({"type": "m.bridge", "state_key": "example.org/instagram", "sender": BOT, "content": claim});
     vec![member(BOT, "join"), member(GHOST, "join"), member(US, "join"), bridge]
 }
 
@@ -49,7 +50,9 @@ impl Scene {
         for test in testing::both().await {
             let mut tx = test.store.begin().await.unwrap();
             let device = "COUCOU1".into();
-            accounts::insert(&mut tx, user_id!("@coucou:example.org"), &device, Role::Bot, START).await.unwrap();
+            accounts::insert(&mut tx, user_id!("@coucou:example.org"), &device, Role::Bot, START)
+                .await
+                .unwrap();
             tx.commit().await.unwrap();
             let account = accounts::all(test.store.db()).await.unwrap().remove(0);
             let clock = ManualClock::at(START);
@@ -195,7 +198,12 @@ async fn usual(test: &TestStore) {
     let hours: Vec<Hour> = (last - 4 * 168..=last)
         .flat_map(|hour| {
             let last_at = Timestamp(START.0 - (last - hour) * 3_600_000);
-            ["instagram", WATCHED].map(|network| Hour { network: network.to_owned(), hour, count: 1, last_at })
+            ["instagram", WATCHED].map(|network| Hour {
+                network: network.to_owned(),
+                hour,
+                count: 1,
+                last_at,
+            })
         })
         .collect();
     let mut tx = test.store.begin().await.unwrap();
@@ -296,7 +304,10 @@ async fn a_bot_that_leaves_is_told_in_its_rooms_order_and_so_is_its_return() {
         let told = scene.told().await;
         assert_eq!(scene.types().await, ["bridge.disconnected bot_left"]);
         let data = &told[0]["data"];
-        assert_eq!((&data["bot"], &data["room_id"], &data["room"]["name"]), (&json!(BOT), &json!(ROOM), &json!("Alice")));
+        assert_eq!(
+            (&data["bot"], &data["room_id"], &data["room"]["name"]),
+            (&json!(BOT), &json!(ROOM), &json!("Alice"))
+        );
         assert_eq!((&data["network"], &data["sequence"]), (&json!("instagram"), &json!(before + 1)));
         scene.push(ROOM, &member(BOT, "join")).await;
         scene.push(ROOM, &member(BOT, "join")).await;
@@ -345,7 +356,10 @@ async fn a_lost_login_is_told_until_the_bridge_or_a_message_says_otherwise() {
         scene.notice(MANAGEMENT, BOT, "CONNECTED").await;
         scene.push_again(&lost).await;
         assert_eq!(scene.types().await.len(), 2, "an old notice is known for old");
-        assert_eq!((scene.told().await[1]["type"].as_str(), scene.active().await), (Some("bridge.resumed"), 0));
+        assert_eq!(
+            (scene.told().await[1]["type"].as_str(), scene.active().await),
+            (Some("bridge.resumed"), 0)
+        );
 
         scene.pass(Duration::from_mins(1)).await;
         scene.notice(MANAGEMENT, BOT, "UNKNOWN_ERROR").await;
@@ -353,7 +367,8 @@ async fn a_lost_login_is_told_until_the_bridge_or_a_message_says_otherwise() {
         scene.notice(MANAGEMENT, BOT, "LOGGED_OUT").await;
         assert_eq!((scene.types().await.len(), scene.active().await), (4, 1), "another state is told, too");
         let old = scene.clock.now().minus(Duration::from_hours(9)).0;
-        let message = json!({"type": "m.room.message", "sender": GHOST, "content": {"msgtype": "m.text", "body": "x"}});
+        let message =
+            json!({"type": "m.room.message", "sender": GHOST, "content": {"msgtype": "m.text", "body": "x"}});
         let mut history = message.clone();
         history["origin_server_ts"] = json!(old);
         scene.push(ROOM, &history).await;
@@ -401,10 +416,7 @@ async fn pushes_that_stop_while_the_lane_moves_are_told() {
         );
         scene.say(ROOM, GHOST, json!({"msgtype": "m.text", "body": "two"})).await;
         scene.pass(Duration::from_mins(1)).await;
-        assert_eq!(
-            scene.types().await,
-            ["bridge.silent no_transactions", "bridge.resumed no_transactions"]
-        );
+        assert_eq!(scene.types().await, ["bridge.silent no_transactions", "bridge.resumed no_transactions"]);
         assert_eq!(scene.told().await[1]["data"]["sequence"], 2);
     }
 }

@@ -5,8 +5,8 @@
 //! nothing ever comes counts nothing, and of a network with one conversation a day each hour counts little. An hour
 //! during which coucou was not there to hear counts nothing, neither now nor in what is usual.
 //!
-//! A network is silent when it has been quiet for as many expected hours as the settings say (`silence.after`), and for
-//! half as long again as its second longest quiet time of the weeks before: the longest may have been an outage, which
+//! A network is silent when it has been quiet for as many expected hours as the settings say (`silence.after`), and
+//! for twice as long as its second longest quiet time of the weeks before: the longest may have been an outage, which
 //! must not hide the next one. The weeks are those before the last message, so that a silence does not become usual
 //! while it lasts.
 
@@ -18,7 +18,7 @@ use crate::clock::Timestamp;
 const WEEK: i64 = 7 * 24;
 
 /// How many weeks tell what is usual.
-const WEEKS: i64 = 5;
+const WEEKS: i64 = 8;
 
 /// How long a network must be known before anything is said of it: each hour of the week was seen twice.
 const KNOWN_FOR: i64 = 2 * WEEK;
@@ -26,11 +26,13 @@ const KNOWN_FOR: i64 = 2 * WEEK;
 /// In how many hours something must have come: of less, nothing is usual.
 const FEWEST: usize = 12;
 
-/// How much longer than usual is worth telling.
-const MARGIN: f64 = 1.5;
+/// How much longer than usual is worth telling. With these numbers a network that is quiet on days of its own choosing
+/// is taken for silent some three times a year, one with steady traffic, however little, hardly ever.
+const MARGIN: f64 = 2.0;
 
-/// How long hours are kept, in hours: [`WEEKS`] before the last message of a network that speaks rarely.
-pub(super) const KEPT: i64 = 12 * WEEK;
+/// How long hours are kept, in hours: [`WEEKS`] before the last message, and as long again for networks that speak
+/// rarely. Silence that would have to last longer to be noticed is not.
+pub(super) const KEPT: i64 = 2 * WEEKS * WEEK;
 
 /// The hour of a time, in hours since 1970.
 pub(super) fn hour_of(at: Timestamp) -> i64 {

@@ -70,10 +70,8 @@ async fn an_alarm_is_there_until_it_is_over_and_remembered_for_a_while() {
             put_alarms(&mut tx, alarms).await.unwrap();
             tx.commit().await.unwrap();
         };
-        let left = Alarm {
-            room_id: Some(owned_room_id!("!portal")),
-            ..alarm(AlarmReason::BotLeft, "!portal")
-        };
+        let left =
+            Alarm { room_id: Some(owned_room_id!("!portal")), ..alarm(AlarmReason::BotLeft, "!portal") };
         let lost = Alarm {
             login: Some("1784".to_owned()),
             status: Some("BAD_CREDENTIALS".to_owned()),
@@ -165,7 +163,10 @@ async fn what_came_by_other_ways_since_the_last_push_is_told() {
         let mut tx = store.begin().await.unwrap();
         inbox::accept(&mut tx, "1".into(), body("2"), Timestamp(20)).await.unwrap();
         tx.commit().await.unwrap();
-        assert_eq!(arrivals(store.db()).await.unwrap(), Arrivals { pushed_at: at(20), ..Arrivals::default() });
+        assert_eq!(
+            arrivals(store.db()).await.unwrap(),
+            Arrivals { pushed_at: at(20), ..Arrivals::default() }
+        );
         let mut tx = store.begin().await.unwrap();
         inbox::accept_missed(&mut tx, body("3"), Timestamp(30)).await.unwrap();
         inbox::accept_lane(&mut tx, account, body("4"), Timestamp(40)).await.unwrap();
@@ -191,7 +192,7 @@ async fn looks_go_along_indexes() {
             (FIRST_AFTER, values!["lane", 7_i64], "inbox_source"),
             (LAST_AFTER, values!["lane", 7_i64], "inbox_source"),
             (IS_READ, values!["instagram"], "rooms_"),
-            (NETWORK_OF, values!["@instagrambot:example.org"], "rooms_bridge_bot"),
+            (NETWORK_OF, values!["@instagrambot:example.org"], "rooms_"),
             (ACTIVE, values![100_i64], "bridge_alarms_active"),
             (COUNTS, vec![], "bridge_alarms_active"),
             (PRUNE_ALARMS, values![7_i64], "bridge_alarms_ended"),
