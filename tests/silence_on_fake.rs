@@ -84,7 +84,7 @@ async fn a_network_that_falls_silent_is_told_once_and_a_message_ends_it() {
         event
     };
     homeserver.push_until_taken(&[says()], &[]).await;
-    receiver.wait_until(SOON, |attempts| attempts.iter().any(Attempt::is_message)).await;
+    receiver.wait_until("a message", SOON, |attempts| attempts.iter().any(Attempt::is_message)).await;
 
     // Until ten that evening: seven hours in which something usually comes, and five in which nothing does.
     pass(&coucou, &clock, 6).await;
@@ -114,6 +114,13 @@ async fn a_network_that_falls_silent_is_told_once_and_a_message_ends_it() {
     // Not again, whoever takes over.
     coucou.stop_inside().await;
     coucou.start_inside(&clock).await;
+    let mut topic = event(&room, &bridge.ghost("1"), "m.room.topic", &json!({"topic": "x"}));
+    topic["state_key"] = json!("");
+    homeserver.push_until_taken(&[topic], &[]).await;
+    until("somebody to work again", SOON, async || {
+        (coucou.api("stats").await.1["stored"]["inbox"]["depth"] == 0).then_some(())
+    })
+    .await;
     pass(&coucou, &clock, 3).await;
     assert_eq!(told(&receiver).len(), 1);
     homeserver.push_until_taken(&[says()], &[]).await;

@@ -40,7 +40,7 @@ impl Scene {
             coucou.set("COUCOU_ROOMS_RELAY", "bridged").set("COUCOU_SILENCE_TRANSACTIONS_AFTER", "2s");
         coucou.start().await;
         let sent = bridge.send(&synapse.url()).invite(BOT).messages("text").run().await;
-        receiver.wait_until(SOON, |attempts| attempts.iter().any(Attempt::is_message)).await;
+        receiver.wait_until("a message", SOON, |attempts| attempts.iter().any(Attempt::is_message)).await;
         let portal = sent.portal().to_owned();
         Self { coucou, synapse, bridge, receiver, forwarder, portal, _database: database }
     }
@@ -73,7 +73,7 @@ async fn a_bridge_that_is_disconnected_is_told_and_so_is_its_end() {
     let management = management.as_str().unwrap().to_owned();
     until("the room to be read", SOON, async || {
         let (_, rooms) = scene.coucou.api("rooms?relayed=no").await;
-        rooms["rooms"].as_array()?.iter().any(|room| room["room_id"] == *management).then_some(())
+        rooms["rooms"].as_array()?.iter().any(|room| room["id"] == *management).then_some(())
     })
     .await;
     let notice = |state: &str| {
@@ -126,7 +126,7 @@ async fn a_bridge_that_is_disconnected_is_told_and_so_is_its_end() {
     assert_eq!((&*event, &resumed["resumes"]), ("bridge.resumed", &silent["id"]));
     assert_eq!(resumed["sequence"].as_u64(), silent["sequence"].as_u64().map(|number| number + 1));
     let said = |attempts: &[Attempt]| attempts.iter().filter(|attempt| attempt.is_message()).count() == 7;
-    scene.receiver.wait_until(SOON, said).await;
+    scene.receiver.wait_until("all messages", SOON, said).await;
     assert_eq!(scene.told().len(), 6, "each once");
     let (_, stats) = scene.coucou.api("stats").await;
     assert_eq!(stats["stored"]["bridges"]["alarms"], json!([]));

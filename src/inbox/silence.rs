@@ -96,6 +96,7 @@ pub(super) struct Silence {
     watched: BTreeSet<i64>,
     /// Those that are over, too.
     alarms: HashMap<Key, Alarm>,
+    /// When somebody last looked: since then nobody was away.
     looked_at: Option<Timestamp>,
     look_at: Timestamp,
 }
@@ -111,7 +112,7 @@ impl Silence {
             networks: BTreeMap::new(),
             watched: BTreeSet::new(),
             alarms: HashMap::new(),
-            looked_at: None,
+            looked_at: Some(now),
             look_at: now,
         };
         if known.settings.is_none() {
