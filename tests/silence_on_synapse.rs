@@ -91,7 +91,7 @@ async fn a_bridge_that_is_disconnected_is_told_and_so_is_its_end() {
     );
     let output = scene.coucou.run(&["check", "--json"]).await;
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let findings = report["findings"].as_array().unwrap().iter();
+    let findings = report["checks"].as_array().unwrap().iter();
     let findings: Vec<&Value> = findings.filter(|finding| finding["check"] == "bridges").collect();
     assert_eq!((findings.len(), &findings[0]["status"]), (1, &json!("fail")), "{findings:?}");
     assert!(findings[0]["says"].as_str().unwrap().contains("1784 to instagram"), "{findings:?}");
@@ -102,9 +102,8 @@ async fn a_bridge_that_is_disconnected_is_told_and_so_is_its_end() {
     assert_eq!((&*event, &left["reason"]), ("bridge.disconnected", &json!("bot_left")));
     assert_eq!((&left["room_id"], &left["bot"]), (&json!(scene.portal), &json!(scene.bridge.bot())));
 
-    // After a death nothing is told again; then both are over.
-    scene.coucou.kill9();
-    scene.coucou.start().await;
+    // After a restart nothing is told again; then both are over.
+    scene.coucou.restart().await;
     scene.as_bridge("PUT", &format!("{path}/2"), &notice("CONNECTED")).await;
     let (event, resumed) = scene.tells(3).await;
     assert_eq!((&*event, &resumed["resumes"]), ("bridge.resumed", &lost["id"]));
