@@ -315,11 +315,11 @@ impl Worker {
         // A login that brings news works, whatever the bridge said last. History says nothing.
         let is_news = at.since(event.origin_server_ts) <= BACKFILL_AGE;
         for key in silence.active_keys(AlarmReason::LoginLost) {
-            let brings = |alarm: &&Alarm| {
+            let brings = |alarm: &Alarm| {
                 let same = receiver.as_ref().zip(alarm.login.as_ref()).is_none_or(|(is, of)| is == of);
                 alarm.bot == bot && same && event.origin_server_ts > alarm.since
             };
-            if is_news && silence.alarms.get(&key).filter(brings).is_some() {
+            if is_news && silence.alarms.get(&key).is_some_and(brings) {
                 silence.end(&key, at, None, None, changes);
             }
         }
@@ -345,12 +345,12 @@ impl Worker {
         if known.is_some_and(|alarm| at <= alarm.since) {
             return;
         }
-        let is_same = |alarm: &&Alarm| {
+        let is_same = |alarm: &Alarm| {
             alarm.is_active() && alarm.status.as_ref() == Some(&notice.status) && alarm.error == notice.error
         };
         match notice.health {
             Health::Connected => self.silence.end(&key, now, None, notice.name, &mut outcome.silence),
-            Health::Lost if known.filter(is_same).is_some() => {}
+            Health::Lost if known.is_some_and(is_same) => {}
             Health::Lost => {
                 let alarm = Alarm {
                     bot: Some(bot.clone()),
@@ -472,13 +472,9 @@ async fn numbered(
 ) -> Result<Message, StoreError> {
     const CORRUPT: StoreError = StoreError::Corrupt("messages");
     let room_id: OwnedRoomId = bridge::room_of(&tidings.alarm).map_err(|_| CORRUPT)?;
-    let sequence = match (sequence, *next) {
-        (Some(sequence), _) => sequence,
-        (None, Some(sequence)) => sequence,
-        (None, None) => {
-            let sequence = stored::next_sequence(tx, &room_id).await?;
-            u64::try_from(sequence).map_err(|_| CORRUPT)?
-        }
+    let sequence = match sequence.or(*next) {
+        Some(sequence) => sequence,
+        None => u64::try_from(stored::next_sequence(tx, &room_id).await?).map_err(|_| CORRUPT)?,
     };
     if tidings.alarm.room_id.is_none() {
         *next = Some(sequence + 1);

@@ -231,7 +231,8 @@ impl Worker {
         let (more, news) = self.read_news().await?;
         keys.extend(more);
         let untold = self.read_untold(now).await?;
-        let silence = if had_rows { Changes::default() } else { self.look_for_silence(now).await? };
+        let silence =
+            if had_rows { Changes::default() } else { Box::pin(self.look_for_silence(now)).await? };
         if !(had_rows || imported)
             && silence.is_empty()
             && due.is_empty()
@@ -258,7 +259,7 @@ impl Worker {
         self.relay(batch, &keys, due, now, &mut outcome).await?;
         self.tell(untold, &mut outcome).await?;
         self.note_bots(&mut outcome);
-        self.commit(outcome, now).await?;
+        Box::pin(self.commit(outcome, now)).await?;
         Ok(Progress::Worked)
     }
 

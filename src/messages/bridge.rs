@@ -164,7 +164,7 @@ impl Tidings {
     ) -> BridgePayload<'a> {
         let Self { alarm, room_name, login_name } = self;
         let is_over = message_type == MessageType::BridgeResumed;
-        let login = (alarm.reason == AlarmReason::LoginLost).then(|| BridgeLogin {
+        let login = (alarm.reason == AlarmReason::LoginLost).then_some(BridgeLogin {
             id: alarm.login.as_deref(),
             name: login_name.as_deref(),
             status: alarm.status.as_deref(),
