@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
-use serde_json::value::RawValue;
 
 use super::{
     batch::Batch,
@@ -255,10 +254,7 @@ impl Worker {
         }
         match self.relays(&event.room_id) {
             Relay::No => {
-                // A bridge tells its user of its logins in a room of theirs.
-                if self.rooms.pins.is_bot(&event.sender) {
-                    self.read_notice(event, &event.content(), outcome);
-                }
+                self.overhear(event, outcome);
                 return Ok(());
             }
             Relay::Unknown => {
@@ -428,7 +424,7 @@ impl Worker {
                 outcome.used.push((index, user));
             }
             outcome.waited.push(now.since(event.received_at));
-            event_type = clear_type(&clear.event).unwrap_or(event_type);
+            event_type = event::clear_type(&clear.event).unwrap_or(event_type);
             content = Some(clear_content);
         }
         let content = content.unwrap_or_else(|| event.content());
@@ -501,13 +497,4 @@ impl Queue {
 fn megolm_index(event: &WireEvent) -> Option<MegolmIndex> {
     let place = event.session.as_ref()?;
     Some((place.key.room_id.to_string(), place.key.session_id.clone(), place.index?))
-}
-
-fn clear_type(event: &RawValue) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        #[serde(rename = "type")]
-        event_type: String,
-    }
-    serde_json::from_str::<Head>(event.get()).ok().map(|head| head.event_type)
 }

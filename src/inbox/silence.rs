@@ -197,15 +197,15 @@ impl Silence {
         for hour in before.map_or(0..0, |before| hour_of(before)..hour_of(now)) {
             if self.watched.insert(hour) {
                 changes.hear(WATCHED, hour, now);
+                changes.prune = true;
             }
         }
-        let before = hour_of(now) - KEPT;
-        if self.watched.first().is_some_and(|first| *first < before) {
+        if changes.prune {
+            let before = hour_of(now) - KEPT;
             self.watched = self.watched.split_off(&before);
             self.networks.values_mut().for_each(|traffic| traffic.forget(before));
             self.alarms
                 .retain(|_, alarm| alarm.ended_at.is_none_or(|ended_at| now.since(ended_at) < REMEMBERED));
-            changes.prune = true;
         }
     }
 }
@@ -322,6 +322,13 @@ impl Worker {
             if is_news && silence.alarms.get(&key).is_some_and(brings) {
                 silence.end(&key, at, None, None, changes);
             }
+        }
+    }
+
+    /// Looks at an event of a room that is not relayed: a bridge tells its user of its logins in a room of theirs.
+    pub(super) fn overhear(&mut self, event: &WireEvent, outcome: &mut Outcome) {
+        if self.rooms.pins.is_bot(&event.sender) {
+            self.read_notice(event, &event.content(), outcome);
         }
     }
 

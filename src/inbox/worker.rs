@@ -225,7 +225,7 @@ impl Worker {
         let had_rows = !rows.is_empty();
         let imported = self.take_import(now).await?;
         let mut batch = Batch::read(rows, &self.readers());
-        let mut keys = self.take_in(&batch).await?;
+        let mut keys = Box::pin(self.take_in(&batch)).await?;
         self.look_at_doubts(now).await?;
         keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
         let (more, news) = self.read_news().await?;
@@ -254,9 +254,9 @@ impl Worker {
         touched.extend(told_of.iter().map(|id| &**id));
         self.rooms.load(db, seal, touched, now).await?;
         self.drop_unwanted_keys(&keys).await?;
-        let released = self.settle_rooms(&mut batch, &mut outcome).await?;
+        let released = Box::pin(self.settle_rooms(&mut batch, &mut outcome)).await?;
         due.extend(released);
-        self.relay(batch, &keys, due, now, &mut outcome).await?;
+        Box::pin(self.relay(batch, &keys, due, now, &mut outcome)).await?;
         self.tell(untold, &mut outcome).await?;
         self.note_bots(&mut outcome);
         Box::pin(self.commit(outcome, now)).await?;
