@@ -1,6 +1,6 @@
 //! A network falls silent, told from outside with a clock that is moved by hand.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use coucou::clock::{Clock, ManualClock, Timestamp};
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ fn told(receiver: &Receiver) -> Vec<Attempt> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_falls_silent_is_told_once_and_a_message_ends_it() {
     // Nine in the morning: from here on something usually comes every hour.
-    let today = i64::try_from(time::OffsetDateTime::now_utc().unix_timestamp()).unwrap() / 86_400;
+    let today = time::OffsetDateTime::now_utc().unix_timestamp() / 86_400;
     let start = Timestamp((today * 24 + 9) * HOUR + HOUR / 2);
     let clock = ManualClock::at(start);
     let (mut coucou, receiver) = (Coucou::new().await, Receiver::start().await);
