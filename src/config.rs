@@ -39,7 +39,9 @@ pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};
 
 use crate::{
-    model::{Detail, Filter, Flow, Format, Pattern, RecoveryKey, Schedule, Scope, TrustPolicy},
+    model::{
+        Detail, Filter, Flow, Format, Pattern, RecoveryKey, Schedule, Scope, SilenceSettings, TrustPolicy,
+    },
     store::Location,
 };
 
@@ -70,6 +72,8 @@ pub struct Config {
     pub rooms: Rooms,
     /// Events that cannot be decrypted.
     pub undecryptable: Undecryptable,
+    /// When a silence is worth telling; `None`: never.
+    pub silence: Option<SilenceSettings>,
     /// Bridges known beforehand; others are pinned when first seen.
     pub bridges: Vec<Bridge>,
     /// Whom to believe.

@@ -19,6 +19,7 @@ mod redact;
 mod relay;
 pub mod rooms;
 mod seen;
+mod silence;
 #[cfg(test)]
 mod tests;
 pub mod trial;

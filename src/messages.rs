@@ -4,6 +4,7 @@
 //! same message, under the same id, however often it is done, so dying half-way costs nothing. Nothing an
 //! event can hold makes them fail: what cannot be read is relayed as kind `unknown`, with the raw content.
 
+pub mod bridge;
 pub mod filter;
 pub mod ids;
 pub mod kinds;

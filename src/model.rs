@@ -10,6 +10,7 @@ mod message;
 mod pattern;
 mod recovery;
 mod room;
+mod silence;
 mod sync;
 mod trust;
 mod webhook;
@@ -23,6 +24,7 @@ pub use message::{Direction, Message, MessageId, MessageType, RoomContext, RoomK
 pub use pattern::Pattern;
 pub use recovery::{BadRecoveryKey, RecoveryKey};
 pub use room::{Inviter, Membership, Relay, RelayPolicy};
+pub use silence::{Alarm, AlarmReason, SilenceSettings};
 pub use sync::SyncPage;
 pub use trust::{Action, TrustPolicy};
 pub use webhook::{Batch, Detail, Filter, Flow, Format, Ordering, Route, Schedule};

@@ -13,7 +13,10 @@ use schemars::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    messages::payload::{Data, Payload, Test, TestData},
+    messages::{
+        bridge::{BridgeData, BridgePayload},
+        payload::{Data, Payload, Test, TestData},
+    },
     outbox::shape::{self, Batch, CloudEvent},
 };
 
@@ -25,6 +28,7 @@ const FILE: &str = "docs/schema/webhook.json";
 #[expect(dead_code, reason = "only its schema is of use")]
 enum EventData {
     Message(Data<'static>),
+    Bridge(BridgeData<'static>),
     Test(TestData<'static>),
 }
 
@@ -34,6 +38,7 @@ enum EventData {
 #[expect(dead_code, reason = "only its schema is of use")]
 enum Entry {
     Message(Payload<'static>),
+    Bridge(BridgePayload<'static>),
     Test(Test<'static>),
 }
 
@@ -83,7 +88,9 @@ pub(crate) fn by_type(schema: &mut Schema) {
     schema.insert(
         "allOf".to_owned(),
         json!([
-            {"properties": {"type": {"not": {"const": "webhook.test"}}}},
+            {"properties": {"type": {"not": {"enum": [
+                "webhook.test", "bridge.silent", "bridge.disconnected", "bridge.resumed",
+            ]}}}},
             rule(&said, json!({"properties": {"content": {"type": "object"}}})),
             rule(&["message.redacted", "reaction.redacted"], json!({"required": ["redacts"]})),
             rule(
@@ -101,6 +108,7 @@ pub(crate) fn by_type(schema: &mut Schema) {
 fn generated() -> Value {
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     let events = reference::<Payload<'static>>(&mut generator);
+    let bridges = reference::<BridgePayload<'static>>(&mut generator);
     let tests = reference::<Test<'static>>(&mut generator);
     let batches = reference::<Batch<Entry>>(&mut generator);
     let cloud = reference::<CloudEvent<EventData>>(&mut generator);
@@ -109,7 +117,7 @@ fn generated() -> Value {
         "title": "The body of a webhook call of coucou",
         "description": "Version 1. New keys, types and kinds may come without a new version: make types and tests \
             of this, and ignore what you do not know.",
-        "anyOf": [events, tests, batches, cloud, {"type": "array", "minItems": 1, "items": cloud}],
+        "anyOf": [events, bridges, tests, batches, cloud, {"type": "array", "minItems": 1, "items": cloud}],
         "$defs": generator.take_definitions(true),
     }))
     .unwrap();
@@ -234,6 +242,9 @@ fn the_schema_refuses_what_is_no_payload() {
         ("room_joined", "/data/content", json!({"kind": "text"})),
         ("text", "/data/encryption/trust", json!("blind")),
         ("webhook_test", "/data/text", Value::Null),
+        ("bridge_no_messages", "/data/reason", json!("boredom")),
+        ("bridge_no_messages", "/data/since", json!("yesterday")),
+        ("bridge_no_messages", "/type", json!("message.created")),
     ];
     for (name, pointer, value) in wrong {
         let mut payload = of(name);
@@ -248,6 +259,7 @@ fn the_schema_refuses_what_is_no_payload() {
         ("room_left", "/data", "membership"),
         ("undecryptable", "/data", "undecryptable"),
         ("poll", "/data/content/poll", "question"),
+        ("bridge_login_lost", "/data", "network"),
     ] {
         let mut payload = of(name);
         let object: &mut Map<String, Value> = payload.pointer_mut(object).unwrap().as_object_mut().unwrap();

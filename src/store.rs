@@ -30,6 +30,7 @@ pub mod redactions;
 pub mod retention;
 pub mod rooms;
 mod seal;
+pub mod silence;
 pub mod stats;
 pub mod webhooks;
 

@@ -38,5 +38,7 @@ mod relay_on_fake;
 mod relay_on_synapse;
 mod rest_on_synapse;
 mod rig;
+mod silence_on_fake;
+mod silence_on_synapse;
 mod store_on_synapse;
 mod wrong_settings;

@@ -4,6 +4,7 @@
 //! tells it how keys come in, or without one, when it answers the homeserver itself for as long as it takes. What it
 //! sends is a to-device message to our own device, and a `webhook.test` to each webhook.
 
+mod bridges;
 mod device;
 mod door;
 mod homeserver;
@@ -171,6 +172,7 @@ pub async fn check(config: &Config) -> Report {
         rooms::look(&scene, &mut report).await;
     }
     rooms::look_at_messages(&scene, &mut report).await;
+    bridges::look(&scene, &mut report).await;
     webhooks::look(&scene, &mut report).await;
     door.close().await;
     if let Some(store) = &scene.store {

@@ -287,6 +287,7 @@ impl Term {
             webhooks: self.webhooks.clone(),
             cautious: self.cautious,
             notify_after: config.undecryptable.notify_after,
+            silence: config.silence,
             wakes: self.shared.wakes.clone(),
             turn: Arc::clone(&self.turn),
         }

@@ -16,7 +16,7 @@ use super::{
     source::{Given, Reader},
     store, trust, webhooks,
 };
-use crate::model::{Pattern, RecoveryKey, Scope};
+use crate::model::{Pattern, RecoveryKey, Scope, SilenceSettings};
 
 /// The registration that is read when none is named and it is there.
 const DEFAULT_REGISTRATION: &str = "registration.yaml";
@@ -60,6 +60,7 @@ impl Config {
             bridges: trust::bridges(&reader)?,
             trust: trust::trust(&reader)?,
             undecryptable: undecryptable(&reader)?,
+            silence: silence(&reader)?,
             networks: networks(&reader)?,
             log: log(&reader)?,
             // Last, for it may write the pickle key: nothing is written for settings that are wrong.
@@ -341,6 +342,25 @@ fn undecryptable(reader: &Reader<'_>) -> Result<Undecryptable, ConfigError> {
         text => duration::parse(text).map(Some),
     })?;
     Ok(Undecryptable { notify_after: notify_after.unwrap_or(Some(NOTIFY_AFTER)) })
+}
+
+/// What is worth telling of silences; `None`: nothing.
+fn silence(reader: &Reader<'_>) -> Result<Option<SilenceSettings>, ConfigError> {
+    let within = |setting, must: &str, shortest: Duration, longest: Duration| {
+        let must = format!("{}; {must}", duration::MUST);
+        reader.parsed(setting, &must, |text| {
+            duration::parse(text).filter(|length| (shortest..=longest).contains(length))
+        })
+    };
+    let (hour, day) = (Duration::from_hours(1), Duration::from_hours(24));
+    let after = within(&settings::SILENCE_AFTER, "from 1h to 30d", hour, day * 30)?;
+    let second = Duration::from_secs(1);
+    let transactions = within(&settings::SILENCE_TRANSACTIONS_AFTER, "from 1s to 1d", second, day)?;
+    let enabled = reader.parsed(&settings::SILENCE_ENABLED, "must be true or false", boolean)?;
+    Ok(enabled.unwrap_or(true).then_some(SilenceSettings {
+        after: after.unwrap_or(hour * 6),
+        transactions_after: transactions.unwrap_or(Duration::from_mins(15)),
+    }))
 }
 
 fn networks(reader: &Reader<'_>) -> Result<BTreeMap<String, String>, ConfigError> {

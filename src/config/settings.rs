@@ -321,6 +321,24 @@ settings! {
         "How long after it came the webhooks are told, once, of a message that cannot be decrypted: a number \
          with a unit (s, m, h, d or w), or off.",
     }
+    SILENCE_ENABLED {
+        "silence.enabled", env: "COUCOU_SILENCE_ENABLED",
+        default: "true", example: "true",
+        "Whether webhooks, metrics and stats are told when a network is silent, a bridge is disconnected, or the \
+         homeserver pushes nothing: true or false.",
+    }
+    SILENCE_AFTER {
+        "silence.after", env: "COUCOU_SILENCE_AFTER",
+        default: "6h", example: "6h",
+        "After how long without a message a network is silent, at least: a number with a unit (h, d or w), 1h to 30d. \
+         Only time counts in which messages usually come, and what is usual for the network is learnt.",
+    }
+    SILENCE_TRANSACTIONS_AFTER {
+        "silence.transactions_after", env: "COUCOU_SILENCE_TRANSACTIONS_AFTER",
+        default: "15m", example: "15m",
+        "For how long keys or messages must come by other ways, while the homeserver pushes nothing: a number with a \
+         unit (s, m, h), 1s to 1d.",
+    }
     BRIDGE_BOT {
         "bridges[].bot",
         default: "required", example: "@instagrambot:example.org",

@@ -5,6 +5,7 @@ mod malformed;
 mod media;
 mod metrics;
 mod reference;
+mod silence;
 mod store;
 mod webhooks;
 

@@ -22,7 +22,7 @@ use super::{Access, Health, StoreState, connections::Peer, error::Problem};
 use crate::{
     clock::SharedClock,
     metrics::{self, Metrics, metrics, process},
-    store::{Store, StoreError, inbox, outbox, pending, stats, webhooks},
+    store::{Store, StoreError, inbox, outbox, pending, silence, stats, webhooks},
 };
 
 /// Who may read.
@@ -102,6 +102,7 @@ fn forget(metrics: &Metrics) {
         &metrics.dead,
         &metrics.disabled,
         &metrics.rooms,
+        &metrics.bridge_alarms,
     ] {
         gauge.clear();
     }
@@ -136,6 +137,9 @@ impl Parts {
         }
         for (relay, count) in rooms {
             metrics.rooms.count(&[&relay], count);
+        }
+        for (reason, count) in silence::counts(db).await? {
+            metrics.bridge_alarms.count(&[reason.as_str()], count);
         }
         self.read_outbox(metrics).await
     }

@@ -7,7 +7,7 @@ use std::{
 
 use ruma::{OwnedRoomId, OwnedUserId};
 
-use super::worker::Worker;
+use super::{silence::Changes, worker::Worker};
 use crate::{
     clock::Timestamp,
     crypto::CryptoError,
@@ -67,6 +67,8 @@ pub(super) struct Outcome {
     pub waited: Vec<Duration>,
     /// Probes of `coucou check` that came in, and how.
     pub probes: Vec<(String, &'static str)>,
+    /// What the silence detector noticed.
+    pub silence: Changes,
     /// Users whose devices are to be followed.
     pub track: BTreeSet<OwnedUserId>,
 }
@@ -93,9 +95,10 @@ impl Outcome {
 
 impl Worker {
     /// Writes an outcome under the lease, then wakes whom it gives work.
-    pub(super) async fn commit(&mut self, outcome: Outcome, now: Timestamp) -> Result<(), CryptoError> {
+    pub(super) async fn commit(&mut self, mut outcome: Outcome, now: Timestamp) -> Result<(), CryptoError> {
         let store = self.parts.store.clone();
         let seal = store.seal()?;
+        self.number_tidings(&mut outcome);
         let changes = self.rooms.take_changes()?;
         let bridges = self.rooms.pins.take_changes();
         let mut tx = store.begin().await?;
@@ -121,6 +124,7 @@ impl Worker {
         }
         self.write_waiting(&mut tx, &outcome, now).await?;
         messages::use_indexes(&mut tx, &outcome.used, now).await?;
+        self.write_silence(&mut tx, &mut outcome, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
         outcome.apply_redactions(&mut tx, seal, now).await?;
         probes::put(&mut tx, &outcome.probes, now).await?;

@@ -88,6 +88,16 @@ pub(super) fn can_be_kept(id: &str) -> bool {
     id.len() <= LONGEST_ID && !id.contains('\0')
 }
 
+/// The type of an event that was decrypted.
+pub(super) fn clear_type(event: &RawValue) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Head {
+        #[serde(rename = "type")]
+        event_type: String,
+    }
+    serde_json::from_str::<Head>(event.get()).ok().map(|head| head.event_type)
+}
+
 impl WireEvent {
     /// Reads an event.
     ///

@@ -64,6 +64,7 @@ impl Worker {
             (true, false) => {
                 let user_id = account.user_id.clone();
                 tracing::info!(room.id = %event.room_id, account.user_id = %user_id, "left a room");
+                self.stop_watching(&event.room_id, outcome);
                 let Some(room) = self.rooms.get(&event.room_id) else { return Ok(None) };
                 let draft = messages::room_change(
                     clear(event),

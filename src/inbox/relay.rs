@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
-use serde_json::value::RawValue;
 
 use super::{
     batch::Batch,
@@ -254,7 +253,10 @@ impl Worker {
             return self.take_state(event, known, outcome);
         }
         match self.relays(&event.room_id) {
-            Relay::No => return Ok(()),
+            Relay::No => {
+                self.overhear(event, outcome);
+                return Ok(());
+            }
             Relay::Unknown => {
                 if self.rooms.forget(&event.room_id) {
                     outcome.unread.insert(event.room_id.clone());
@@ -268,6 +270,7 @@ impl Worker {
         if known.is_settled(event) {
             return Ok(());
         }
+        self.hear(event, outcome);
         let target = redaction_target(event);
         if known.overtaken.contains(&event.event_id) {
             known.redacted.extend(target);
@@ -421,9 +424,14 @@ impl Worker {
                 outcome.used.push((index, user));
             }
             outcome.waited.push(now.since(event.received_at));
-            event_type = clear_type(&clear.event).unwrap_or(event_type);
+            event_type = event::clear_type(&clear.event).unwrap_or(event_type);
             content = Some(clear_content);
         }
+        let content = content.unwrap_or_else(|| event.content());
+        if !encryption.flagged {
+            self.read_notice(event, &content, outcome);
+        }
+        let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
         let profile = room.state.profile(&event.sender);
         let draft = messages::draft(
             ClearEvent {
@@ -432,7 +440,7 @@ impl Worker {
                 sender: event.sender.clone(),
                 origin_server_ts: event.origin_server_ts,
                 event_type,
-                content: content.unwrap_or_else(|| event.content()),
+                content,
                 redacts: event.redacts.clone(),
                 encryption,
                 late,
@@ -489,13 +497,4 @@ impl Queue {
 fn megolm_index(event: &WireEvent) -> Option<MegolmIndex> {
     let place = event.session.as_ref()?;
     Some((place.key.room_id.to_string(), place.key.session_id.clone(), place.index?))
-}
-
-fn clear_type(event: &RawValue) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        #[serde(rename = "type")]
-        event_type: String,
-    }
-    serde_json::from_str::<Head>(event.get()).ok().map(|head| head.event_type)
 }

@@ -79,6 +79,38 @@ pub struct Rooms {
     known: HashMap<OwnedRoomId, Room>,
     changed: HashSet<OwnedRoomId>,
     advanced: HashSet<OwnedRoomId>,
+    /// Bridge bots that came or went.
+    sights: Vec<(OwnedRoomId, Sight)>,
+}
+
+/// Where a room's bridge bot was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// In the room.
+    Here,
+    /// No longer in it, as it was before.
+    Left {
+        /// The bot.
+        bot: OwnedUserId,
+        /// The network that it brought.
+        network: Option<String>,
+    },
+}
+
+/// The bridge bot of a room, the last one that was believed, and whether it has joined.
+fn bot_of(state: &RoomState) -> Option<(&OwnedUserId, bool)> {
+    let bot = state.bridge.as_ref().map(|bridge| &bridge.bot).or(state.pinned_bot.as_ref())?;
+    Some((bot, state.members.get(bot).is_some_and(|member| member.membership == Join)))
+}
+
+/// What became of a room's bridge bot; of one that was never seen in the room, nothing.
+fn sight(before: &RoomState, network: Option<String>, after: &RoomState) -> Option<Sight> {
+    let (bot, is_in) = bot_of(after)?;
+    match (bot_of(before), is_in) {
+        (_, true) => Some(Sight::Here),
+        (Some((known, true)), false) if known == bot => Some(Sight::Left { bot: bot.clone(), network }),
+        _ => None,
+    }
 }
 
 impl Rooms {
@@ -86,7 +118,14 @@ impl Rooms {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         let pins = Pins::new(&policy.trust);
-        Self { policy, pins, known: HashMap::new(), changed: HashSet::new(), advanced: HashSet::new() }
+        Self {
+            policy,
+            pins,
+            known: HashMap::new(),
+            changed: HashSet::new(),
+            advanced: HashSet::new(),
+            sights: Vec::new(),
+        }
     }
 
     /// Loads what is stored of these rooms and not in the cache. Between steps the cache is emptied when it
@@ -190,6 +229,8 @@ impl Rooms {
         let before = self.known.get(room_id);
         let last_sequence = before.map_or(0, |room| room.last_sequence);
         let base = before.map(|room| room.state.clone()).unwrap_or_default();
+        let network = before.and_then(|room| room.context.network.clone());
+        let was = state.is_some().then(|| base.clone());
         let (relay, state) = match state {
             Some(state) => {
                 let state = base.rebuild_judged(state, &|claim| self.pins.standing(claim));
@@ -203,6 +244,10 @@ impl Rooms {
             }
             None => (Relay::No, RoomState::default()),
         };
+        if let Some(sight) = was.filter(|_| relay == Relay::Yes).and_then(|was| sight(&was, network, &state))
+        {
+            self.sights.push((room_id.to_owned(), sight));
+        }
         let state = if relay == Relay::Yes {
             self.pins.note(room_id, &state, now);
             state
@@ -225,7 +270,14 @@ impl Rooms {
             return Change::None;
         };
         let Ok(event) = serde_json::from_str::<Value>(event.get()) else { return Change::None };
+        // Who leaves is no longer among the members, so it is told apart before.
+        let is_about_bot = bot_of(&room.state)
+            .is_some_and(|(bot, _)| event.get("state_key").is_some_and(|key| key == bot.as_str()));
+        let before = is_about_bot.then(|| (room.state.clone(), room.context.network.clone()));
         let change = room.state.apply_judged(&event, &|claim| self.pins.standing(claim));
+        if let Some(sight) = before.and_then(|(before, network)| sight(&before, network, &room.state)) {
+            self.sights.push((room_id.to_owned(), sight));
+        }
         if change == Change::Bridge {
             self.pins.note(room_id, &room.state, now);
         }
@@ -234,6 +286,11 @@ impl Rooms {
             self.changed.insert(room_id.to_owned());
         }
         change
+    }
+
+    /// The bridge bots that were seen to come or go since this was last asked.
+    pub fn take_sights(&mut self) -> Vec<(OwnedRoomId, Sight)> {
+        std::mem::take(&mut self.sights)
     }
 
     /// The next sequence number of a room.

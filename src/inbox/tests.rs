@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::ManualClock,
-    model::{Filter, Flow, RelayPolicy, Route},
+    model::{Filter, Flow, RelayPolicy, Route, SilenceSettings},
     store::{Lease, Store, inbox, leases, messages, webhooks},
     testing::{self, START},
 };
@@ -44,6 +44,10 @@ pub(super) async fn parts(
         webhooks: vec![Route { webhook_id: webhook, filter: Filter::default(), flow: Flow::default() }],
         cautious: false,
         notify_after: Some(NOTIFY_AFTER),
+        silence: Some(SilenceSettings {
+            after: Duration::from_hours(6),
+            transactions_after: Duration::from_mins(15),
+        }),
         wakes: Wakes::default(),
         turn: Arc::default(),
     }

@@ -217,6 +217,12 @@ impl Pins {
         self.bridges.of_ghost(user).is_some()
     }
 
+    /// Whether a user is the bot of a known bridge.
+    #[must_use]
+    pub fn is_bot(&self, user: &UserId) -> bool {
+        self.bridges.find(user).is_some()
+    }
+
     /// Judges an event that was decrypted to `content`, in a room with that bridge bot.
     ///
     /// # Errors

@@ -28,13 +28,14 @@ use super::{
     imports::Imports,
     rooms::{Policy, Rooms},
     seen::Seen,
+    silence::{Changes, Silence},
     verdict::Doubts,
 };
 use crate::{
     clock::{SharedClock, Timestamp},
     crypto::{CryptoError, Engine, RoomKey},
     metrics::metrics,
-    model::{Account, AccountId, Relay, Role, Route},
+    model::{Account, AccountId, Relay, Role, Route, SilenceSettings},
     store::{Lease, Store, StoreError, inbox, leases, messages, pending},
 };
 
@@ -105,6 +106,8 @@ pub struct WorkerParts {
     pub cautious: bool,
     /// How long after it came a webhook is told of an event that cannot be decrypted; `None`: never.
     pub notify_after: Option<Duration>,
+    /// When a silence is worth telling; `None`: never.
+    pub silence: Option<SilenceSettings>,
     /// Whom to wake.
     pub wakes: Wakes,
     /// Held during a step. Who holds it otherwise sees no room go on meanwhile.
@@ -133,6 +136,8 @@ pub struct Worker {
     pub(super) imports: Imports,
     /// When to look again for events that the webhooks are to be told of.
     pub(super) look_at: Timestamp,
+    /// What is known of silences.
+    pub(super) silence: Silence,
 }
 
 impl Worker {
@@ -162,6 +167,7 @@ impl Worker {
         unreleased.extend(room_keys(pending::held(parts.store.db()).await?));
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let seen = Seen::default();
+        let silence = Silence::load(&parts, since).await?;
         let (doubts, imports) = (Doubts::default(), Imports::default());
         Ok(Self {
             parts,
@@ -175,6 +181,7 @@ impl Worker {
             careful_rows,
             imports,
             look_at: since,
+            silence,
         })
     }
 
@@ -218,13 +225,16 @@ impl Worker {
         let had_rows = !rows.is_empty();
         let imported = self.take_import(now).await?;
         let mut batch = Batch::read(rows, &self.readers());
-        let mut keys = self.take_in(&batch).await?;
+        let mut keys = Box::pin(self.take_in(&batch)).await?;
         self.look_at_doubts(now).await?;
         keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));
         let (more, news) = self.read_news().await?;
         keys.extend(more);
         let untold = self.read_untold(now).await?;
+        let silence =
+            if had_rows { Changes::default() } else { Box::pin(self.look_for_silence(now)).await? };
         if !(had_rows || imported)
+            && silence.is_empty()
             && due.is_empty()
             && keys.is_empty()
             && news.is_empty()
@@ -237,18 +247,19 @@ impl Worker {
         due.extend(self.queued_rooms_of(&keys));
         let (rows, set_aside) = (batch.ids.clone(), batch.set_aside.clone());
         let probes = std::mem::take(&mut batch.probes);
-        let mut outcome = Outcome { rows, set_aside, news, probes, ..Outcome::default() };
+        let mut outcome = Outcome { rows, set_aside, news, probes, silence, ..Outcome::default() };
         let told_of: Vec<_> = untold.iter().filter_map(|event| RoomId::parse(&event.room_id).ok()).collect();
         let mut touched: HashSet<_> = batch.rooms().collect();
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
         touched.extend(told_of.iter().map(|id| &**id));
         self.rooms.load(db, seal, touched, now).await?;
         self.drop_unwanted_keys(&keys).await?;
-        let released = self.settle_rooms(&mut batch, &mut outcome).await?;
+        let released = Box::pin(self.settle_rooms(&mut batch, &mut outcome)).await?;
         due.extend(released);
-        self.relay(batch, &keys, due, now, &mut outcome).await?;
+        Box::pin(self.relay(batch, &keys, due, now, &mut outcome)).await?;
         self.tell(untold, &mut outcome).await?;
-        self.commit(outcome, now).await?;
+        self.note_bots(&mut outcome);
+        Box::pin(self.commit(outcome, now)).await?;
         Ok(Progress::Worked)
     }
 

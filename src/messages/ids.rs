@@ -39,8 +39,13 @@ pub fn message_id(class: PayloadClass, event_id: &EventId) -> MessageId {
     // Neither a label nor an event id holds a NUL, so no two pairs hash the same text.
     hash.update([0]);
     hash.update(event_id.as_bytes());
+    written(&hash.finalize())
+}
+
+/// The id that a hash makes.
+pub(super) fn written(hash: &[u8]) -> MessageId {
     let mut id = String::from("msg_");
-    for byte in hash.finalize().into_iter().take(ID_BYTES) {
+    for byte in hash.iter().take(ID_BYTES) {
         for nibble in [byte >> 4, byte & 0x0f] {
             id.extend(char::from_digit(u32::from(nibble), 16));
         }

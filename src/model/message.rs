@@ -57,6 +57,15 @@ pub enum MessageType {
     /// coucou no longer reads a room.
     #[serde(rename = "room.left")]
     RoomLeft,
+    /// Nothing comes any more, of a network or from the homeserver.
+    #[serde(rename = "bridge.silent")]
+    BridgeSilent,
+    /// A bridge's bot has left a room, or its login is lost.
+    #[serde(rename = "bridge.disconnected")]
+    BridgeDisconnected,
+    /// One of the two is over.
+    #[serde(rename = "bridge.resumed")]
+    BridgeResumed,
     /// A trial delivery.
     #[serde(rename = "webhook.test")]
     WebhookTest,
@@ -64,7 +73,7 @@ pub enum MessageType {
 
 impl MessageType {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::MessageCreated,
         Self::MessageEdited,
         Self::MessageRedacted,
@@ -73,6 +82,9 @@ impl MessageType {
         Self::MessageUndecryptable,
         Self::RoomJoined,
         Self::RoomLeft,
+        Self::BridgeSilent,
+        Self::BridgeDisconnected,
+        Self::BridgeResumed,
         Self::WebhookTest,
     ];
 
@@ -88,8 +100,20 @@ impl MessageType {
             Self::MessageUndecryptable => "message.undecryptable",
             Self::RoomJoined => "room.joined",
             Self::RoomLeft => "room.left",
+            Self::BridgeSilent => "bridge.silent",
+            Self::BridgeDisconnected => "bridge.disconnected",
+            Self::BridgeResumed => "bridge.resumed",
             Self::WebhookTest => "webhook.test",
         }
+    }
+
+    /// Whether it tells something about bridges or webhooks rather than about a conversation.
+    #[must_use]
+    pub fn is_about_service(self) -> bool {
+        matches!(
+            self,
+            Self::BridgeSilent | Self::BridgeDisconnected | Self::BridgeResumed | Self::WebhookTest
+        )
     }
 
     /// The type of that name.

@@ -238,7 +238,7 @@ fn untrusted(value: &str, example: &str) -> (String, &'static str, String) {
 
 #[test]
 fn a_malformed_setting_is_named_with_its_variable_and_an_example() {
-    let tables = MALFORMED.iter().chain(media::MALFORMED);
+    let tables = MALFORMED.iter().chain(media::MALFORMED).chain(silence::MALFORMED);
     let tables = tables.map(|&(name, value, expected)| (name.to_owned(), value, expected.to_owned()));
     let malformed: Vec<_> =
         tables.chain(TRUST.iter().map(|(value, example)| untrusted(value, example))).collect();

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    store::{accounts, inbox, messages, stats},
+    model,
+    store::{accounts, inbox, messages, silence, stats},
 };
 
 /// How coucou is.
@@ -58,6 +59,8 @@ pub(super) struct Stored {
     undecryptable: BTreeMap<String, Lately>,
     /// What has come in.
     inbox: Inbox,
+    /// When each network was heard of, and what is wrong with bridges.
+    bridges: Bridges,
     /// What waits for each webhook.
     deliveries: Vec<Webhook>,
 }
@@ -170,6 +173,53 @@ pub(super) struct Inbox {
     last_key_lane_at: Option<String>,
 }
 
+/// When each network was heard of, and what is wrong with bridges.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Bridges {
+    /// The networks, and when something of them last came.
+    networks: Vec<Heard>,
+    /// How much is wrong, by reason: `no_messages`, `no_transactions`, `bot_left`, `login_lost`.
+    alarm_counts: BTreeMap<&'static str, u64>,
+    /// What is wrong, a hundred at most.
+    alarms: Vec<Alarm>,
+}
+
+/// When a network was heard of.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Heard {
+    /// The network.
+    network: String,
+    /// When something of it last came.
+    last_at: String,
+    /// Since when it is followed, of the last sixteen weeks; what is usual is known after two.
+    known_since: String,
+}
+
+/// What is wrong with a bridge, or between the homeserver and coucou.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Alarm {
+    /// `no_messages`, `no_transactions`, `bot_left` or `login_lost`.
+    reason: &'static str,
+    /// Since when: of a silence, when something last came.
+    since: String,
+    /// When it was told.
+    told_at: String,
+    /// The network, when it is known.
+    network: Option<String>,
+    /// The bridge's bot, of what is about one.
+    bot: Option<String>,
+    /// The room, of `bot_left`.
+    room_id: Option<String>,
+    /// The login on the network, of `login_lost`.
+    login: Option<String>,
+    /// Its state as the bridge calls it.
+    status: Option<String>,
+    /// The code of an error as the bridge calls it.
+    error: Option<String>,
+    /// The message that told of it.
+    message_id: String,
+}
+
 /// How coucou is
 ///
 /// As quick with a million messages as with none. While the store is away `stored` is null, and `store` says why.
@@ -218,6 +268,7 @@ async fn stored(state: &HttpState, now: Timestamp) -> Result<Stored, Problem> {
             last_transaction_at: stats::last_row(db, "push").await?.map(Timestamp::rfc3339),
             last_key_lane_at: stats::last_row(db, "lane").await?.map(Timestamp::rfc3339),
         },
+        bridges: bridges(state).await?,
         deliveries: webhooks::all(state).await?,
     })
 }
@@ -235,6 +286,34 @@ async fn crypto(state: &HttpState, now: Timestamp) -> Result<Crypto, Problem> {
         fence: holder.as_ref().map_or(0, |holder| holder.fence),
         holder: holder.map(|holder| holder.holder),
         accounts: accounts.collect(),
+    })
+}
+
+async fn bridges(state: &HttpState) -> Result<Bridges, Problem> {
+    const MOST: i64 = 100;
+    let db = state.api.store.db();
+    let heard = |heard: silence::Heard| Heard {
+        network: heard.network,
+        last_at: heard.last_at.rfc3339(),
+        known_since: Timestamp(heard.first_hour.saturating_mul(3_600_000)).rfc3339(),
+    };
+    let alarm = |alarm: model::Alarm| Alarm {
+        reason: alarm.reason.as_str(),
+        since: alarm.since.rfc3339(),
+        told_at: alarm.told_at.rfc3339(),
+        network: alarm.network,
+        bot: alarm.bot.map(Into::into),
+        room_id: alarm.room_id.map(Into::into),
+        login: alarm.login,
+        status: alarm.status,
+        error: alarm.error,
+        message_id: alarm.message_id,
+    };
+    let counts = silence::counts(db).await?.into_iter();
+    Ok(Bridges {
+        networks: silence::heard(db).await?.into_iter().map(heard).collect(),
+        alarm_counts: counts.map(|(reason, count)| (reason.as_str(), count)).collect(),
+        alarms: silence::active(db, MOST).await?.into_iter().map(alarm).collect(),
     })
 }
 

@@ -45,6 +45,7 @@ migrations! {
     "0015_ledger_indexes"
     "0016_flow"
     "0017_operator"
+    "0018_silence"
 }
 
 /// The leading number of a migration's file name.

@@ -40,7 +40,7 @@ fn bucket(at: Timestamp) -> i64 {
 /// When the database fails.
 pub(super) async fn add(tx: &mut Tx, messages: &[Message], now: Timestamp) -> Result<(), StoreError> {
     let mut counts = BTreeMap::<(&str, bool), i64>::new();
-    for message in messages.iter().filter(|message| message.message_type != MessageType::WebhookTest) {
+    for message in messages.iter().filter(|message| !message.message_type.is_about_service()) {
         let network = message.network.as_deref().unwrap_or_default();
         let decrypted = message.encrypted && message.message_type != MessageType::MessageUndecryptable;
         *counts.entry((network, decrypted)).or_default() += 1;

@@ -1,0 +1,99 @@
+use std::time::Duration;
+
+use ruma::{OwnedRoomId, OwnedUserId};
+use serde::Serialize;
+
+use super::MessageType;
+use crate::clock::Timestamp;
+
+/// What can be wrong with a bridge, or between the homeserver and coucou.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum AlarmReason {
+    /// A network has been quiet for longer than usual.
+    NoMessages,
+    /// The homeserver pushes nothing, while room keys or messages come by other ways.
+    NoTransactions,
+    /// The bridge's bot is no longer in a room.
+    BotLeft,
+    /// The bridge says that it is no longer logged in, or not connected.
+    LoginLost,
+}
+
+impl AlarmReason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::NoMessages, Self::NoTransactions, Self::BotLeft, Self::LoginLost];
+
+    /// The name in payloads, tables, metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoMessages => "no_messages",
+            Self::NoTransactions => "no_transactions",
+            Self::BotLeft => "bot_left",
+            Self::LoginLost => "login_lost",
+        }
+    }
+
+    /// The reason of that name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == name)
+    }
+
+    /// The type of the message that tells of it.
+    #[must_use]
+    pub fn message_type(self) -> MessageType {
+        match self {
+            Self::NoMessages | Self::NoTransactions => MessageType::BridgeSilent,
+            Self::BotLeft | Self::LoginLost => MessageType::BridgeDisconnected,
+        }
+    }
+}
+
+/// When a silence is worth telling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SilenceSettings {
+    /// How many expected hours without a message make a network silent, at least.
+    pub after: Duration,
+    /// How long other ways bring something while the homeserver pushes nothing.
+    pub transactions_after: Duration,
+}
+
+/// Something that is wrong, or was until lately.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alarm {
+    /// What.
+    pub reason: AlarmReason,
+    /// What it is about: a network, a room, a bot with one of its logins. One alarm for each.
+    pub subject: String,
+    /// The network, when it is known.
+    pub network: Option<String>,
+    /// The room, of [`AlarmReason::BotLeft`].
+    pub room_id: Option<OwnedRoomId>,
+    /// The bridge's bot, of what is about one.
+    pub bot: Option<OwnedUserId>,
+    /// The login on the network, as the bridge calls it.
+    pub login: Option<String>,
+    /// The state that the bridge stated, such as `BAD_CREDENTIALS`.
+    pub status: Option<String>,
+    /// The code of the error that it stated.
+    pub error: Option<String>,
+    /// Since when: of a silence, the last sign of life.
+    pub since: Timestamp,
+    /// When it was told, or its end.
+    pub told_at: Timestamp,
+    /// The id of the message that told of it, or of its end.
+    pub message_id: String,
+    /// When it was over; none while it is so.
+    pub ended_at: Option<Timestamp>,
+}
+
+impl Alarm {
+    /// Whether it is so.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.ended_at.is_none()
+    }
+}
