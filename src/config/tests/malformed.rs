@@ -262,7 +262,7 @@ fn a_wrong_place_in_the_file_is_named_with_its_line() {
     let cases = [
         ("http:\n  prot: 1", "coucou.yaml line 2: there is no setting http.prot; did you mean http.port?"),
         ("nonsense_at_all: 1", "coucou.yaml line 1: there is no setting nonsense_at_all"),
-        ("store: {fallback: sqlite}", "coucou.yaml line 1: there is no setting store.fallback"),
+        ("store: {failover: sqlite}", "coucou.yaml line 1: there is no setting store.failover"),
         (
             "webhooks:\n  - name: x\n    ulr: y",
             "coucou.yaml line 3: there is no setting webhooks[].ulr; did you mean webhooks[].url?",
