@@ -14,6 +14,7 @@ pub mod bridges;
 mod conformance;
 pub mod crypto;
 pub mod db;
+pub mod fallback;
 pub mod holders;
 pub mod inbox;
 pub mod key_imports;

@@ -32,6 +32,8 @@ pub struct Health {
     /// `postgres` or `sqlite`.
     backend: &'static str,
     store: watch::Receiver<StoreState>,
+    /// Why this store stands in for the one of the settings.
+    stands_in: Option<String>,
 }
 
 impl Health {
@@ -39,7 +41,19 @@ impl Health {
     #[must_use]
     pub fn new(backend: &'static str) -> (watch::Sender<StoreState>, Self) {
         let (sender, store) = watch::channel(StoreState::default());
-        (sender, Self { backend, store })
+        (sender, Self { backend, store, stands_in: None })
+    }
+
+    /// Says that the store stands in for the one of the settings, and why: in words that everybody may read.
+    #[must_use]
+    pub fn standing_in(self, why: Option<String>) -> Self {
+        Self { stands_in: why, ..self }
+    }
+
+    /// Why the store stands in for the one of the settings, when it does.
+    #[must_use]
+    pub fn stands_in(&self) -> Option<&str> {
+        self.stands_in.as_deref()
     }
 
     /// How the store is.
@@ -56,7 +70,8 @@ impl Health {
             StoreState::Unavailable { reason } => ("unavailable", Some(reason)),
         };
         let ready = state == "ready";
-        let mut store = json!({ "backend": self.backend, "state": state });
+        let fallback = self.stands_in.is_some();
+        let mut store = json!({ "backend": self.backend, "state": state, "fallback": fallback });
         if let Some(reason) = reason {
             store["reason"] = reason.into();
         }

@@ -7,6 +7,7 @@
 
 mod look;
 mod migrations;
+mod reach;
 mod value;
 
 use std::{future::Future, io, str::FromStr, time::Duration};

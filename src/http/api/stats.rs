@@ -41,6 +41,10 @@ pub(super) struct Store {
     backend: &'static str,
     /// `connected`, `starting`, or `unavailable: ` and why.
     state: String,
+    /// Whether it stands in for PostgreSQL, which could not be reached at the start (`store.fallback`).
+    fallback: bool,
+    /// Why PostgreSQL could not be reached, while the store stands in for it.
+    fallback_reason: Option<String>,
 }
 
 /// What the store says.
@@ -190,7 +194,12 @@ pub(super) async fn get(State(state): State<HttpState>, query: Query) -> Result<
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: state.api.started.elapsed().as_secs(),
         now: now.rfc3339(),
-        store: Store { backend: state.api.store.backend(), state: text },
+        store: Store {
+            backend: state.api.store.backend(),
+            state: text,
+            fallback: state.health.stands_in().is_some(),
+            fallback_reason: state.health.stands_in().map(str::to_owned),
+        },
         stored,
     }))
 }
