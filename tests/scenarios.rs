@@ -21,6 +21,7 @@ mod deliveries_on_fake;
 mod deploy_on_synapse;
 mod edge_events_on_fake;
 mod edge_events_on_synapse;
+mod fallback_on_synapse;
 mod faults_on_synapse;
 mod flows_on_fake;
 mod forgeries_on_synapse;
