@@ -85,7 +85,9 @@ pub enum AppError {
     )]
     Fallback(PathBuf, #[source] StoreError),
     /// The fallback's file cannot be locked.
-    #[error("cannot lock the fallback's file: make {0} writable (store.fallback_file, COUCOU_STORE_FALLBACK_FILE)")]
+    #[error(
+        "cannot lock the fallback's file: make {0} writable (store.fallback_file, COUCOU_STORE_FALLBACK_FILE)"
+    )]
     FallbackLock(PathBuf, #[source] io::Error),
     /// Files cannot be kept.
     #[error("cannot keep files in {0} (media.folder, COUCOU_MEDIA_FOLDER)")]

@@ -14,6 +14,7 @@ mod error;
 mod file;
 mod load;
 mod media;
+mod postgres;
 mod registration;
 mod settings;
 mod source;

@@ -32,6 +32,7 @@ pub mod retention;
 pub mod rooms;
 mod seal;
 pub mod stats;
+mod tls;
 pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};
@@ -42,6 +43,7 @@ use sqlx::migrate::MigrateError;
 pub use db::{Db, Location, Tx};
 pub use leases::Lease;
 pub use seal::{DerivedKey, Seal};
+pub use tls::Distrust;
 
 use crate::clock::Timestamp;
 
@@ -51,6 +53,9 @@ pub enum StoreError {
     /// The database cannot be reached, or has just gone; trying again later makes sense.
     #[error("the database is unavailable")]
     Unavailable(#[source] sqlx::Error),
+    /// TLS and the settings do not agree with the server; it may be mended there.
+    #[error("{0}")]
+    Encryption(Distrust, #[source] sqlx::Error),
     /// The store has not been prepared yet.
     #[error("the store is not ready yet")]
     NotReady,
@@ -88,11 +93,13 @@ impl StoreError {
             Self::Unavailable(sqlx::Error::Io(error)) => {
                 format!("the database cannot be reached: {}", error.kind())
             }
-            Self::Unavailable(sqlx::Error::Tls(_)) => "the encrypted connection cannot be made".to_owned(),
             Self::Unavailable(sqlx::Error::PoolTimedOut) => "no connection could be had in time".to_owned(),
             Self::Unavailable(sqlx::Error::Database(error))
             | Self::Database(sqlx::Error::Database(error)) => {
-                format!("the database refuses with code {}", error.code().as_deref().unwrap_or("unknown"))
+                let code = error.code();
+                let code = code.as_deref().unwrap_or("unknown");
+                let hint = if code == NOT_LET_IN { WANTS_TLS } else { "" };
+                format!("the database refuses with code {code}{hint}")
             }
             other => other.to_string(),
         }
@@ -101,9 +108,13 @@ impl StoreError {
     /// Whether the same call can succeed later without anybody's doing.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::NotReady)
+        matches!(self, Self::Unavailable(_) | Self::Encryption(..) | Self::NotReady)
     }
 }
+
+/// SQLSTATE of a server that lets nobody of that name in from here, or not without TLS.
+const NOT_LET_IN: &str = "28000";
+const WANTS_TLS: &str = ": it does not let this user in from here, or only with TLS (sslmode in store.url)";
 
 /// Whether an error of the database passes by itself.
 fn passes(error: &sqlx::Error) -> bool {
@@ -121,7 +132,11 @@ fn passes(error: &sqlx::Error) -> bool {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        if passes(&error) { Self::Unavailable(error) } else { Self::Database(error) }
+        match Distrust::of(&error) {
+            Some(distrust) => Self::Encryption(distrust, error),
+            None if passes(&error) => Self::Unavailable(error),
+            None => Self::Database(error),
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::{fs, time::Duration};
 
+use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+
 use crate::support::{
-    arrival::{assert_arrives, check_numbers},
+    arrival::assert_arrives,
     coucou::Coucou,
     postgres::{Cluster, Database},
     receiver::{Answer, Attempt, Receiver},
@@ -57,8 +59,17 @@ impl Scene {
         let stands_in = stats["store"]["fallback"].as_bool().unwrap();
         assert_eq!(health["store"]["fallback"], stands_in, "{health}");
         let backend = if stands_in { "sqlite" } else { "postgres" };
-        assert_eq!((&stats["store"]["backend"], &health["store"]["backend"]), (&backend.into(), &backend.into()));
+        assert_eq!(
+            (&stats["store"]["backend"], &health["store"]["backend"]),
+            (&backend.into(), &backend.into())
+        );
         (stands_in, stats["store"]["fallback_reason"].as_str().map(str::to_owned))
+    }
+
+    async fn waiting_in_the_fallback(&self) -> i64 {
+        let options = SqliteConnectOptions::new().filename(self.coucou.path(FILE)).read_only(true);
+        let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::query_scalar("SELECT COUNT(*) FROM pending_events").fetch_one(&mut connection).await.unwrap()
     }
 
     async fn logged(&self, text: &str, times: usize) {
@@ -98,11 +109,8 @@ async fn what_the_fallback_took_is_merged_into_postgresql() {
     let lost = scene.send().invite(BOT).lose_keys().run().await;
     let mut late = scene.send().invite(BOT).keys_when(keys.path()).start();
     late.said(1).await;
-    until("both to wait", SOON, async || {
-        let (_, stats) = scene.coucou.api("stats").await;
-        (stats["stored"]["undecryptable"]["no_key"]["hour"] == 2).then_some(())
-    })
-    .await;
+    let both = async || (scene.waiting_in_the_fallback().await == 2).then_some(());
+    until("both to wait", SOON, both).await;
     assert!(scene.coucou.terminate().await.success());
     fs::write(keys.path().join("1"), "").unwrap();
     let late = late.finish().await;
@@ -122,9 +130,11 @@ async fn what_the_fallback_took_is_merged_into_postgresql() {
     scene.logged("the fallback is merged", 1).await;
     let five = scene.send().room(&room).run().await;
     assert_arrives(&scene.receiver, &[&one, &two, &late, &four, &five], SOON).await;
-    let (_, answer) = scene.coucou.api("undecryptable").await;
-    let ledger = answer.to_string();
-    assert!(ledger.contains(&lost.messages().next().unwrap().event_id), "{ledger}");
+    let lost = &lost.messages().next().unwrap().event_id;
+    until("the lost one to be on the ledger", SOON, async || {
+        scene.coucou.api("undecryptable").await.1.to_string().contains(lost).then_some(())
+    })
+    .await;
     let second = scene.devices().await;
     assert_eq!(second.len(), 1, "the fallback's is removed");
     assert_ne!(first, second, "two stores never share a device");
@@ -156,14 +166,16 @@ async fn what_the_fallback_took_is_merged_into_postgresql() {
     }
     assert_eq!(scene.devices().await, second);
     assert_eq!(scene.aside(), 2);
-    let accepted = scene.receiver.attempts().iter().filter(|attempt| is_here(attempt) && attempt.accepted()).count();
+    let accepted =
+        scene.receiver.attempts().iter().filter(|attempt| is_here(attempt) && attempt.accepted()).count();
     assert_eq!(accepted, 1, "what the fallback delivered is not delivered again");
     assert_eq!(scene.receiver.messages().len(), 9);
     let gaps = "SELECT SUM(last - count) :: BIGINT FROM (SELECT MAX(sequence) AS last, COUNT(*) AS count \
                 FROM messages WHERE type <> 'webhook.test' GROUP BY room_id) AS r";
     assert_eq!(scene.database.number(gaps).await, 0);
     let pending = "SELECT COUNT(*) FROM deliveries WHERE state = 'pending'";
-    until("all to be settled", SOON, async || (scene.database.number(pending).await == 0).then_some(())).await;
+    until("all to be settled", SOON, async || (scene.database.number(pending).await == 0).then_some(()))
+        .await;
     assert_eq!(scene.database.number("SELECT SUM(pending_count) :: BIGINT FROM room_queues").await, 0);
     assert!(scene.coucou.terminate().await.success());
 }

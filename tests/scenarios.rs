@@ -38,4 +38,5 @@ mod relay_on_synapse;
 mod rest_on_synapse;
 mod rig;
 mod store_on_synapse;
+mod tls_to_postgres;
 mod wrong_settings;

@@ -5,8 +5,6 @@
 //! that nobody merges what is still written. What it took goes into PostgreSQL at a later start, in `merge`.
 
 mod merge;
-#[cfg(test)]
-mod tests;
 
 use std::{
     ffi::OsString,
@@ -81,9 +79,7 @@ fn beside(file: &Path, end: &str) -> PathBuf {
 ///
 /// # Errors
 /// When the fallback's file cannot be locked.
-pub(super) async fn choose(
-    settings: &StoreSettings,
-) -> Result<(Location, Option<Arc<StandIn>>), AppError> {
+pub(super) async fn choose(settings: &StoreSettings) -> Result<(Location, Option<Arc<StandIn>>), AppError> {
     let asked = settings.location.clone();
     let Some(Fallback { file, is_on: true }) = &settings.fallback else { return Ok((asked, None)) };
     let Some(reason) = asked.unreachable(PATIENCE).await else {
@@ -150,4 +146,49 @@ fn put_aside(file: &Path, now: Timestamp) -> io::Result<PathBuf> {
         }
     }
     Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+
+    use super::*;
+    use crate::testing::START;
+
+    fn settings(folder: &Path, url: &str, is_on: bool) -> StoreSettings {
+        StoreSettings {
+            location: Location::postgres(url, 1).unwrap(),
+            pickle_key: SecretString::from("test pickle key"),
+            chosen_because: String::new(),
+            fallback: Some(Fallback { file: folder.join("fallback.db"), is_on }),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_one_process_falls_back_to_a_file_and_only_when_it_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let nowhere = "postgres://a:b@127.0.0.1:9/c";
+        let off = choose(&settings(folder.path(), nowhere, false)).await.unwrap();
+        assert!(matches!(off, (Location::Postgres { .. }, None)));
+        let (location, one) = choose(&settings(folder.path(), nowhere, true)).await.unwrap();
+        assert!(matches!(location, Location::Sqlite { path } if path.ends_with("fallback.db")));
+        assert_eq!(one.as_ref().unwrap().reason, "connection refused");
+        let second = choose(&settings(folder.path(), nowhere, true)).await.unwrap();
+        assert!(matches!(second, (Location::Postgres { .. }, None)), "another one has it");
+        drop(one);
+        assert!(choose(&settings(folder.path(), nowhere, true)).await.unwrap().1.is_some());
+    }
+
+    #[test]
+    fn a_merged_file_says_so_and_takes_its_log_along() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("fallback.db");
+        for end in ["", "-wal"] {
+            fs::write(beside(&file, end), end).unwrap();
+        }
+        let aside = put_aside(&file, START).unwrap();
+        assert_eq!(aside, folder.path().join("fallback.db.merged-2025-10-09T08-53-20.000Z"));
+        assert!(!file.exists() && !beside(&file, "-wal").exists());
+        assert!(aside.exists() && fs::read_to_string(beside(&aside, "-wal")).unwrap() == "-wal");
+    }
 }

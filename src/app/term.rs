@@ -156,7 +156,10 @@ impl Term {
         match drained.await {
             Ok(Err(error)) if error.ends_the_term() => return Err(error),
             Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn Error, "the key lane of a given-up device is not emptied");
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "the key lane of a given-up device is not emptied"
+                );
             }
             Ok(Ok(())) => {}
             Err(_) => tracing::warn!("the key lane of a given-up device is not emptied in time"),

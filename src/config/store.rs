@@ -15,6 +15,7 @@ use sqlx::postgres::PgConnectOptions;
 use super::{
     ConfigError, Fallback, StoreSettings,
     load::{boolean, missing},
+    postgres,
     settings::{self, Setting, other},
     source::{Given, Reader},
 };
@@ -46,7 +47,7 @@ pub(super) fn choose(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<
             if fallback.is_on {
                 check_folder(&fallback.file, &settings::FALLBACK_FILE, settings::FALLBACK_FILE.example)?;
             }
-            let options = postgres(&url, reader)?;
+            let options = options(&url, reader)?;
             let chosen_because = format!(
                 "PostgreSQL, {} on {}:{}, because {origin} names it",
                 options.get_database().map_or_else(
@@ -72,7 +73,8 @@ pub(super) fn choose(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<
         Found::Sqlite { path, why } => {
             if fallback.is_on {
                 warnings.push(
-                    "store.fallback does nothing: it stands in for PostgreSQL, and the store is SQLite".to_owned(),
+                    "store.fallback does nothing: it stands in for PostgreSQL, and the store is SQLite"
+                        .to_owned(),
                 );
             }
             check_folder(&path, &settings::STORE_URL, "sqlite:coucou.db")?;
@@ -84,7 +86,12 @@ pub(super) fn choose(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<
                 (key_beside(&path, &file)?, from)
             };
             let chosen_because = format!("SQLite, file {}, with {key_from}, because {why}", path.display());
-            Ok(StoreSettings { location: Location::Sqlite { path }, pickle_key, chosen_because, fallback: None })
+            Ok(StoreSettings {
+                location: Location::Sqlite { path },
+                pickle_key,
+                chosen_because,
+                fallback: None,
+            })
         }
     }
 }
@@ -188,9 +195,9 @@ fn sqlite_path(url: &str) -> Option<&str> {
     file.then_some(path)
 }
 
-fn postgres(source: &Source, reader: &Reader<'_>) -> Result<PgConnectOptions, ConfigError> {
+fn options(source: &Source, reader: &Reader<'_>) -> Result<PgConnectOptions, ConfigError> {
     match source {
-        Source::Url(given) => given.text.trim().parse().map_err(|_| {
+        Source::Url(given) => postgres::from_url(given.text.trim(), reader)?.ok_or_else(|| {
             let must = "must be postgres://user:password@host:port/database, with special characters in the \
                         password percent-encoded, and an sslmode that libpq knows";
             given.invalid(&settings::STORE_URL, must)
@@ -213,12 +220,13 @@ fn postgres(source: &Source, reader: &Reader<'_>) -> Result<PgConnectOptions, Co
                     name = other::ADDON_PORT
                 ))
             })?;
-            Ok(PgConnectOptions::new()
+            let options = PgConnectOptions::new()
                 .host(part(other::ADDON_HOST)?.trim())
                 .port(port)
                 .database(part(other::ADDON_DB)?.trim())
                 .username(part(other::ADDON_USER)?.trim())
-                .password(part(other::ADDON_PASSWORD)?))
+                .password(part(other::ADDON_PASSWORD)?);
+            postgres::with_ca(options, None, reader)
         }
     }
 }

@@ -63,8 +63,7 @@ pub async fn room_keys(from: &AccountStore, into: &AccountStore) -> Result<Merge
     let mut merged = Merged::default();
     let mut after = None;
     loop {
-        let page =
-            from.page_of_inbound_group_sessions(None, after.as_ref(), PAGE).await.map_err(of_from)?;
+        let page = from.page_of_inbound_group_sessions(None, after.as_ref(), PAGE).await.map_err(of_from)?;
         let Some(last) = page.last().cloned() else { return Ok(merged) };
         let mut wanted = Vec::with_capacity(page.len());
         for session in page {

@@ -50,6 +50,9 @@ fn bad(scene: &Scene<'_>, error: &StoreError, report: &mut Report) {
             "set store.pickle_key (COUCOU_STORE_PICKLE_KEY) to the key that the store was made with; when that is \
              lost, `coucou restore` brings the bot back into an empty store"
         }
+        StoreError::Encryption(..) => {
+            "correct that part of store.url (COUCOU_STORE_URL), or have the server's certificate renewed"
+        }
         StoreError::Unavailable(_) => {
             "start the database, or correct store.url (COUCOU_STORE_URL); coucou takes nothing meanwhile, and goes \
              on by itself when the database is back"

@@ -108,7 +108,8 @@ pub(in crate::app) async fn merge(
         return Ok(Merge::Done);
     }
     tracing::info!(file = %file.display(), "PostgreSQL is back: merging the fallback into it");
-    let there = Store::open(&Location::Sqlite { path: file.clone() }, shared.config.store.pickle_key.clone())?;
+    let there =
+        Store::open(&Location::Sqlite { path: file.clone() }, shared.config.store.pickle_key.clone())?;
     let merging = Merging { shared, lease, routes, accounts, there: there.clone() };
     let stand_in = StandIn { reason: String::new(), file: file.clone(), _lock: lock };
     let merged = Box::pin(merging.run(Arc::new(stand_in))).await;
@@ -378,3 +379,6 @@ impl Merging<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

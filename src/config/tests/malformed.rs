@@ -115,6 +115,19 @@ const MALFORMED: &[(&str, &str, &str)] = &[
          coucou.yaml or as COUCOU_STORE_POOL_SIZE, for example COUCOU_STORE_POOL_SIZE=10",
     ),
     (
+        "COUCOU_STORE_FALLBACK",
+        "mysql",
+        "store.fallback must be sqlite or off, but COUCOU_STORE_FALLBACK has \"mysql\": set it in coucou.yaml or as \
+         COUCOU_STORE_FALLBACK, for example COUCOU_STORE_FALLBACK=sqlite",
+    ),
+    (
+        "COUCOU_STORE_FALLBACK_FILE",
+        "data/",
+        "store.fallback_file must be the path of a file, but COUCOU_STORE_FALLBACK_FILE has \"data/\": set it in \
+         coucou.yaml or as COUCOU_STORE_FALLBACK_FILE, for example \
+         COUCOU_STORE_FALLBACK_FILE=coucou-fallback.db",
+    ),
+    (
         "COUCOU_WEBHOOK_URL",
         "ftp://hushhush@example.org",
         "webhooks[].url must be an http or https URL, but the value of COUCOU_WEBHOOK_URL is not: set it in \

@@ -9,6 +9,7 @@ use sqlx::{
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Location;
+use crate::store::Distrust;
 
 /// How long to wait between two attempts.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -40,13 +41,10 @@ impl Location {
 
 /// Why there was no server at all; `None` when one was there and something else is wrong.
 fn nobody_there(error: &sqlx::Error, options: &PgConnectOptions) -> Option<String> {
-    let sqlx::Error::Io(error) = error else { return None };
-    let is_of_tls = error.get_ref().is_some_and(|cause| {
-        cause.is::<rustls::Error>() || cause.source().is_some_and(|cause| cause.is::<rustls::Error>())
-    });
-    if is_of_tls {
+    if Distrust::of(error).is_some() {
         return None;
     }
+    let sqlx::Error::Io(error) = error else { return None };
     match error.kind() {
         // A file of the settings, unless the server is one: a socket.
         io::ErrorKind::NotFound if options.get_socket().is_none() => None,
