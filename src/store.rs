@@ -96,10 +96,7 @@ impl StoreError {
             Self::Unavailable(sqlx::Error::PoolTimedOut) => "no connection could be had in time".to_owned(),
             Self::Unavailable(sqlx::Error::Database(error))
             | Self::Database(sqlx::Error::Database(error)) => {
-                let code = error.code();
-                let code = code.as_deref().unwrap_or("unknown");
-                let hint = if code == NOT_LET_IN { WANTS_TLS } else { "" };
-                format!("the database refuses with code {code}{hint}")
+                format!("the database refuses with code {}", error.code().as_deref().unwrap_or("unknown"))
             }
             other => other.to_string(),
         }
@@ -111,10 +108,6 @@ impl StoreError {
         matches!(self, Self::Unavailable(_) | Self::Encryption(..) | Self::NotReady)
     }
 }
-
-/// SQLSTATE of a server that lets nobody of that name in from here, or not without TLS.
-const NOT_LET_IN: &str = "28000";
-const WANTS_TLS: &str = ": it does not let this user in from here, or only with TLS (sslmode in store.url)";
 
 /// Whether an error of the database passes by itself.
 fn passes(error: &sqlx::Error) -> bool {

@@ -29,7 +29,8 @@ impl Certificates {
             certify(folder.path(), ca, &["-subj", &format!("/CN=the {ca} CA")]).await;
         }
         let signed = ["-CA", "right.pem", "-CAkey", "right.key", "-subj", "/CN=server"];
-        let names = ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"];
+        let names =
+            ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"];
         certify(folder.path(), "server", &[&signed[..], &names].concat()).await;
         fs::write(folder.path().join("nothing.pem"), "no certificate\n").unwrap();
         Self { folder }
@@ -157,7 +158,10 @@ async fn every_sslmode_connects_to_a_server_that_requires_tls_or_says_why_not() 
     })
     .await;
     assert!(health["store"]["reason"].as_str().unwrap().contains(ISSUER), "{health}");
-    assert_eq!((&health["store"]["backend"], &health["store"]["fallback"]), (&"postgres".into(), &false.into()));
+    assert_eq!(
+        (&health["store"]["backend"], &health["store"]["fallback"]),
+        (&"postgres".into(), &false.into())
+    );
     assert!(server.coucou.terminate().await.success());
     let right = server.url("localhost", "sslmode=verify-full&sslrootcert=right");
     server.coucou.reset("COUCOU_STORE_URL", &right);
@@ -174,11 +178,16 @@ async fn every_sslmode_connects_to_a_server_that_requires_tls_or_says_why_not() 
 async fn a_server_without_tls_is_refused_by_the_modes_that_want_it() {
     let database = Database::create().await;
     let coucou = Coucou::new().await.homeserver("http://127.0.0.1:9");
-    for (mode, connects) in [("disable", true), ("allow", true), ("prefer", true), ("require", false), ("verify-ca", false)] {
+    for (mode, connects) in
+        [("disable", true), ("allow", true), ("prefer", true), ("require", false), ("verify-ca", false)]
+    {
         let url = format!("{}?sslmode={mode}", database.url());
         let output = coucou.run_with(&["migrate"], "COUCOU_STORE_URL", &url).await;
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert_eq!(output.status.success(), connects, "{mode}: {said}");
-        assert!(connects || said.contains("does not offer TLS, which sslmode in store.url wants"), "{mode}: {said}");
+        assert!(
+            connects || said.contains("does not offer TLS, which sslmode in store.url wants"),
+            "{mode}: {said}"
+        );
     }
 }

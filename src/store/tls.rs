@@ -7,6 +7,8 @@ use rustls::{CertificateError, Error as TlsError};
 /// What is wrong with TLS; its text is for everybody to read, without addresses or names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distrust {
+    /// The server lets nobody of that name in from here, or not without TLS: it does not say which.
+    NotLetIn,
     /// The server does not speak TLS.
     NotOffered,
     /// The certificate is of a CA that nobody named.
@@ -22,6 +24,9 @@ pub enum Distrust {
 impl fmt::Display for Distrust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::NotLetIn => {
+                "the database does not let this user in from here, or only with TLS (sslmode in store.url)"
+            }
             Self::NotOffered => "the database does not offer TLS, which sslmode in store.url wants",
             Self::Issuer => {
                 "the database's certificate is not signed by a CA that sslrootcert in store.url names or the system knows"
@@ -49,6 +54,8 @@ impl Distrust {
                 None => Self::Other,
             }),
             sqlx::Error::Io(error) => inside(error).map(Self::of_tls),
+            // invalid_authorization_specification.
+            sqlx::Error::Database(error) if error.code().as_deref() == Some("28000") => Some(Self::NotLetIn),
             _ => None,
         }
     }

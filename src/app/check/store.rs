@@ -16,6 +16,13 @@ pub(super) async fn look(scene: &mut Scene<'_>, report: &mut Report) {
         report.warn("store", says, "`coucou init` or `coucou serve` makes it");
         return;
     }
+    if let Some(fallback) = settings.fallback.as_ref().filter(|fallback| fallback.file.exists()) {
+        let says =
+            format!("{} is there: coucou runs on it, or it waits to be merged", fallback.file.display());
+        let remedy =
+            "start coucou while PostgreSQL can be reached, with the store.pickle_key of then: it merges it";
+        report.warn("fallback", says, remedy);
+    }
     let opened = Store::open(&settings.location, settings.pickle_key.clone());
     let looked = match &opened {
         Ok(store) => store.look().await,
