@@ -298,7 +298,7 @@ impl Substitute {
     /// Claims the lease; `None` while another process holds it.
     async fn claim(config: &Config, store: &Store) -> Result<Option<Self>, KeysError> {
         let clock: SharedClock = Arc::new(SystemClock);
-        let holder = format!("keys-import-{}", process::id());
+        let holder = format!("keys-import-{}-{:08x}", process::id(), rand::rng().random::<u32>());
         let mut tx = store.begin().await?;
         let lease = leases::claim(&mut tx, CRYPTO, &holder, clock.now(), LASTS).await?;
         tx.commit().await?;

@@ -87,8 +87,8 @@ impl Term {
     /// Works until told to stop, or until something fails that ends the term.
     pub(super) async fn run(self, stop: CancellationToken) -> Result<(), CryptoError> {
         let Some(accounts) = self.accounts(&stop).await? else { return Ok(()) };
-        self.delete_unwanted_keys().await?;
         let merged = fallback::merge(&self.shared, &self.lease, &self.webhooks, &accounts).await?;
+        self.delete_unwanted_keys().await?;
         let mut office = self.open(&accounts).await?;
         if !self.stands_in() {
             recovery::bring_back(&self.shared, &office.engines).await?;

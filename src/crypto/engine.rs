@@ -26,7 +26,7 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::store::{AccountStore, store_error};
+use super::store::{AccountStore, Hidden, passes, store_error, watch};
 use super::unwedge::Wedged;
 use crate::{
     clock::SharedClock,
@@ -41,6 +41,9 @@ pub enum CryptoError {
     /// The crypto store failed: drop the engine and load a new one.
     #[error("the crypto store failed")]
     Store(#[source] CryptoStoreError),
+    /// It failed without the machine's saying so, with the same consequence.
+    #[error("the crypto store failed within the crypto machine: {}", .0.error)]
+    Hidden(Hidden),
     /// Our own store failed, with the same consequence.
     #[error("the store failed")]
     Database(#[from] StoreError),
@@ -78,10 +81,10 @@ impl CryptoError {
     /// or another process has taken over.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        let transient = |error: &StoreError| error.is_transient() || matches!(error, StoreError::LeaseLost);
         match self {
-            Self::Store(error) => store_error(error).is_some_and(transient),
-            Self::Database(error) => transient(error),
+            Self::Store(error) => store_error(error).is_some_and(passes),
+            Self::Hidden(hidden) => hidden.is_transient,
+            Self::Database(error) => passes(error),
             Self::Homeserver(_) => true,
             Self::Machine(_) | Self::Task(_) | Self::Refused(_) => false,
         }
@@ -90,7 +93,7 @@ impl CryptoError {
     /// Whether the machine may be ahead of the store, so that it must be dropped.
     #[must_use]
     pub fn is_of_the_store(&self) -> bool {
-        matches!(self, Self::Store(_) | Self::Database(_))
+        matches!(self, Self::Store(_) | Self::Hidden(_) | Self::Database(_))
     }
 }
 
@@ -261,7 +264,8 @@ impl Engine {
             unused_fallback_keys: fallback.as_deref(),
             next_batch_token: None,
         };
-        let (processed, keys) = self.machine.receive_sync_changes(changes, &settings()).await?;
+        let settings = settings();
+        let (processed, keys) = watched(self.machine.receive_sync_changes(changes, &settings)).await?;
         let mut keys: Vec<_> = keys
             .into_iter()
             .map(|key| RoomKey { room_id: key.room_id, session_id: key.session_id })
@@ -400,6 +404,14 @@ impl Engine {
     /// When the store fails.
     pub async fn forget_room(&self, room_id: &RoomId) -> Result<u64, CryptoError> {
         Ok(self.store.delete_inbound_group_sessions_of_room(room_id).await.map_err(CryptoStoreError::from)?)
+    }
+}
+
+/// What the machine does, failed when its store failed in it, whatever the machine makes of that.
+pub(super) async fn watched<T>(work: impl Future<Output = Result<T, OlmError>>) -> Result<T, CryptoError> {
+    match watch(work).await {
+        (Ok(_), Some(hidden)) => Err(CryptoError::Hidden(hidden)),
+        (result, _) => Ok(result?),
     }
 }
 

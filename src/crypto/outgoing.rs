@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use matrix_sdk_crypto::types::requests::{
-    AnyOutgoingRequest, KeysQueryRequest, OutgoingRequest, ToDeviceRequest, UploadSigningKeysRequest,
+    AnyIncomingResponse, AnyOutgoingRequest, KeysQueryRequest, OutgoingRequest, ToDeviceRequest,
+    UploadSigningKeysRequest,
 };
 use ruma::{
     TransactionId, UserId,
@@ -17,7 +18,7 @@ use ruma::{
     to_device::DeviceIdOrAllDevices,
 };
 
-use super::engine::{CryptoError, Engine};
+use super::engine::{CryptoError, Engine, watched};
 use crate::homeserver::HomeserverError;
 
 /// Rounds of requests that one drain makes at most; each may give rise to the next.
@@ -55,12 +56,12 @@ impl Engine {
             AnyOutgoingRequest::KeysQuery(request) => self.query_keys(id, request).await?,
             AnyOutgoingRequest::KeysClaim(request) => {
                 let response = self.homeserver.send(&self.identity, request.clone()).await?;
-                self.machine.mark_request_as_sent(id, &response).await?;
+                self.mark_as_sent(id, &response).await?;
             }
             AnyOutgoingRequest::ToDeviceRequest(request) => self.send_to_device(id, request).await?,
             AnyOutgoingRequest::SignatureUpload(request) => {
                 let response = self.homeserver.send(&self.identity, request.clone()).await?;
-                self.machine.mark_request_as_sent(id, &response).await?;
+                self.mark_as_sent(id, &response).await?;
             }
             AnyOutgoingRequest::RoomMessage(request) => {
                 let content = request.content.clone();
@@ -69,10 +70,19 @@ impl Engine {
                 let (room_id, txn_id) = (request.room_id.clone(), request.txn_id.clone());
                 let request = send_message_event::v3::Request::new_raw(room_id, txn_id, event_type, body);
                 let response = self.homeserver.send(&self.identity, request).await?;
-                self.machine.mark_request_as_sent(id, &response).await?;
+                self.mark_as_sent(id, &response).await?;
             }
         }
         Ok(())
+    }
+
+    /// Gives the machine the answer to a request.
+    pub(super) async fn mark_as_sent<'a>(
+        &self,
+        id: &TransactionId,
+        response: impl Into<AnyIncomingResponse<'a>>,
+    ) -> Result<(), CryptoError> {
+        watched(self.machine.mark_request_as_sent(id, response)).await
     }
 
     /// Uploads keys. A store that was brought back from an older copy makes one-time keys under ids that its
@@ -99,7 +109,7 @@ impl Engine {
             }
             answered => answered?,
         };
-        self.machine.mark_request_as_sent(id, &response).await?;
+        self.mark_as_sent(id, &response).await?;
         Ok(())
     }
 
@@ -108,7 +118,7 @@ impl Engine {
         query.timeout = request.timeout;
         query.device_keys = request.device_keys.clone();
         let response = self.homeserver.send(&self.identity, query).await?;
-        self.machine.mark_request_as_sent(id, &response).await?;
+        self.mark_as_sent(id, &response).await?;
         Ok(())
     }
 
@@ -123,7 +133,7 @@ impl Engine {
             request.messages.clone(),
         );
         let response = self.homeserver.send(&self.identity, request).await?;
-        self.machine.mark_request_as_sent(id, &response).await?;
+        self.mark_as_sent(id, &response).await?;
         Ok(())
     }
 

@@ -37,7 +37,7 @@ use matrix_sdk_crypto::{
 use ruma::{OwnedRoomId, RoomId, UserId};
 use tokio::sync::{Mutex, MutexGuard};
 
-pub use error::{AccountStoreError, store_error};
+pub use error::{AccountStoreError, Hidden, passes, store_error, watch};
 
 use self::{
     cache::{Cache, Devices, PendingWrite},

@@ -158,7 +158,7 @@ impl Engine {
         &self,
         response: claim_keys::v3::Response,
     ) -> Result<Vec<OwnedUserId>, CryptoError> {
-        self.machine.mark_request_as_sent(&TransactionId::new(), &response).await?;
+        self.mark_as_sent(&TransactionId::new(), &response).await?;
         Ok(response.one_time_keys.into_keys().collect())
     }
 

@@ -59,7 +59,13 @@ async fn a_lease_has_one_holder_and_fences_off_the_last() {
         leases::release(&mut tx, &first).await.unwrap();
         leases::check(&mut tx, &second).await.unwrap();
         leases::release(&mut tx, &second).await.unwrap();
-        assert!(leases::claim(&mut tx, "crypto", "a", later, LASTS).await.unwrap().is_some());
+        let third = leases::claim(&mut tx, "crypto", "a", later, LASTS).await.unwrap().unwrap();
+        let again = leases::claim(&mut tx, "crypto", "a", later, LASTS).await.unwrap().unwrap();
+        assert!(
+            again.fence() > third.fence(),
+            "who had it need not wait, and is fenced off from itself before"
+        );
+        assert!(matches!(leases::check(&mut tx, &third).await, Err(StoreError::LeaseLost)));
         tx.commit().await.unwrap();
     }
 }

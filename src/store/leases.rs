@@ -30,7 +30,8 @@ impl Lease {
     }
 }
 
-/// Takes the lease `name` for `holder` when it is free or has expired. `None` while another holds it.
+/// Takes the lease `name` for `holder`, whose name no other process shares, when it is free, has expired or is its own
+/// from before, as after a crash of the database. `None` while another holds it.
 ///
 /// # Errors
 /// When the database fails.
@@ -45,7 +46,7 @@ pub async fn claim(
         .fetch_optional(
             "INSERT INTO leases (name, holder, fence, lease_until) VALUES ($1, $2, 1, $4) \
              ON CONFLICT (name) DO UPDATE SET holder = $2, fence = leases.fence + 1, lease_until = $4 \
-             WHERE leases.lease_until < $3 RETURNING fence",
+             WHERE leases.lease_until < $3 OR leases.holder = $2 RETURNING fence",
             values![name, holder, now, now.plus(lasts)],
         )
         .await?;

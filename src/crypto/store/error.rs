@@ -1,6 +1,9 @@
-//! What can go wrong in a crypto store, and how to find it again behind the SDK's errors.
+//! What can go wrong in a crypto store, and how to find it again behind the SDK's errors, and where it has none.
 
-use matrix_sdk_crypto::CryptoStoreError;
+use std::cell::RefCell;
+
+use matrix_sdk_crypto::{CryptoStoreError, OlmError};
+use tokio::task_local;
 
 use crate::store::StoreError;
 
@@ -21,8 +24,38 @@ pub enum AccountStoreError {
     Closed,
 }
 
+/// A failure of the crypto store that the SDK kept to itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hidden {
+    /// What it was.
+    pub error: String,
+    /// Whether the same can succeed later without anybody's doing.
+    pub is_transient: bool,
+}
+
+task_local! {
+    /// The first failure that the SDK was told of in the work under way.
+    static HIDDEN: RefCell<Option<Hidden>>;
+}
+
+/// Runs what an `OlmMachine` does, and tells besides whether its store failed in it. Of a to-device message in
+/// which the store fails, the machine says no more than that it could not be decrypted; its Olm session has moved
+/// on by then, so that the room key in it would be lost for good.
+pub async fn watch<T>(
+    work: impl Future<Output = Result<T, OlmError>>,
+) -> (Result<T, OlmError>, Option<Hidden>) {
+    HIDDEN.scope(RefCell::default(), async { (work.await, HIDDEN.with(RefCell::take)) }).await
+}
+
 impl From<AccountStoreError> for CryptoStoreError {
+    /// The one way by which an error of the store reaches the SDK.
     fn from(error: AccountStoreError) -> Self {
+        let _ = HIDDEN.try_with(|hidden| {
+            hidden.borrow_mut().get_or_insert_with(|| {
+                let is_transient = matches!(&error, AccountStoreError::Store(error) if passes(error));
+                Hidden { error: error.to_string(), is_transient }
+            });
+        });
         match error {
             // Boxed as it is, so that `store_error` finds it.
             AccountStoreError::Store(error) => Self::backend(error),
@@ -40,4 +73,10 @@ pub fn store_error(error: &CryptoStoreError) -> Option<&StoreError> {
         CryptoStoreError::Backend(error) => error.downcast_ref(),
         _ => None,
     }
+}
+
+/// Whether the same can succeed later without anybody's doing, under another lease perhaps.
+#[must_use]
+pub fn passes(error: &StoreError) -> bool {
+    error.is_transient() || matches!(error, StoreError::LeaseLost)
 }
