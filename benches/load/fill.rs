@@ -20,7 +20,7 @@ const STATEMENTS: [&str; 4] = [
 
 /// What the operator's numbers are made of, for `$1` messages and a tenth as many sessions: rooms, a week's ledger and
 /// counts, a day's inbox, and deliveries of which some wait or were given up. `{now}` is the time.
-const OPERATORS: [(&str, i64); 11] = [
+const OPERATORS: [(&str, i64); 12] = [
     (
         "INSERT INTO rooms (room_id, relay, network, last_sequence, tries, created_at) \
          SELECT '!old' || (n - 1), 'yes', CASE WHEN n % 2 = 0 THEN 'instagram' ELSE 'messenger' END, 200, 0, n FROM {numbers}",
@@ -50,20 +50,23 @@ const OPERATORS: [(&str, i64); 11] = [
         "UPDATE deliveries SET state = 'dead' WHERE message_id IN (SELECT 'msg_old' || (n * 7 + 1) FROM {numbers})",
         1_000,
     ),
+    // For a webhook that is in the settings no more: nobody sends what is made up.
+    ("INSERT INTO webhooks (name, created_at) VALUES ('old', 1)", 0),
     (
-        "UPDATE deliveries SET state = 'pending' WHERE message_id IN (SELECT 'msg_old' || (n * 5) FROM {numbers})",
+        "UPDATE deliveries SET state = 'pending', webhook_id = (SELECT webhook_id FROM webhooks WHERE name = 'old') \
+         WHERE message_id IN (SELECT 'msg_old' || (n * 5) FROM {numbers})",
         200,
     ),
     (
         "INSERT INTO room_queues (webhook_id, room_id, pending_count, due_at, failures, lease_until, lease_token) \
          SELECT webhook_id, room_id, COUNT(*), 9000000000000, 1, 0, 0 FROM deliveries WHERE state = 'pending' \
-         GROUP BY webhook_id, room_id",
+         AND message_id LIKE 'msg_old%' GROUP BY webhook_id, room_id",
         0,
     ),
     (
         "INSERT INTO pending_events (event_id, room_id, session_id, sender, state, reason, event, origin_server_ts, \
          received_at, tries) \
-         SELECT '$ledger' || n, '!old' || (n % 5000), 'lost' || (n % 100), '@a:localhost', 'ledger', 'no_key', {bytes}, \
+         SELECT '$ledger' || n, '!old' || (n % 5000), 'lost' || (n % 100), '@a:localhost', 'ledger', 'replay', {bytes}, \
          n, {now} - (n % 600000) * 1000, 1 FROM {numbers}",
         200,
     ),

@@ -162,7 +162,7 @@ pub(crate) async fn stats(backend: Backend, options: &Options, report: &mut Repo
     const MOST: f64 = 20.0;
     let scene = Scene::set(backend, 10, Duration::ZERO, 0).await;
     fill::fill_for_operators(scene.coucou.store_url(), options.told).await;
-    let mut figures = Vec::new();
+    let (mut figures, mut slowest) = (Vec::new(), 0_f64);
     for path in ["api/v1/stats", "metrics"] {
         let mut took = Vec::new();
         let start = tokio::time::Instant::now();
@@ -182,8 +182,9 @@ pub(crate) async fn stats(backend: Backend, options: &Options, report: &mut Repo
         let took = Spread::of(took);
         figures.push(Figure::new(&format!("/{path} p50, ms"), took.percentile(50)));
         figures.push(Figure::new(&format!("/{path} p99, ms"), took.percentile(99)));
-        assert!(took.percentile(50) < MOST, "/{path} takes {} ms", took.percentile(50));
+        slowest = slowest.max(took.percentile(50));
     }
     let what = format!("statistics, {} messages and {} sessions stored", options.told, options.told / 10);
     report.add(backend, &what, figures);
+    assert!(slowest < MOST, "half of the answers take longer than {slowest} ms");
 }
