@@ -55,7 +55,7 @@ pub enum StoreError {
     Unavailable(#[source] sqlx::Error),
     /// TLS and the settings do not agree with the server; it may be mended there.
     #[error("{0}")]
-    Encryption(Distrust, #[source] sqlx::Error),
+    Encryption(Distrust, #[source] Box<sqlx::Error>),
     /// The store has not been prepared yet.
     #[error("the store is not ready yet")]
     NotReady,
@@ -126,7 +126,8 @@ fn passes(error: &sqlx::Error) -> bool {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match Distrust::of(&error) {
-            Some(distrust) => Self::Encryption(distrust, error),
+            // Boxed: all futures that can fail would grow with it.
+            Some(distrust) => Self::Encryption(distrust, Box::new(error)),
             None if passes(&error) => Self::Unavailable(error),
             None => Self::Database(error),
         }

@@ -165,7 +165,7 @@ impl Term {
             Err(_) => tracing::warn!("the key lane of a given-up device is not emptied in time"),
         }
         let mut worker = Worker::load(self.worker_parts(&office.engines)).await?;
-        while worker.step().await? == Progress::Worked {}
+        while Box::pin(worker.step()).await? == Progress::Worked {}
         Ok(())
     }
 

@@ -195,8 +195,11 @@ pub async fn number(tx: &mut Tx, messages: &mut [Carried], now: Timestamp) -> Re
     rooms::put_sequences(tx, &last).await
 }
 
+/// The number of each webhook by its name in the settings, and how it is sent to.
+pub type Webhooks = BTreeMap<String, (WebhookId, Flow)>;
+
 /// Stores messages that are not known yet, with their deliveries: what is pending is to be sent, the rest is kept as
-/// it was. `webhooks` has the number of each webhook by its name, and how it is sent to.
+/// it was.
 ///
 /// # Errors
 /// When the database fails, or a message is known.
@@ -204,7 +207,7 @@ pub async fn put_messages(
     tx: &mut Tx,
     seal: &Seal,
     carried: &[Carried],
-    webhooks: &HashMap<String, (WebhookId, Flow)>,
+    webhooks: &Webhooks,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let stored: Vec<Message> = carried.iter().map(|carried| carried.message.clone()).collect();
@@ -433,6 +436,9 @@ pub struct Transaction {
     received_at: Timestamp,
 }
 
+/// Number, id, hash, body, time.
+type TransactionRow = (i64, String, Vec<u8>, Vec<u8>, i64);
+
 /// Transactions that were not worked through in the other store, after a number and in their order.
 ///
 /// # Errors
@@ -443,7 +449,7 @@ pub async fn transactions(
     after: i64,
     most: i64,
 ) -> Result<Vec<Transaction>, StoreError> {
-    let rows: Vec<(i64, String, Vec<u8>, Vec<u8>, i64)> = db
+    let rows: Vec<TransactionRow> = db
         .fetch_all(
             "SELECT inbox_id, txn_id, content_hash, body, received_at FROM inbox \
              WHERE processed_at IS NULL AND source = 'push' AND txn_id IS NOT NULL AND body IS NOT NULL \

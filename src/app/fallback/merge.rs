@@ -8,12 +8,7 @@
 //!
 //! A file that cannot be read holds nobody up: it stays, and is tried again at the next term.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    error::Error,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, error::Error, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
@@ -28,10 +23,10 @@ use crate::{
     },
     inbox::worker::Wakes,
     messages,
-    model::{Account, Flow, Role, Route, WebhookId},
+    model::{Account, Flow, Role, Route},
     store::{
         Lease, Location, Store, StoreError, Tx, accounts,
-        fallback::{self as carry, Carried},
+        fallback::{self as carry, Carried, Webhooks},
         leases, messages as stored, redacted, redactions, webhooks,
     },
 };
@@ -173,7 +168,7 @@ impl Merging<'_> {
             stand_in: Some(stand_in),
             ..self.shared.clone()
         };
-        if let Err(error) = Box::pin(Term::new(shared, routes, lease, false).work_through()).await {
+        if let Err(error) = Term::new(shared, routes, lease, false).work_through().await {
             // What nobody reads here is read by PostgreSQL's devices, as far as they can.
             tracing::warn!(error = &error as &dyn Error, "not all that the fallback took is worked through");
         }
@@ -292,13 +287,9 @@ impl Merging<'_> {
     }
 
     /// The webhooks of these messages' deliveries, by name; one that is in the settings no more waits as it did.
-    async fn webhooks(
-        &self,
-        tx: &mut Tx,
-        page: &[Carried],
-    ) -> Result<HashMap<String, (WebhookId, Flow)>, StoreError> {
+    async fn webhooks(&self, tx: &mut Tx, page: &[Carried]) -> Result<Webhooks, StoreError> {
         let configured = self.shared.config.webhooks.iter().zip(self.routes);
-        let mut found: HashMap<_, _> = configured
+        let mut found: Webhooks = configured
             .map(|(webhook, route)| (webhook.name.clone(), (route.webhook_id, route.flow)))
             .collect();
         let named = page.iter().flat_map(|carried| &carried.deliveries).map(|delivery| &*delivery.webhook);

@@ -13,7 +13,7 @@ use crate::{
     clock::ManualClock,
     config::{Config, Sources},
     homeserver::Homeserver,
-    model::{AccountId, Message, MessageType},
+    model::{AccountId, Message, MessageType, WebhookId},
     store::{
         db::{Values, values},
         inbox,
@@ -156,9 +156,12 @@ async fn stored_indexes(tx: &mut Tx, used: &[(stored::MegolmIndex, String)]) {
     stored::use_indexes(tx, used, START).await.unwrap();
 }
 
+/// Number, state, attempts, when it was taken back; id and payload.
+type RoomRow = (i64, String, i64, Option<i64>, String, Vec<u8>);
+
 /// Number, state of the delivery, attempts, whether it was taken back, and the number that the payload tells.
 async fn room(store: &Store) -> Vec<(i64, String, i64, bool, u64)> {
-    let rows: Vec<(i64, String, i64, Option<i64>, String, Vec<u8>)> = store
+    let rows: Vec<RoomRow> = store
         .db()
         .fetch_all(
             "SELECT m.sequence, d.state, d.attempts, m.redacted_at, m.message_id, m.payload FROM messages AS m \
@@ -171,7 +174,7 @@ async fn room(store: &Store) -> Vec<(i64, String, i64, bool, u64)> {
         let payload = store.seal().unwrap().open("messages", id, payload).unwrap();
         serde_json::from_slice::<Value>(&payload).unwrap()["data"]["sequence"].as_u64().unwrap()
     };
-    let shown = |row: (i64, String, i64, Option<i64>, String, Vec<u8>)| {
+    let shown = |row: RoomRow| {
         let told = told(&row.4, &row.5);
         (row.0, row.1, row.2, row.3.is_some(), told)
     };
@@ -240,7 +243,7 @@ async fn check_rest(store: &Store) {
     let waiting: Vec<_> = waiting.iter().map(|event| (&*event.event_id, &*event.event)).collect();
     assert_eq!(waiting, [("$waits", b"{\"secret\":1}".as_slice())]);
     let index = (ROOM.to_owned(), "session".to_owned(), 4);
-    assert_eq!(stored::used_indexes(db, &[index.clone()]).await.unwrap()[&index], "$used");
+    assert_eq!(stored::used_indexes(db, std::slice::from_ref(&index)).await.unwrap()[&index], "$used");
     assert_eq!(redacted::find(db, &[(ROOM, "$gone")]).await.unwrap().len(), 1);
     let rows = inbox::waiting(db, seal, 9, 1000).await.unwrap();
     assert_eq!(
