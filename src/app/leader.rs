@@ -25,7 +25,7 @@ const LASTS: Duration = Duration::from_secs(10);
 
 /// How often it is renewed, and claimed.
 const RENEW: Duration = Duration::from_secs(3);
-const CLAIM: Duration = Duration::from_secs(2);
+const CLAIM: Duration = Duration::from_secs(1);
 
 /// Claims the lease again and again, and works while it is held.
 ///

@@ -11,7 +11,7 @@
 //! poll open at the homeserver, which answers the moment a message for the device comes. That poll is opened
 //!
 //! - at every start of coucou and every hand-over of the lease, as each term begins with a drain;
-//! - after the store was away, which ends the term, as soon as it is back (the lease is claimed every 2 s);
+//! - after the store was away, which ends the term, as soon as it is back (the lease is claimed every second);
 //! - after the homeserver was away, as soon as it pushes anything, which it does for every message of ours; and
 //!   at most `LONGEST_BACKOFF` later without that;
 //! - after a network swallowed the poll's answer, when the poll times out: a minute after it was opened.
