@@ -3,14 +3,14 @@
 # make check  what CI runs
 # make test-faults  the long form of the fault suite: all that can break, and thousands of messages
 # make bench  figures, and how they grow; see docs/performance.md
-.PHONY: demo test test-faults check bench homeserver
+.PHONY: demo test test-faults check bench homeserver tools
 
 CARGO ?= cargo
 
 demo:
 	tests/demo.sh
 
-test: homeserver
+test: homeserver tools
 	tests/postgres.sh with $(CARGO) test --locked
 
 test-faults: homeserver
@@ -24,3 +24,6 @@ bench:
 
 homeserver:
 	tests/homeserver/synapse.sh install
+
+tools:
+	tests/fuzz/fuzz.sh install

@@ -15,6 +15,7 @@ mod file;
 mod load;
 mod media;
 mod postgres;
+mod reference;
 mod registration;
 mod settings;
 mod source;
@@ -33,6 +34,7 @@ use url::Url;
 
 pub use crate::model::Inviter;
 pub use error::ConfigError;
+pub use reference::reference;
 pub use registration::{Namespaces, Registration};
 pub use settings::{SETTINGS, Setting};
 pub use source::{Environment, Sources};

@@ -161,7 +161,6 @@ impl Errands {
         }
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
-        memberships::retry_invites(&mut tx, now).await?;
         if let Some(bot) = self.bot().filter(|_| self.policy.invite_bot) {
             memberships::want_bridged(&mut tx, bot.id, now).await?;
         }

@@ -173,6 +173,37 @@ async fn while_it_runs(scene: &mut Scene) {
     assert_finds(&report, "http", "fail", "another hs_token", "restart");
     let text = String::from_utf8(scene.coucou.run(&["check"]).await.stdout).unwrap();
     assert!(text.contains("webhook default receives: everything") && text.contains(" 0 failures"), "{text}");
+    assert!(!text.contains("docs/runbook.md"), "nothing is wrong: {text}");
+    a_webhook_that_fails_shows_in_the_stats(scene).await;
+}
+
+/// What is sent is refused with 500: the statistics show what waits, and the API why.
+async fn a_webhook_that_fails_shows_in_the_stats(scene: &Scene) {
+    scene.receiver.answer_always(Some(Answer::Status(500)));
+    let sent = scene.bridge.send(&scene.synapse.url()).invite(BOT).messages("text").name("Eve").run().await;
+    let waiting = until("what waits for the webhook", SOON, async || {
+        let (_, stats) = scene.coucou.api("stats").await;
+        let webhook = stats["stored"]["deliveries"][0].clone();
+        (webhook["pending"].as_u64()? > 0).then_some(webhook)
+    })
+    .await;
+    assert!(waiting["oldest_pending_at"].is_string() && waiting["enabled"] == true, "{waiting}");
+    until("the reason", SOON, async || {
+        let (_, list) = scene.coucou.api("deliveries?status=pending").await;
+        let tried = |one: &Value| one["last_status"] == 500 && one["last_error"] == "status";
+        list["deliveries"].as_array()?.iter().any(tried).then_some(())
+    })
+    .await;
+    let text = String::from_utf8(scene.coucou.run(&["check"]).await.stdout).unwrap();
+    assert!(
+        text.contains("the receiver answered 500") && text.contains("docs/runbook.md#webhooks"),
+        "{text}"
+    );
+    scene.receiver.answer_always(None);
+    let last = sent.messages().last().unwrap().event_id.clone();
+    let taken =
+        async || scene.receiver.taken().iter().any(|attempt| attempt.event_id() == last).then_some(());
+    until("it to go on", SOON, taken).await;
 }
 
 /// Prometheus is told what happened, when it shows a token.
@@ -270,6 +301,10 @@ async fn without_features(scene: &mut Scene) {
     let report = check(&scene.coucou).await;
     assert_finds(&report, "to_device", "warn", "by the key lane alone", "msc2409_to_device_messages_enabled");
     assert_finds(&report, "messages", "warn", "no_key", "coucou keys status");
+    let (_, stats) = scene.coucou.api("stats").await;
+    assert_eq!(stats["stored"]["undecryptable"]["no_key"]["hour"], 1, "{stats}");
+    let (_, ledger) = scene.coucou.api("undecryptable?reason=no_key").await;
+    assert!(ledger["events"][0]["next_step"].as_str().is_some_and(|step| step.len() > 20), "{ledger}");
 }
 
 /// Metrics on a port of their own need no token, and go on while the store is away.
@@ -291,6 +326,9 @@ async fn metrics_have_a_port_of_their_own() {
     let report = check(&coucou).await;
     assert_finds(&report, "http", "fail", "degraded: its store is unavailable", "the store");
     assert_finds(&report, "store", "fail", "the database is unavailable", "start the database");
+    let (_, stats) = coucou.api("stats").await;
+    let state = stats["store"]["state"].as_str().unwrap();
+    assert!(state.starts_with("unavailable: ") && stats["stored"].is_null(), "{stats}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -298,9 +336,14 @@ async fn a_clock_that_is_off_by_an_hour_is_told_of() {
     let coucou = Coucou::new().await;
     let homeserver = FakeHomeserver::start(&coucou).await;
     let coucou = coucou.homeserver(&homeserver.url());
-    homeserver.set_date(Some("Sun, 06 Nov 1994 08:49:37 GMT"));
+    for (hours, word) in [(-1, "ahead of"), (1, "behind")] {
+        let date = time::OffsetDateTime::now_utc() + time::Duration::hours(hours);
+        let date = date.format(&time::format_description::well_known::Rfc2822).unwrap();
+        homeserver.set_date(Some(date.replace("+0000", "GMT")));
+        let report = check(&coucou).await;
+        assert_finds(&report, "clock", "fail", &format!("s {word} the homeserver's"), "NTP");
+    }
     let report = check(&coucou).await;
-    assert_finds(&report, "clock", "fail", "ahead of the homeserver's", "NTP");
     assert_finds(&report, "webhooks", "warn", "no webhook is set", "COUCOU_WEBHOOK_URL");
     assert!(!coucou.path("coucou.db").exists(), "looking makes no store");
     homeserver.set_date(None);

@@ -138,3 +138,24 @@ async fn invites_are_answered_once_their_bridge_is_known_and_the_bot_comes_after
     let taken = receiver.taken();
     assert_eq!(rooms(&taken), 2, "another account in a room that is read is no news: {taken:#?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_that_the_settings_forbade_is_answered_when_they_allow_it() {
+    let coucou = Coucou::new().await.set("COUCOU_ROOMS_INVITE_FROM", "example.org");
+    let homeserver = FakeHomeserver::start(&coucou).await;
+    let mut coucou = coucou.homeserver(&homeserver.url());
+    let bridge = FakeBridge::new(&homeserver, "instagram");
+    let room_id = bridge.create_portal(&homeserver, "1", "Alice");
+    coucou.start().await;
+    homeserver.wait_for_device(BOT, SOON).await;
+    homeserver.invite(&room_id, &bridge.bot(), BOT).await;
+    until("the invite to be left unanswered", SOON, async || {
+        coucou.log().contains("invite left unanswered").then_some(())
+    })
+    .await;
+    assert!(coucou.terminate().await.success());
+    assert_eq!(homeserver.membership(&room_id, BOT), "invite");
+    let mut coucou = coucou.set("COUCOU_ROOMS_INVITE_FROM", "localhost");
+    coucou.start().await;
+    homeserver.wait_for_join(&room_id, BOT, SOON).await;
+}

@@ -271,6 +271,9 @@ async fn every_portal_of_the_owner_arrives(store: Store, mode: Mode, encrypted: 
     scene.assert_relayed(portal, &old).await;
     scene.assert_relayed(&new_portal, &new).await;
     assert_eq!(scene.receiver.messages().len(), old.len() + new.len(), "and nothing else");
+    if encrypted {
+        scene.assert_checked().await;
+    }
     scene.assert_identity_untouched().await;
 }
 
@@ -298,6 +301,23 @@ async fn what_a_bridge_says_before_the_owner_has_joined_arrives() {
 
 impl Scene {
     /// coucou's device came to the owner's account, and nothing else changed.
+    /// `coucou check` finds all in order; without a recovery key the owner's identity cannot sign the device.
+    async fn assert_checked(&self) {
+        let output = self.coucou.run(&["check", "--json"]).await;
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(output.status.success(), "{report:#}");
+        let lines = |status: &str| {
+            let all = report["checks"].as_array().unwrap().iter();
+            let of = all.filter(|finding| finding["status"] == status);
+            of.map(|finding| finding["check"].as_str().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(lines("warn"), ["identity"], "{report:#}");
+        let good = lines("ok");
+        for check in ["owner", "ping", "device", "to_device", "rooms", "webhooks"] {
+            assert!(good.contains(&check), "{check}: {report:#}");
+        }
+    }
+
     async fn assert_identity_untouched(&self) {
         let mut after = Identity::of(&self.owner).await;
         assert_eq!(after.devices.remove(&self.device_id), Some(json!("coucou")));

@@ -1,6 +1,9 @@
 //! `coucou check`: is everything as coucou needs it, and if not, what to do.
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write},
+};
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
@@ -48,7 +51,13 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
         writeln!(out, "webhook {} receives: {}", webhook.name, webhook.receives)?;
     }
     let (warnings, failures) = (report.count(Status::Warn), report.count(Status::Fail));
-    writeln!(out, "{} ok, {warnings} warnings, {failures} failures", report.count(Status::Ok))
+    writeln!(out, "{} ok, {warnings} warnings, {failures} failures", report.count(Status::Ok))?;
+    let bad = report.findings.iter().filter(|finding| finding.status != Status::Ok);
+    let entries: BTreeSet<String> = bad.map(|finding| format!("docs/runbook.md#{}", finding.check)).collect();
+    if entries.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "more about them: {}", entries.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 fn document(report: &Report) -> Value {

@@ -4,6 +4,7 @@ mod deploy;
 mod malformed;
 mod media;
 mod metrics;
+mod reference;
 mod store;
 mod webhooks;
 

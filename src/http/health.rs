@@ -6,8 +6,9 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use serde::Serialize;
 use tokio::sync::watch;
+use utoipa::ToSchema;
 
 use super::HttpState;
 
@@ -24,6 +25,33 @@ pub enum StoreState {
         /// Why, in words for the operator; without addresses or secrets, as everybody may read them.
         reason: String,
     },
+}
+
+/// How coucou is.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Health)]
+pub(super) struct Answer {
+    /// `ok`, or `degraded` while the store is away.
+    status: &'static str,
+    /// The store.
+    store: StoreHealth,
+    /// The version of coucou.
+    version: &'static str,
+}
+
+/// The store, as far as everybody may know.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = HealthStore)]
+pub(super) struct StoreHealth {
+    /// `postgres` or `sqlite`.
+    backend: &'static str,
+    /// `starting`, `ready` or `unavailable`.
+    state: &'static str,
+    /// Whether it stands in for PostgreSQL (`store.fallback`).
+    fallback: bool,
+    /// Why it is not there; absent while it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// What the health endpoints show; clones share it.
@@ -70,26 +98,36 @@ impl Health {
             StoreState::Unavailable { reason } => ("unavailable", Some(reason)),
         };
         let ready = state == "ready";
-        let fallback = self.stands_in.is_some();
-        let mut store = json!({ "backend": self.backend, "state": state, "fallback": fallback });
-        if let Some(reason) = reason {
-            store["reason"] = reason.into();
-        }
-        let body = json!({
-            "status": if ready { "ok" } else { "degraded" },
-            "store": store,
-            "version": env!("CARGO_PKG_VERSION"),
-        });
+        let body = Answer {
+            status: if ready { "ok" } else { "degraded" },
+            store: StoreHealth { backend: self.backend, state, fallback: self.stands_in.is_some(), reason },
+            version: env!("CARGO_PKG_VERSION"),
+        };
         (if ready { StatusCode::OK } else { away }, Json(body)).into_response()
     }
 }
 
-/// `GET /api/v1/health`: 200 as long as the process serves; a store that is away is no reason to restart it.
+/// Whether the process serves
+///
+/// 200 as long as it does: a store that is away is no reason to restart it, and the body says so.
+#[utoipa::path(
+    get, path = "/api/v1/health", tag = "health", security(()),
+    responses((status = 200, description = "It serves.", body = Answer)),
+)]
 pub(super) async fn health(State(state): State<HttpState>) -> Response {
     state.health.answer(StatusCode::OK)
 }
 
-/// `GET /api/v1/ready`: 503 while the store is away.
+/// Whether the store is there
+///
+/// Transactions are taken while it is.
+#[utoipa::path(
+    get, path = "/api/v1/ready", tag = "health", security(()),
+    responses(
+        (status = 200, description = "It is.", body = Answer),
+        (status = 503, description = "It is not, and the body says why.", body = Answer),
+    ),
+)]
 pub(super) async fn ready(State(state): State<HttpState>) -> Response {
     state.health.answer(StatusCode::SERVICE_UNAVAILABLE)
 }

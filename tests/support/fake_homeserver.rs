@@ -76,7 +76,7 @@ struct World {
     position: u64,
     transactions: u64,
     /// What it says the time is, in place of the real time.
-    date: Option<&'static str>,
+    date: Option<String>,
     /// Events that the service's own doing gave rise to, and that it has not taken yet.
     unpushed: usize,
     /// By media id.
@@ -176,7 +176,7 @@ impl FakeHomeserver {
     }
 
     /// Has it say what time it is, in each of its answers.
-    pub(crate) fn set_date(&self, date: Option<&'static str>) {
+    pub(crate) fn set_date(&self, date: Option<String>) {
         self.world().date = date;
     }
 

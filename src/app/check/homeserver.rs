@@ -133,7 +133,7 @@ pub(super) async fn ping(scene: &Scene<'_>, door: &mut Door, report: &mut Report
         report.warn("ping", says, remedy);
         return true;
     };
-    let pinged = scene.homeserver.ping(id, TransactionId::new().as_str()).await;
+    let pinged = ask_for_ping(scene, id).await;
     let heard = match door {
         Door::StandIn(stand_in) => {
             // Nothing to wait for when the ping failed: what was heard is there.
@@ -169,6 +169,16 @@ pub(super) async fn ping(scene: &Scene<'_>, door: &mut Door, report: &mut Report
     }
     report.fail("ping", says, outage::advice(&error));
     false
+}
+
+/// Asks for a ping; once more when the homeserver had no connection, which a busy Synapse says now and then of one that
+/// there is.
+async fn ask_for_ping(scene: &Scene<'_>, id: &str) -> Result<(), HomeserverError> {
+    let ask = async || scene.homeserver.ping(id, TransactionId::new().as_str()).await;
+    match ask().await {
+        Err(error) if error.errcode() == Some("M_CONNECTION_FAILED") => ask().await,
+        pinged => pinged,
+    }
 }
 
 /// Waits for the ping; answers it, or that somebody came with a wrong token.

@@ -7,7 +7,7 @@ use regex::Regex;
 use super::*;
 use crate::config::settings::other;
 
-const CLEVER: &str = include_str!("../../../deploy/clever-cloud/README.md");
+const CLEVER: &str = include_str!("../../../docs/clever-cloud.md");
 
 fn files_under(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {

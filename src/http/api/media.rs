@@ -67,8 +67,8 @@ const NAME_LENGTH: usize = 200;
         ("signature" = String, Query, description = "Of the address."),
     ),
     responses(
-        (status = 200, description = "The file.", content_type = "application/octet-stream"),
-        (status = 206, description = "A part of it.", content_type = "application/octet-stream"),
+        (status = 200, description = "The file.", content_type = "*/*"),
+        (status = 206, description = "A part of it.", content_type = "*/*"),
         super::openapi::MediaRefusals,
     ),
 )]
@@ -92,8 +92,8 @@ pub(super) async fn file(
         ("signature" = String, Query, description = "Of the address."),
     ),
     responses(
-        (status = 200, description = "The picture.", content_type = "application/octet-stream"),
-        (status = 206, description = "A part of it.", content_type = "application/octet-stream"),
+        (status = 200, description = "The picture.", content_type = "*/*"),
+        (status = 206, description = "A part of it.", content_type = "*/*"),
         super::openapi::MediaRefusals,
     ),
 )]

@@ -24,6 +24,7 @@ use crate::{
 
 /// A page of messages.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MessagePage)]
 #[expect(clippy::struct_field_names, reason = "the list has the name that programs read it by")]
 pub(super) struct Messages {
     /// The network that was asked for; null for all.

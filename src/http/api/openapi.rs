@@ -9,7 +9,13 @@ use utoipa::{
     },
 };
 
-use super::{deliveries, events, media, messages, rooms, rotation, stats, undecryptable, webhooks};
+mod values;
+
+use values::Values;
+
+use super::{
+    super::health, deliveries, events, media, messages, rooms, rotation, stats, undecryptable, webhooks,
+};
 
 /// A problem (RFC 9457).
 #[derive(ToSchema)]
@@ -34,7 +40,7 @@ pub(super) struct Problem {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "describes what error.rs writes")]
 pub(super) enum Refusals {
-    /// `unknown_parameter`, `bad_parameter`, `bad_cursor`: the request cannot be understood.
+    /// `unknown_parameter`, `bad_parameter`, `bad_cursor`, `bad_body`: the request cannot be understood.
     #[response(status = 400, content_type = "application/problem+json")]
     Bad(#[to_schema] Problem),
     /// `token_missing`, `token_wrong`.
@@ -49,6 +55,15 @@ pub(super) enum Refusals {
     /// `store_unavailable`: the store is away; try again later.
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(#[to_schema] Problem),
+}
+
+/// What endpoints that take a body may answer beside those.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes what error.rs writes")]
+pub(super) enum BodyRefusals {
+    /// `body_too_large`: the body is larger than 64 KiB.
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(#[to_schema] Problem),
 }
 
 /// What the endpoints of files may answer instead.
@@ -143,8 +158,11 @@ impl Modify for Tokens {
         webhooks::resume,
         rotation::rotate,
         stats::get,
+        health::health,
+        health::ready,
+        serve,
     ),
-    modifiers(&Tokens),
+    modifiers(&Tokens, &Values),
 )]
 struct Description;
 
@@ -153,7 +171,13 @@ pub(in crate::http) fn description() -> utoipa::openapi::OpenApi {
     Description::openapi()
 }
 
+/// This description
+///
 /// Anybody may read it: it says nothing about this coucou.
+#[utoipa::path(
+    get, path = "/api/v1/openapi.json", tag = "health", security(()),
+    responses((status = 200, description = "The description.", body = Object)),
+)]
 pub(super) async fn serve() -> Json<utoipa::openapi::OpenApi> {
     Json(description())
 }

@@ -23,6 +23,7 @@ use crate::{
 
 /// A page of rooms.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RoomPage)]
 #[expect(clippy::struct_field_names, reason = "the list has the name that programs read it by")]
 pub(super) struct Rooms {
     /// How many rooms this page has.
@@ -64,6 +65,7 @@ pub(super) struct Room {
 
 /// An account of coucou's and a room.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RoomAccount)]
 pub(super) struct Account {
     /// The Matrix user.
     user_id: String,

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{
     super::{HttpState, error::Problem},
-    openapi::Refusals,
+    openapi::{BodyRefusals, Refusals},
     query::{self, Query, Segment},
     webhooks::find_configured,
 };
@@ -27,6 +27,7 @@ pub(super) struct Rotate {
     /// How long what signs now goes on signing beside the new secret, in seconds: 86400 (a day) when absent, 30 days
     /// at most. 0 ends it at once: for a secret that has leaked.
     #[serde(default)]
+    #[schema(maximum = 2_592_000)]
     overlap_seconds: Option<u64>,
 }
 
@@ -52,6 +53,7 @@ pub(super) struct Rotated {
     request_body = Rotate,
     responses(
         (status = 200, description = "The new secret.", body = Rotated),
+        BodyRefusals,
         (status = 404, description = "There is no such webhook.", body = super::openapi::Problem,
             content_type = "application/problem+json"),
         Refusals,

@@ -36,6 +36,7 @@ pub(super) struct Undecryptable {
 
 /// An event that could not be relayed.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UndecryptableEvent)]
 #[expect(clippy::struct_field_names, reason = "fields have the names that programs read them by")]
 pub(super) struct Event {
     /// The Matrix event.

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     super::{HttpState, error::Problem},
-    openapi::Refusals,
+    openapi::{BodyRefusals, Refusals},
     query::{self, List, Query, Segment},
 };
 use crate::{
@@ -111,27 +111,65 @@ pub(super) async fn list(State(state): State<HttpState>, query: Query) -> Result
     Ok(Json(Webhooks { count: webhooks.len(), webhooks }))
 }
 
-/// What is to be sent again: `ids`, or all since a time.
-#[derive(Debug, Default, Deserialize, ToSchema)]
+/// What is to be sent again: `ids`, or all since a time; [`ResendBody`] describes it.
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Resend {
-    /// These messages, by id, 500 at most; nothing else may be said then.
     #[serde(default)]
     ids: Option<Vec<String>>,
-    /// Messages stored at this time or later, RFC 3339.
     #[serde(default)]
     since: Option<String>,
-    /// Messages stored before this time.
     #[serde(default)]
     until: Option<String>,
-    /// Deliveries in this state alone: `delivered` or `dead`; both when absent.
     #[serde(default)]
     status: Option<String>,
-    /// Of this room alone.
     #[serde(default)]
     room: Option<String>,
-    /// `next` of the answer before, to go on.
     #[serde(default)]
+    cursor: Option<String>,
+}
+
+/// What is to be sent again: certain messages, or all since a time.
+#[derive(ToSchema)]
+#[schema(as = Resend)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes what Resend reads")]
+pub(super) enum ResendBody {
+    /// Certain messages.
+    Messages(ResendMessages),
+    /// All since a time.
+    Range(ResendRange),
+}
+
+/// Certain messages.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "describes what Resend reads")]
+pub(super) struct ResendMessages {
+    /// The ids of the messages.
+    #[schema(min_items = 1, max_items = 500, pattern = "^msg_[0-9a-f]{40}$")]
+    ids: Vec<String>,
+}
+
+/// All since a time.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "describes what Resend reads")]
+pub(super) struct ResendRange {
+    /// Messages stored at this time or later, RFC 3339.
+    #[schema(format = DateTime)]
+    since: String,
+    /// Messages stored before this time.
+    #[schema(format = DateTime)]
+    until: Option<String>,
+    /// Deliveries in this state alone; both when absent.
+    #[schema(pattern = "^(delivered|dead)$")]
+    status: Option<String>,
+    /// Of this room alone.
+    #[schema(pattern = "^![^\\u0000-\\u001f\\u007f-\\u009f]{1,254}$")]
+    room: Option<String>,
+    /// `next` of the answer before, to go on.
+    #[schema(pattern = "^[A-Za-z0-9_-]+$")]
     cursor: Option<String>,
 }
 
@@ -158,9 +196,10 @@ async fn find(state: &HttpState, name: &str) -> Result<WebhookId, Problem> {
 #[utoipa::path(
     post, path = "/api/v1/webhooks/{name}/resend", tag = "webhooks",
     params(("name" = String, Path, description = "The webhook's name.")),
-    request_body = Resend,
+    request_body = ResendBody,
     responses(
         (status = 200, description = "What came of it.", body = Resent),
+        BodyRefusals,
         (status = 404, description = "There is no such webhook.", body = super::openapi::Problem,
             content_type = "application/problem+json"),
         Refusals,

@@ -36,7 +36,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 /// Answers, with the date that it was told to say.
 async fn dated(State(shared): State<Arc<Shared>>, request: HttpRequest, next: Next) -> Response {
     let mut response = next.run(request).await;
-    if let Some(date) = shared.world.lock().unwrap().date {
+    if let Some(date) = &shared.world.lock().unwrap().date {
         response.headers_mut().insert("date", date.parse().unwrap());
     }
     response
