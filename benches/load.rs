@@ -61,6 +61,9 @@ pub(crate) struct Options {
     /// Stored sessions and messages of the large store of the growth run.
     #[arg(long, default_value_t = 1_000_000)]
     stored: i64,
+    /// Stored messages of the run that asks for statistics; a tenth as many sessions are there.
+    #[arg(long, default_value_t = 1_000_000)]
+    told: i64,
     /// Writes the table and the plots here.
     #[arg(long)]
     write: Option<PathBuf>,
@@ -84,6 +87,8 @@ pub(crate) enum Measurement {
     Idle,
     /// A webhook that takes 50 ms for an answer.
     Slow,
+    /// Statistics and metrics of a store that has been in use for long.
+    Stats,
 }
 
 #[tokio::main]
@@ -103,6 +108,7 @@ async fn main() {
                 Measurement::Growth => runs::growth(backend, &options, &mut report).await,
                 Measurement::Idle => runs::idle(backend, &mut report).await,
                 Measurement::Slow => runs::slow(backend, &options, &mut report).await,
+                Measurement::Stats => runs::stats(backend, &options, &mut report).await,
             }
         }
     }
@@ -121,6 +127,7 @@ impl Measurement {
             Self::Growth => "growth",
             Self::Idle => "idle",
             Self::Slow => "slow webhook",
+            Self::Stats => "statistics",
         }
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod check;
 mod commands;
+mod fallback;
 mod init;
 pub mod keys;
 mod leader;
@@ -40,6 +41,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::fallback::StandIn;
 use crate::{
     clock::{SharedClock, SystemClock},
     config::{self, Config, NewBridges},
@@ -76,6 +78,17 @@ pub enum AppError {
     /// The store wants a person.
     #[error("the store cannot be used")]
     Store(#[from] StoreError),
+    /// The store that stands in for PostgreSQL wants a person.
+    #[error(
+        "PostgreSQL cannot be reached, and the fallback's file {0} cannot be used: move it away, or correct \
+         store.fallback_file (COUCOU_STORE_FALLBACK_FILE) and store.pickle_key"
+    )]
+    Fallback(PathBuf, #[source] StoreError),
+    /// The fallback's file cannot be locked.
+    #[error(
+        "cannot lock the fallback's file: make {0} writable (store.fallback_file, COUCOU_STORE_FALLBACK_FILE)"
+    )]
+    FallbackLock(PathBuf, #[source] io::Error),
     /// Files cannot be kept.
     #[error("cannot keep files in {0} (media.folder, COUCOU_MEDIA_FOLDER)")]
     Media(PathBuf, #[source] io::Error),
@@ -104,6 +117,8 @@ struct Shared {
     bot: Arc<OnceLock<ruma::OwnedUserId>>,
     /// Notified when a webhook has another secret.
     signers: Arc<Notify>,
+    /// Set when the store stands in for PostgreSQL.
+    stand_in: Option<Arc<StandIn>>,
 }
 
 /// Runs coucou until a signal: the first one stops it gently, the second at once.
@@ -132,7 +147,12 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
     let lifecycle = Lifecycle::default();
     let address = SocketAddr::new(config.http.host, config.http.port);
     let listener = TcpListener::bind(address).await.map_err(|error| AppError::Listen(address, error))?;
-    let store = Store::open(&config.store.location, config.store.pickle_key.clone())?;
+    let chosen = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        chosen = fallback::choose(&config.store) => chosen,
+    };
+    let (location, stand_in) = chosen?;
+    let store = Store::open(&location, config.store.pickle_key.clone())?;
     let homeserver = Homeserver::new(&config.homeserver.url, config.appservice.as_token.clone())?;
     let bot = Arc::new(OnceLock::new());
     if let Some(user_id) = config.appservice.bot_user_id(config.known_server_name().as_deref()) {
@@ -148,6 +168,7 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
         wakes: Wakes::default(),
         bot,
         signers: Arc::default(),
+        stand_in,
     };
     let (fatal, mut failed) = mpsc::channel(1);
     let health = watch_store(&lifecycle, &shared, &fatal);
@@ -156,6 +177,9 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
     serve_http(&lifecycle, listener, http::router(state, on_main), &fatal);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "coucou listens");
     spawn_work(&lifecycle, &shared, &fatal);
+    if shared.stand_in.is_some() {
+        lifecycle.spawn(fallback::watch_for_postgres(shared.clone(), lifecycle.stop_token()));
+    }
 
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
@@ -173,6 +197,7 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
 /// Prepares the store as soon as its database answers, and tells the health endpoint how it is.
 fn watch_store(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppError>) -> Health {
     let (state, health) = Health::new(shared.store.backend());
+    let health = health.standing_in(shared.stand_in.as_ref().map(|stand_in| stand_in.reason.clone()));
     let (shared, fatal, stop) = (shared.clone(), fatal.clone(), lifecycle.stop_token());
     lifecycle.spawn(async move {
         while !stop.is_cancelled() {
@@ -187,7 +212,7 @@ fn watch_store(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppE
                     LOOK
                 }
                 Err(error) if is_for_a_person(&error) => {
-                    let _ = fatal.send(error.into()).await;
+                    let _ = fatal.send(of_store(&shared, error)).await;
                     return;
                 }
                 Err(error) => {
@@ -220,6 +245,14 @@ fn tell(sender: &watch::Sender<StoreState>, state: StoreState) {
 
 fn is_for_a_person(error: &StoreError) -> bool {
     matches!(error, StoreError::WrongPickleKey | StoreError::Migration(_) | StoreError::Corrupt(_))
+}
+
+/// Tells which of two stores it is that cannot be used.
+fn of_store(shared: &Shared, error: StoreError) -> AppError {
+    match &shared.stand_in {
+        Some(stand_in) => AppError::Fallback(stand_in.file.clone(), error),
+        None => AppError::Store(error),
+    }
 }
 
 /// What HTTP is answered from.

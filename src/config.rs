@@ -14,6 +14,7 @@ mod error;
 mod file;
 mod load;
 mod media;
+mod postgres;
 mod reference;
 mod registration;
 mod settings;
@@ -164,6 +165,17 @@ pub struct StoreSettings {
     pub pickle_key: SecretString,
     /// One line for the log: which store, where, and why that one. Holds no password.
     pub chosen_because: String,
+    /// What stands in for PostgreSQL; none with SQLite.
+    pub fallback: Option<Fallback>,
+}
+
+/// The SQLite store that may stand in for PostgreSQL. It is sealed with the same pickle key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// Its file. One that is there is merged into PostgreSQL whether the fallback is still on or not.
+    pub file: PathBuf,
+    /// Whether it may be used.
+    pub is_on: bool,
 }
 
 /// One of `webhooks`: a destination.

@@ -5,6 +5,7 @@ pub mod engine;
 mod forward;
 pub mod import;
 pub mod keylane;
+pub mod merge;
 mod outgoing;
 pub mod recovery;
 pub mod requests;

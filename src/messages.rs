@@ -19,7 +19,7 @@ use ruma::{EventId, OwnedEventId, OwnedUserId};
 use serde_json::{Map, Value};
 
 pub use ids::{PayloadClass, message_id};
-pub use payload::{Draft, redacted, render_test};
+pub use payload::{Draft, redacted, render_test, renumbered, target};
 
 use crate::{
     clock::Timestamp,

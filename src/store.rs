@@ -14,6 +14,7 @@ pub mod bridges;
 mod conformance;
 pub mod crypto;
 pub mod db;
+pub mod fallback;
 pub mod holders;
 pub mod inbox;
 pub mod key_imports;
@@ -32,6 +33,7 @@ pub mod rooms;
 mod seal;
 pub mod silence;
 pub mod stats;
+mod tls;
 pub mod webhooks;
 
 use std::sync::{Arc, OnceLock};
@@ -42,6 +44,7 @@ use sqlx::migrate::MigrateError;
 pub use db::{Db, Location, Tx};
 pub use leases::Lease;
 pub use seal::{DerivedKey, Seal};
+pub use tls::Distrust;
 
 use crate::clock::Timestamp;
 
@@ -51,6 +54,9 @@ pub enum StoreError {
     /// The database cannot be reached, or has just gone; trying again later makes sense.
     #[error("the database is unavailable")]
     Unavailable(#[source] sqlx::Error),
+    /// TLS and the settings do not agree with the server; it may be mended there.
+    #[error("{0}")]
+    Encryption(Distrust, #[source] Box<sqlx::Error>),
     /// The store has not been prepared yet.
     #[error("the store is not ready yet")]
     NotReady,
@@ -88,7 +94,6 @@ impl StoreError {
             Self::Unavailable(sqlx::Error::Io(error)) => {
                 format!("the database cannot be reached: {}", error.kind())
             }
-            Self::Unavailable(sqlx::Error::Tls(_)) => "the encrypted connection cannot be made".to_owned(),
             Self::Unavailable(sqlx::Error::PoolTimedOut) => "no connection could be had in time".to_owned(),
             Self::Unavailable(sqlx::Error::Database(error))
             | Self::Database(sqlx::Error::Database(error)) => {
@@ -101,7 +106,7 @@ impl StoreError {
     /// Whether the same call can succeed later without anybody's doing.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::NotReady)
+        matches!(self, Self::Unavailable(_) | Self::Encryption(..) | Self::NotReady)
     }
 }
 
@@ -121,7 +126,12 @@ fn passes(error: &sqlx::Error) -> bool {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        if passes(&error) { Self::Unavailable(error) } else { Self::Database(error) }
+        match Distrust::of(&error) {
+            // Boxed: all futures that can fail would grow with it.
+            Some(distrust) => Self::Encryption(distrust, Box::new(error)),
+            None if passes(&error) => Self::Unavailable(error),
+            None => Self::Database(error),
+        }
     }
 }
 

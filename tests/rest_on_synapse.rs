@@ -133,7 +133,9 @@ async fn messages_read_as_they_were_sent(scene: &Scene, instagram: &Sent, messen
 
 async fn stats_and_rooms_tell_of_them(scene: &Scene, instagram: &Sent) {
     let stats = scene.get("stats").await;
-    assert_eq!(stats["store"], json!({"backend": "postgres", "state": "connected"}));
+    let store =
+        json!({"backend": "postgres", "state": "connected", "fallback": false, "fallback_reason": null});
+    assert_eq!(stats["store"], store);
     let stored = &stats["stored"];
     assert_eq!(stored["keys"]["rooms"], 2, "{stored}");
     assert_eq!(stored["rooms"]["by_network"], json!({"instagram": 1, "messenger": 1}));

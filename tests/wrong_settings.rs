@@ -96,6 +96,7 @@ const WRONG: &[Wrong] = &[
         &[("COUCOU_STORE_URL", ""), ("POSTGRESQL_ADDON_HOST", "db.example.org")],
         &["POSTGRESQL_ADDON_HOST is set, but POSTGRESQL_ADDON_DB is not", "COUCOU_STORE_URL=postgres://"],
     ),
+    variable(&[("COUCOU_STORE_FALLBACK", "on")], &["store.fallback must be", "COUCOU_STORE_FALLBACK="]),
     variable(&[("COUCOU_STORE_POOL_SIZE", "0")], &["store.pool_size must be", "COUCOU_STORE_POOL_SIZE="]),
     variable(&[("COUCOU_OWNER", "alice")], &["owner must be a whole user id", "\"alice\"", "COUCOU_OWNER=@"]),
     variable(

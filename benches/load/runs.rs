@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 use super::{
+    fill,
     measure::{Spread, cpu_seconds, memory},
     report::{Figure, Report},
     scene::{BATCH, Backend, Scene},
@@ -151,4 +152,39 @@ pub(crate) async fn slow(backend: Backend, options: &Options, report: &mut Repor
             Figure::new("acknowledged p99, ms", done.acknowledged.percentile(99)),
         ],
     );
+}
+
+/// Asks for statistics and for metrics, no more often than a token may.
+pub(crate) async fn stats(backend: Backend, options: &Options, report: &mut Report) {
+    const ASKED: u32 = 300;
+    const EVERY: Duration = Duration::from_millis(25);
+    /// What `stats` must stay below, in milliseconds, however much is stored.
+    const MOST: f64 = 20.0;
+    let scene = Scene::set(backend, 10, Duration::ZERO, 0).await;
+    fill::fill_for_operators(scene.coucou.store_url(), options.told).await;
+    let (mut figures, mut slowest) = (Vec::new(), 0_f64);
+    for path in ["api/v1/stats", "metrics"] {
+        let mut took = Vec::new();
+        let start = tokio::time::Instant::now();
+        for number in 0..ASKED {
+            tokio::time::sleep_until(start + EVERY * number).await;
+            let began = Instant::now();
+            let answer = scene.ask(path).await;
+            // The first ones open connections and prepare statements.
+            if number >= ASKED / 10 {
+                took.push(began.elapsed());
+            }
+            assert!(
+                answer.contains(if path == "metrics" { "coucou_store_up" } else { "inbound_sessions" }),
+                "{answer}"
+            );
+        }
+        let took = Spread::of(took);
+        figures.push(Figure::new(&format!("/{path} p50, ms"), took.percentile(50)));
+        figures.push(Figure::new(&format!("/{path} p99, ms"), took.percentile(99)));
+        slowest = slowest.max(took.percentile(50));
+    }
+    let what = format!("statistics, {} messages and {} sessions stored", options.told, options.told / 10);
+    report.add(backend, &what, figures);
+    assert!(slowest < MOST, "half of the answers take longer than {slowest} ms");
 }

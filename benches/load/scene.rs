@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{fill, sink::Sink};
 use crate::rig::support::{
-    coucou::Coucou,
+    coucou::{API_TOKEN, Coucou},
     fake_homeserver::{FakeBridge, FakeHomeserver},
     http,
     postgres::Database,
@@ -173,6 +173,14 @@ impl Scene {
             acknowledged.push(began.elapsed());
         }
         (acknowledged, begun)
+    }
+
+    /// What coucou answers to its operator.
+    pub(crate) async fn ask(&self, path: &str) -> String {
+        let url = format!("{}/{path}", self.coucou.url());
+        let answer = self.client.get(url).bearer_auth(API_TOKEN).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200, "{path}");
+        answer.text().await.unwrap()
     }
 
     pub(crate) fn pid(&mut self) -> u32 {

@@ -80,6 +80,7 @@ pub async fn init(config: Config) -> Result<Initialized, InitError> {
         wakes: Wakes::default(),
         bot: Arc::new(OnceLock::new()),
         signers: Arc::default(),
+        stand_in: None,
     };
     let done = set_up(&shared).await;
     store.close().await;

@@ -38,8 +38,8 @@ pub(super) async fn serve(
         }
     };
     let most = match config.store.location {
-        Location::Postgres { pool_size, .. } => Some(pool_size),
-        Location::Sqlite { .. } => None,
+        Location::Postgres { pool_size, .. } if shared.stand_in.is_none() => Some(pool_size),
+        Location::Postgres { .. } | Location::Sqlite { .. } => None,
     };
     let exporter =
         Exporter::new(shared.store.clone(), Arc::clone(&shared.clock), health.clone(), guard, most);

@@ -102,6 +102,7 @@ pub async fn restore(
         wakes: Wakes::default(),
         bot: Arc::new(OnceLock::new()),
         signers: Arc::default(),
+        stand_in: None,
     };
     let restored = restore_under_lease(&shared, key, options, progress).await;
     store.close().await;

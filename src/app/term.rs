@@ -15,12 +15,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, outage::Outages, recovery};
+use super::{Shared, fallback, outage::Outages, recovery};
 use crate::{
     clock::Timestamp,
     config::{OwnerMode, Relay},
     crypto::{Asker, CryptoError, Engine, KeyLane, RecoveryError, keylane::backoff, setup},
-    inbox::{Worker, WorkerParts},
+    inbox::{Worker, WorkerParts, worker::Progress},
     model::{Account, Role, Route},
     rooms::{Errands, InvitePolicy, RoomsError, missed::Missed},
     store::{Lease, accounts, leases, rooms},
@@ -87,9 +87,12 @@ impl Term {
     /// Works until told to stop, or until something fails that ends the term.
     pub(super) async fn run(self, stop: CancellationToken) -> Result<(), CryptoError> {
         let Some(accounts) = self.accounts(&stop).await? else { return Ok(()) };
+        let merged = fallback::merge(&self.shared, &self.lease, &self.webhooks, &accounts).await?;
         self.delete_unwanted_keys().await?;
         let mut office = self.open(&accounts).await?;
-        recovery::bring_back(&self.shared, &office.engines).await?;
+        if !self.stands_in() {
+            recovery::bring_back(&self.shared, &office.engines).await?;
+        }
         let online = match timeout(PATIENCE, self.go_online(&mut office, &accounts)).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) if error.ends_the_term() => return Err(error),
@@ -116,13 +119,53 @@ impl Term {
         tasks.spawn(term.outages(&accounts).run(stop.clone()));
         let errands = term.errands(accounts);
         tasks.spawn(run_errands(errands, online, stop.clone()));
-        let (shared, lease) = (term.shared.clone(), term.lease.clone());
-        tasks.spawn(recovery::Recovery::new(shared, lease, office.engines.clone()).run(stop.clone()));
+        if !term.stands_in() {
+            let (shared, lease) = (term.shared.clone(), term.lease.clone());
+            tasks.spawn(recovery::Recovery::new(shared, lease, office.engines.clone()).run(stop.clone()));
+        }
+        if merged == fallback::Merge::InUse {
+            tasks.spawn(fallback::end_when_free(term.shared.clone(), stop.clone()));
+        }
         tasks.spawn(Arc::clone(&term).keep_in_touch(office.engines, online, stop.clone()));
         while let Some(ended) = tasks.join_next().await {
             // Dropping the set ends the others wherever they are: every step can run twice.
             ended??;
         }
+        Ok(())
+    }
+
+    /// Whether the store stands in for PostgreSQL: then the device stays unsigned, and nothing is backed up.
+    fn stands_in(&self) -> bool {
+        self.shared.stand_in.is_some()
+    }
+
+    /// Works through what has come in, the devices' key lanes included, and leaves what must wait: for a store that is
+    /// given up.
+    pub(super) async fn work_through(&self) -> Result<(), CryptoError> {
+        let accounts = accounts::all(self.shared.store.db()).await?;
+        if accounts.is_empty() {
+            return Ok(());
+        }
+        let mut office = self.open(&accounts).await?;
+        let drained = timeout(FIRST_LOOK, async {
+            for lane in &mut office.lanes {
+                lane.drain().await?;
+            }
+            Ok::<_, CryptoError>(())
+        });
+        match drained.await {
+            Ok(Err(error)) if error.ends_the_term() => return Err(error),
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "the key lane of a given-up device is not emptied"
+                );
+            }
+            Ok(Ok(())) => {}
+            Err(_) => tracing::warn!("the key lane of a given-up device is not emptied in time"),
+        }
+        let mut worker = Worker::load(self.worker_parts(&office.engines)).await?;
+        while Box::pin(worker.step()).await? == Progress::Worked {}
         Ok(())
     }
 
@@ -183,7 +226,9 @@ impl Term {
             ))
         })?;
         let _ = self.shared.bot.set(bot.clone());
-        recovery::refuse_second_identity(&self.shared, &bot).await?;
+        if !self.stands_in() {
+            recovery::refuse_second_identity(&self.shared, &bot).await?;
+        }
         let mut accounts = vec![self.ensure(&bot, Role::Bot).await?];
         if let Some(owner) = &config.owner {
             accounts.push(self.ensure(&owner.user_id, Role::Owner).await?);
@@ -193,7 +238,9 @@ impl Term {
 
     async fn ensure(&self, user_id: &OwnedUserId, role: Role) -> Result<Account, CryptoError> {
         let Shared { store, homeserver, clock, config, .. } = &self.shared;
-        let device = config.appservice.device_id.as_deref().filter(|_| role == Role::Bot);
+        // The device of the settings is PostgreSQL's: two stores never share one.
+        let device =
+            config.appservice.device_id.as_deref().filter(|_| role == Role::Bot && !self.stands_in());
         setup::ensure_account(store, homeserver, &self.lease, user_id, role, device, clock.now()).await
     }
 
@@ -263,8 +310,8 @@ impl Term {
             setup::ensure_device(&self.shared.homeserver, engine.account()).await?;
             engine.drain_outgoing().await?;
             engine.publish_again().await?;
-            // An owner's identity is the owner's own.
-            if engine.account().role == Role::Bot {
+            // An owner's identity is the owner's own, and the bot's is in PostgreSQL.
+            if engine.account().role == Role::Bot && !self.stands_in() {
                 recovery::refuse_unrestored(engine).await?;
                 engine.publish_identity().await?;
             }

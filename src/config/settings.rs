@@ -147,6 +147,17 @@ settings! {
         default: "10", example: "10",
         "Most connections to PostgreSQL at once, 1 to 100.",
     }
+    FALLBACK {
+        "store.fallback", env: "COUCOU_STORE_FALLBACK",
+        default: "off", example: "sqlite",
+        "What is used when PostgreSQL cannot be reached at the start: off waits for it; sqlite, for development, \
+         goes on with a file and a device of its own, which are merged when PostgreSQL is back at a later start.",
+    }
+    FALLBACK_FILE {
+        "store.fallback_file", env: "COUCOU_STORE_FALLBACK_FILE",
+        default: "coucou-fallback.db", example: "coucou-fallback.db",
+        "Path of that file; it is sealed with store.pickle_key, and no other instance may use it.",
+    }
     WEBHOOK_NAME {
         "webhooks[].name",
         default: "required", example: "default",

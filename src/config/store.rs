@@ -13,9 +13,10 @@ use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 
 use super::{
-    ConfigError, StoreSettings,
+    ConfigError, Fallback, StoreSettings,
     load::{boolean, missing},
-    settings::{self, other},
+    postgres,
+    settings::{self, Setting, other},
     source::{Given, Reader},
 };
 use crate::store::Location;
@@ -40,9 +41,13 @@ pub(super) fn choose(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<
              `openssl rand -base64 32` makes a good one for the next store"
         ));
     }
+    let fallback = fallback(reader)?;
     match find(reader, warnings)? {
         Found::Postgres { url, origin } => {
-            let options = postgres(&url, reader)?;
+            if fallback.is_on {
+                check_folder(&fallback.file, &settings::FALLBACK_FILE, settings::FALLBACK_FILE.example)?;
+            }
+            let options = options(&url, reader)?;
             let chosen_because = format!(
                 "PostgreSQL, {} on {}:{}, because {origin} names it",
                 options.get_database().map_or_else(
@@ -62,10 +67,17 @@ pub(super) fn choose(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<
                 location: Location::Postgres { options: Box::new(options), pool_size },
                 pickle_key: SecretString::from(pickle_key),
                 chosen_because,
+                fallback: Some(fallback),
             })
         }
         Found::Sqlite { path, why } => {
-            check_folder(&path)?;
+            if fallback.is_on {
+                warnings.push(
+                    "store.fallback does nothing: it stands in for PostgreSQL, and the store is SQLite"
+                        .to_owned(),
+                );
+            }
+            check_folder(&path, &settings::STORE_URL, "sqlite:coucou.db")?;
             let (pickle_key, key_from) = if let Some(key) = pickle_key {
                 (SecretString::from(key), "the pickle key that is set".to_owned())
             } else {
@@ -74,9 +86,28 @@ pub(super) fn choose(reader: &Reader<'_>, warnings: &mut Vec<String>) -> Result<
                 (key_beside(&path, &file)?, from)
             };
             let chosen_because = format!("SQLite, file {}, with {key_from}, because {why}", path.display());
-            Ok(StoreSettings { location: Location::Sqlite { path }, pickle_key, chosen_because })
+            Ok(StoreSettings {
+                location: Location::Sqlite { path },
+                pickle_key,
+                chosen_because,
+                fallback: None,
+            })
         }
     }
+}
+
+/// What stands in for PostgreSQL.
+fn fallback(reader: &Reader<'_>) -> Result<Fallback, ConfigError> {
+    let is_on = reader.parsed(&settings::FALLBACK, "must be sqlite or off", |text| match text {
+        "sqlite" => Some(true),
+        "off" | "false" => Some(false),
+        _ => None,
+    })?;
+    let file = reader.parsed(&settings::FALLBACK_FILE, "must be the path of a file", |text| {
+        (!text.ends_with('/')).then(|| reader.resolve(text))
+    })?;
+    let file = file.unwrap_or_else(|| reader.resolve(settings::FALLBACK_FILE.example));
+    Ok(Fallback { file, is_on: is_on.unwrap_or(false) })
 }
 
 /// What is set.
@@ -164,9 +195,9 @@ fn sqlite_path(url: &str) -> Option<&str> {
     file.then_some(path)
 }
 
-fn postgres(source: &Source, reader: &Reader<'_>) -> Result<PgConnectOptions, ConfigError> {
+fn options(source: &Source, reader: &Reader<'_>) -> Result<PgConnectOptions, ConfigError> {
     match source {
-        Source::Url(given) => given.text.trim().parse().map_err(|_| {
+        Source::Url(given) => postgres::from_url(given.text.trim(), reader)?.ok_or_else(|| {
             let must = "must be postgres://user:password@host:port/database, with special characters in the \
                         password percent-encoded, and an sslmode that libpq knows";
             given.invalid(&settings::STORE_URL, must)
@@ -189,25 +220,29 @@ fn postgres(source: &Source, reader: &Reader<'_>) -> Result<PgConnectOptions, Co
                     name = other::ADDON_PORT
                 ))
             })?;
-            Ok(PgConnectOptions::new()
+            let options = PgConnectOptions::new()
                 .host(part(other::ADDON_HOST)?.trim())
                 .port(port)
                 .database(part(other::ADDON_DB)?.trim())
                 .username(part(other::ADDON_USER)?.trim())
-                .password(part(other::ADDON_PASSWORD)?))
+                .password(part(other::ADDON_PASSWORD)?);
+            postgres::with_ca(options, None, reader)
         }
     }
 }
 
-fn check_folder(file: &Path) -> Result<(), ConfigError> {
+fn check_folder(file: &Path, setting: &Setting, example: &str) -> Result<(), ConfigError> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     match folder {
-        Some(folder) if !folder.is_dir() => Err(ConfigError::Conflict(format!(
-            "store.url (COUCOU_STORE_URL) names the file {}, but there is no folder {}: make it, or name \
-             another, for example COUCOU_STORE_URL=sqlite:coucou.db",
-            file.display(),
-            folder.display()
-        ))),
+        Some(folder) if !folder.is_dir() => {
+            let (path, env) = (setting.path, setting.env.unwrap_or_default());
+            Err(ConfigError::Conflict(format!(
+                "{path} ({env}) names the file {}, but there is no folder {}: make it, or name another, for \
+                 example {env}={example}",
+                file.display(),
+                folder.display()
+            )))
+        }
         _ => Ok(()),
     }
 }

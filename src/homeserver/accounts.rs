@@ -84,6 +84,27 @@ impl Homeserver {
         self.call::<Json>(Call::post(&path, body)).await.map(drop)
     }
 
+    /// Removes a device and its keys ([MSC4190][msc]); where the homeserver wants more proof for that, logs it out.
+    ///
+    /// # Errors
+    /// When the homeserver refuses both. A device that is not there is no error.
+    ///
+    /// [msc]: https://github.com/matrix-org/matrix-spec-proposals/pull/4190
+    pub async fn delete_device(&self, user_id: &UserId, device_id: &DeviceId) -> Result<(), HomeserverError> {
+        let path = ["_matrix", "client", "v3", "devices", device_id.as_str()];
+        let identity = Identity::user(user_id);
+        let mut call = Call::new(Method::DELETE, &path).with_identity(&identity);
+        call.body = Some(json!({}));
+        match self.call::<Json>(call).await {
+            Err(HomeserverError::Status { status: 401 | 403..=405, .. }) => {}
+            answered => return answered.map(drop),
+        }
+        // Without the device the homeserver would log out the service's own token.
+        let identity = Identity { user_id: user_id.to_owned(), device_id: Some(device_id.to_owned()) };
+        let path = ["_matrix", "client", "v3", "logout"];
+        self.call::<Json>(Call::post(&path, json!({})).with_identity(&identity)).await.map(drop)
+    }
+
     /// Asks the homeserver to call our ping endpoint, which also ends its waiting before a retry
     /// ([spec](https://spec.matrix.org/latest/application-service-api/#pinging)).
     ///

@@ -47,6 +47,8 @@ pub(super) struct StoreHealth {
     backend: &'static str,
     /// `starting`, `ready` or `unavailable`.
     state: &'static str,
+    /// Whether it stands in for PostgreSQL (`store.fallback`).
+    fallback: bool,
     /// Why it is not there; absent while it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -58,6 +60,8 @@ pub struct Health {
     /// `postgres` or `sqlite`.
     backend: &'static str,
     store: watch::Receiver<StoreState>,
+    /// Why this store stands in for the one of the settings.
+    stands_in: Option<String>,
 }
 
 impl Health {
@@ -65,7 +69,19 @@ impl Health {
     #[must_use]
     pub fn new(backend: &'static str) -> (watch::Sender<StoreState>, Self) {
         let (sender, store) = watch::channel(StoreState::default());
-        (sender, Self { backend, store })
+        (sender, Self { backend, store, stands_in: None })
+    }
+
+    /// Says that the store stands in for the one of the settings, and why: in words that everybody may read.
+    #[must_use]
+    pub fn standing_in(self, why: Option<String>) -> Self {
+        Self { stands_in: why, ..self }
+    }
+
+    /// Why the store stands in for the one of the settings, when it does.
+    #[must_use]
+    pub fn stands_in(&self) -> Option<&str> {
+        self.stands_in.as_deref()
     }
 
     /// How the store is.
@@ -84,7 +100,7 @@ impl Health {
         let ready = state == "ready";
         let body = Answer {
             status: if ready { "ok" } else { "degraded" },
-            store: StoreHealth { backend: self.backend, state, reason },
+            store: StoreHealth { backend: self.backend, state, fallback: self.stands_in.is_some(), reason },
             version: env!("CARGO_PKG_VERSION"),
         };
         (if ready { StatusCode::OK } else { away }, Json(body)).into_response()

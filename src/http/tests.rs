@@ -289,16 +289,17 @@ async fn health_and_ready_say_how_the_store_is() {
         (status, answer)
     };
     let answer = |status: &str, store: Value| json!({ "status": status, "store": store, "version": env!("CARGO_PKG_VERSION") });
-    let starting = answer("degraded", json!({ "backend": "sqlite", "state": "starting" }));
+    let starting = answer("degraded", json!({ "backend": "sqlite", "state": "starting", "fallback": false }));
     assert_eq!(ask("/api/v1/health").await, (200, starting.clone()));
     assert_eq!(ask("/api/v1/ready").await, (503, starting));
     rig.health.send_replace(StoreState::Ready);
-    let ready = answer("ok", json!({ "backend": "sqlite", "state": "ready" }));
+    let ready = answer("ok", json!({ "backend": "sqlite", "state": "ready", "fallback": false }));
     assert_eq!(ask("/api/v1/health").await, (200, ready.clone()));
     assert_eq!(ask("/api/v1/ready").await, (200, ready));
     rig.health.send_replace(StoreState::Unavailable { reason: "no connection".to_owned() });
     let away =
-        answer("degraded", json!({ "backend": "sqlite", "state": "unavailable", "reason": "no connection" }));
+        json!({ "backend": "sqlite", "state": "unavailable", "reason": "no connection", "fallback": false });
+    let away = answer("degraded", away);
     assert_eq!(ask("/api/v1/health").await, (200, away.clone()));
     assert_eq!(ask("/api/v1/ready").await, (503, away));
 }

@@ -363,6 +363,22 @@ pub fn redacted(payload: &[u8]) -> Option<Vec<u8>> {
     serde_json::to_vec(&payload).ok()
 }
 
+/// A payload under another number in its room. `None` when it is no payload.
+#[must_use]
+pub fn renumbered(payload: &[u8], sequence: u64) -> Option<Vec<u8>> {
+    let mut payload: Value = serde_json::from_slice(payload).ok()?;
+    payload.get_mut("data")?.as_object_mut()?.insert("sequence".to_owned(), sequence.into());
+    serde_json::to_vec(&payload).ok()
+}
+
+/// What a payload says that its event takes back: room and event id.
+#[must_use]
+pub fn target(payload: &[u8]) -> Option<(String, String)> {
+    let payload: Value = serde_json::from_slice(payload).ok()?;
+    let text = |pointer| payload.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    Some((text("/data/room_id")?, text("/data/redacts")?))
+}
+
 /// The body of a `webhook.test` call, which belongs to no event.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -5,8 +5,10 @@
 //! bound; the one text made at run time is the list of placeholders of a multi-row statement
 //! ([`Tx::execute_many`]).
 
+mod begin;
 mod look;
 mod migrations;
+mod reach;
 mod value;
 
 use std::{future::Future, io, str::FromStr, time::Duration};
@@ -204,7 +206,7 @@ impl Db {
     /// [`StoreError::Unavailable`] when no connection can be had.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         Ok(Tx(match &self.pools {
-            Pools::Postgres(pool) => Inner::Postgres(bounded(pool.begin()).await?),
+            Pools::Postgres(pool) => Inner::Postgres(bounded(begin::whole(pool.clone())).await?),
             // IMMEDIATE takes the write lock now: a transaction that reads first cannot fail half-way.
             Pools::Sqlite { write, .. } => Inner::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
         }))

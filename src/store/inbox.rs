@@ -88,6 +88,14 @@ pub fn seal_body(seal: &Seal, body: &[u8]) -> Result<SealedBody, StoreError> {
     Ok(SealedBody { content_hash, sealed })
 }
 
+/// Opens a body that was sealed by [`seal_body`].
+///
+/// # Errors
+/// When it does not open.
+pub(super) fn open_body(seal: &Seal, content_hash: &[u8], sealed: &[u8]) -> Result<Vec<u8>, StoreError> {
+    seal.open("inbox", &row(content_hash), sealed)
+}
+
 /// Stores a transaction and answers whether it is new.
 ///
 /// Homeservers resend a transaction until they read a 200, so a repeat is a success that changes nothing

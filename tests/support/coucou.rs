@@ -281,6 +281,14 @@ impl Coucou {
         (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default())
     }
 
+    /// As [`Coucou::api`]; nothing while nobody answers.
+    pub(crate) async fn try_api(&self, path: &str) -> Option<(u16, Value)> {
+        let url = format!("{}/api/v1/{path}", self.url());
+        let answer = http().get(url).bearer_auth(API_TOKEN).send().await.ok()?;
+        let status = answer.status().as_u16();
+        Some((status, serde_json::from_slice(&answer.bytes().await.ok()?).ok()?))
+    }
+
     /// Runs another command with the same settings to its end.
     pub(crate) async fn run(&self, args: &[&str]) -> Output {
         let mut command = self.command(args);

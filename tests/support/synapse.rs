@@ -18,7 +18,7 @@ mod client;
 mod sender;
 
 pub(crate) use client::Client;
-pub(crate) use sender::{Bridge, Choir, Line, Sending, Sent, Timed};
+pub(crate) use sender::{Bridge, Choir, Line, Send, Sending, Sent, Timed};
 
 /// How long a Synapse may take to start on a busy machine.
 const START: Duration = Duration::from_mins(2);

@@ -16,6 +16,13 @@ pub(super) async fn look(scene: &mut Scene<'_>, report: &mut Report) {
         report.warn("store", says, "`coucou init` or `coucou serve` makes it");
         return;
     }
+    if let Some(fallback) = settings.fallback.as_ref().filter(|fallback| fallback.file.exists()) {
+        let says =
+            format!("{} is there: coucou runs on it, or it waits to be merged", fallback.file.display());
+        let remedy =
+            "start coucou while PostgreSQL can be reached, with the store.pickle_key of then: it merges it";
+        report.warn("fallback", says, remedy);
+    }
     let opened = Store::open(&settings.location, settings.pickle_key.clone());
     let looked = match &opened {
         Ok(store) => store.look().await,
@@ -49,6 +56,9 @@ fn bad(scene: &Scene<'_>, error: &StoreError, report: &mut Report) {
         StoreError::WrongPickleKey => {
             "set store.pickle_key (COUCOU_STORE_PICKLE_KEY) to the key that the store was made with; when that is \
              lost, `coucou restore` brings the bot back into an empty store"
+        }
+        StoreError::Encryption(..) => {
+            "correct that part of store.url (COUCOU_STORE_URL), or have the server's certificate renewed"
         }
         StoreError::Unavailable(_) => {
             "start the database, or correct store.url (COUCOU_STORE_URL); coucou takes nothing meanwhile, and goes \

@@ -115,6 +115,19 @@ const MALFORMED: &[(&str, &str, &str)] = &[
          coucou.yaml or as COUCOU_STORE_POOL_SIZE, for example COUCOU_STORE_POOL_SIZE=10",
     ),
     (
+        "COUCOU_STORE_FALLBACK",
+        "mysql",
+        "store.fallback must be sqlite or off, but COUCOU_STORE_FALLBACK has \"mysql\": set it in coucou.yaml or as \
+         COUCOU_STORE_FALLBACK, for example COUCOU_STORE_FALLBACK=sqlite",
+    ),
+    (
+        "COUCOU_STORE_FALLBACK_FILE",
+        "data/",
+        "store.fallback_file must be the path of a file, but COUCOU_STORE_FALLBACK_FILE has \"data/\": set it in \
+         coucou.yaml or as COUCOU_STORE_FALLBACK_FILE, for example \
+         COUCOU_STORE_FALLBACK_FILE=coucou-fallback.db",
+    ),
+    (
         "COUCOU_WEBHOOK_URL",
         "ftp://hushhush@example.org",
         "webhooks[].url must be an http or https URL, but the value of COUCOU_WEBHOOK_URL is not: set it in \
@@ -262,7 +275,7 @@ fn a_wrong_place_in_the_file_is_named_with_its_line() {
     let cases = [
         ("http:\n  prot: 1", "coucou.yaml line 2: there is no setting http.prot; did you mean http.port?"),
         ("nonsense_at_all: 1", "coucou.yaml line 1: there is no setting nonsense_at_all"),
-        ("store: {fallback: sqlite}", "coucou.yaml line 1: there is no setting store.fallback"),
+        ("store: {failover: sqlite}", "coucou.yaml line 1: there is no setting store.failover"),
         (
             "webhooks:\n  - name: x\n    ulr: y",
             "coucou.yaml line 3: there is no setting webhooks[].ulr; did you mean webhooks[].url?",

@@ -152,3 +152,33 @@ fn a_short_pickle_key_is_remarked_on_without_showing_it() {
     let [warning] = config.warnings.as_slice() else { panic!("one warning") };
     assert!(warning.starts_with("store.pickle_key is shorter than 16") && !warning.contains("hush"));
 }
+
+#[test]
+fn the_fallback_stands_in_for_postgresql_alone() {
+    let postgres = ("COUCOU_STORE_URL", "postgres://a:b@localhost/c");
+    let key = ("COUCOU_STORE_PICKLE_KEY", "a pickle key that is long enough");
+    let fallback = |variables: &[(&str, &str)]| {
+        load("", &[&[postgres, key], variables].concat()).unwrap().store.fallback
+    };
+    let off = fallback(&[]).unwrap();
+    assert!(!off.is_on && off.file.ends_with("coucou-fallback.db"));
+    let on =
+        fallback(&[("COUCOU_STORE_FALLBACK", "sqlite"), ("COUCOU_STORE_FALLBACK_FILE", "other.db")]).unwrap();
+    assert!(on.is_on && on.file.ends_with("other.db"));
+    let sqlite = load("store: {fallback: sqlite}", &[]).unwrap();
+    assert_eq!(sqlite.store.fallback, None);
+    assert!(sqlite.warnings.iter().any(|warning| warning.starts_with("store.fallback does nothing")));
+    let nowhere = message(
+        "",
+        &[
+            postgres,
+            key,
+            ("COUCOU_STORE_FALLBACK", "sqlite"),
+            ("COUCOU_STORE_FALLBACK_FILE", "/nowhere/f.db"),
+        ],
+    );
+    assert!(
+        nowhere.starts_with("store.fallback_file (COUCOU_STORE_FALLBACK_FILE) names the file /nowhere/f.db"),
+        "{nowhere}"
+    );
+}

@@ -42,6 +42,10 @@ pub(super) struct Store {
     backend: &'static str,
     /// `connected`, `starting`, or `unavailable: ` and why.
     state: String,
+    /// Whether it stands in for PostgreSQL, which could not be reached at the start (`store.fallback`).
+    fallback: bool,
+    /// Why PostgreSQL could not be reached, while the store stands in for it.
+    fallback_reason: Option<String>,
 }
 
 /// What the store says.
@@ -240,36 +244,49 @@ pub(super) async fn get(State(state): State<HttpState>, query: Query) -> Result<
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: state.api.started.elapsed().as_secs(),
         now: now.rfc3339(),
-        store: Store { backend: state.api.store.backend(), state: text },
+        store: Store {
+            backend: state.api.store.backend(),
+            state: text,
+            fallback: state.health.stands_in().is_some(),
+            fallback_reason: state.health.stands_in().map(str::to_owned),
+        },
         stored,
     }))
 }
 
+/// Asks for everything, along three ways at once: each question is quick, but there are many, and an answer of the
+/// database takes its time to come.
 async fn stored(state: &HttpState, now: Timestamp) -> Result<Stored, Problem> {
     let db = state.api.store.db();
-    let keys = stats::keys(db).await?;
-    let failures = stats::failures(db, now).await?;
-    let depth = inbox::depth(db).await?;
+    let ((keys, rooms, crypto), (failures, messages), (inbox, bridges, deliveries)) = tokio::try_join!(
+        async { Ok((keys(state).await?, rooms(state).await?, crypto(state, now).await?)) },
+        async {
+            let failures = stats::failures(db, now).await?;
+            let messages = messages(state, &failures, now).await?;
+            Ok::<_, Problem>((failures, messages))
+        },
+        async { Ok((inbox(state, now).await?, bridges(state).await?, webhooks::all(state).await?)) },
+    )?;
     let failed =
         |failures: &stats::Failures| Lately { hour: failures.hour, day: failures.day, week: failures.week };
-    Ok(Stored {
-        crypto: crypto(state, now).await?,
-        keys: Keys {
-            inbound_sessions: keys.count,
-            rooms: keys.room_count,
-            newest_at: keys.newest_at.map(Timestamp::rfc3339),
-        },
-        rooms: rooms(state).await?,
-        messages: messages(state, &failures, now).await?,
-        undecryptable: failures.iter().map(|one| (one.reason.clone(), failed(one))).collect(),
-        inbox: Inbox {
-            depth: depth.count,
-            oldest_age_seconds: depth.oldest_at.map(|at| now.since(at).as_secs()),
-            last_transaction_at: stats::last_row(db, "push").await?.map(Timestamp::rfc3339),
-            last_key_lane_at: stats::last_row(db, "lane").await?.map(Timestamp::rfc3339),
-        },
-        bridges: bridges(state).await?,
-        deliveries: webhooks::all(state).await?,
+    let undecryptable = failures.iter().map(|one| (one.reason.clone(), failed(one))).collect();
+    Ok(Stored { crypto, keys, rooms, messages, undecryptable, inbox, bridges, deliveries })
+}
+
+async fn keys(state: &HttpState) -> Result<Keys, Problem> {
+    let keys = stats::keys(state.api.store.db()).await?;
+    let newest_at = keys.newest_at.map(Timestamp::rfc3339);
+    Ok(Keys { inbound_sessions: keys.count, rooms: keys.room_count, newest_at })
+}
+
+async fn inbox(state: &HttpState, now: Timestamp) -> Result<Inbox, Problem> {
+    let db = state.api.store.db();
+    let depth = inbox::depth(db).await?;
+    Ok(Inbox {
+        depth: depth.count,
+        oldest_age_seconds: depth.oldest_at.map(|at| now.since(at).as_secs()),
+        last_transaction_at: stats::last_row(db, "push").await?.map(Timestamp::rfc3339),
+        last_key_lane_at: stats::last_row(db, "lane").await?.map(Timestamp::rfc3339),
     })
 }
 

@@ -58,10 +58,11 @@ pub(super) async fn add(tx: &mut Tx, messages: &[Message], now: Timestamp) -> Re
     Ok(())
 }
 
+// As INTEGER, because PostgreSQL adds up BIGINT as NUMERIC, which takes several times as long.
 pub(super) const LATELY: &str = "SELECT network, encrypted, \
-         CAST(SUM(CASE WHEN bucket > $1 THEN count ELSE 0 END) AS BIGINT), \
-         CAST(SUM(CASE WHEN bucket > $2 THEN count ELSE 0 END) AS BIGINT), \
-         CAST(SUM(count) AS BIGINT) \
+         CAST(SUM(CASE WHEN bucket > $1 THEN CAST(count AS INTEGER) ELSE 0 END) AS BIGINT), \
+         CAST(SUM(CASE WHEN bucket > $2 THEN CAST(count AS INTEGER) ELSE 0 END) AS BIGINT), \
+         CAST(SUM(CAST(count AS INTEGER)) AS BIGINT) \
      FROM message_counts WHERE bucket > $3 GROUP BY network, encrypted ORDER BY network, encrypted";
 
 /// The messages of the last hour, day and week, by network.

@@ -68,7 +68,10 @@ async fn stats_tell_how_it_is() {
         deliver(&test.store).await;
         let (status, stats) = rig.get("stats").await;
         assert_eq!(status, 200, "{stats}");
-        assert_eq!(stats["store"], json!({"backend": test.store.backend(), "state": "connected"}));
+        let store = json!({
+            "backend": test.store.backend(), "state": "connected", "fallback": false, "fallback_reason": null,
+        });
+        assert_eq!(stats["store"], store);
         let stored = &stats["stored"];
         let lately = json!({"hour": 7, "day": 7, "week": 7});
         assert_eq!((&stored["messages"]["total"], &stored["messages"]["stored"]), (&json!(7), &lately));
