@@ -98,6 +98,9 @@ async fn a_dump_brings_back_what_was_and_the_homeserver_what_came_since() {
     let others =
         instagram.send(&url).messages("text").rotate_every(2).room(first.portal()).count(4).run().await;
     let third = facebook.send(&url).messages("text").rotate_every(2).invite(BOT).count(3).run().await;
+    for _ in 0..5 {
+        claim_a_key(&stranger).await;
+    }
     until("one-time keys under ids that were used", SOON, async || {
         coucou.log().contains("other one-time keys under these ids").then_some(())
     })

@@ -55,6 +55,9 @@ pub enum Page {
     Idle,
 }
 
+/// As many one-time keys the SDK keeps on the homeserver.
+const ENOUGH: u64 = 50;
+
 /// Messages of a page that others follow: Synapse puts no more into one.
 const FULL_PAGE: usize = 100;
 
@@ -104,7 +107,7 @@ pub struct KeyLane {
     alive: Arc<Notify>,
     /// To-device messages since there was last nothing to fetch.
     backlog: Backlog,
-    /// Key counts as they were last stored: the same again are not stored again.
+    /// Key counts as they were last stored: the same again are not stored again while there are enough keys.
     last_counts: Option<String>,
 }
 
@@ -165,7 +168,10 @@ impl KeyLane {
         };
         let counts = format!("{:?} {:?}", page.one_time_key_counts, page.unused_fallback_key_types);
         let has_counts = page.one_time_key_counts.is_some() || page.unused_fallback_key_types.is_some();
-        let new_counts = has_counts && self.last_counts.as_ref() != Some(&counts);
+        // A push that was made earlier and came later may have said that there are enough.
+        let signed = page.one_time_key_counts.as_ref().and_then(|counts| counts.get("signed_curve25519"));
+        let is_short = signed.is_some_and(|left| *left < ENOUGH);
+        let new_counts = has_counts && (is_short || self.last_counts.as_ref() != Some(&counts));
         let messages = page.to_device.len();
         metrics().lane_messages.add(&[], u64::try_from(messages).unwrap_or(u64::MAX));
         if let Some(counts) = &page.one_time_key_counts {
