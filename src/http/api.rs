@@ -8,6 +8,7 @@
 pub mod access;
 mod deliveries;
 mod events;
+mod keys;
 mod media;
 mod messages;
 mod openapi;
@@ -122,6 +123,7 @@ pub(super) fn routes(state: &HttpState) -> Router<HttpState> {
         .route("/api/v1/messages/{network_or_id}", get(messages::of))
         .route("/api/v1/events", get(events::list))
         .route("/api/v1/undecryptable", get(undecryptable::list))
+        .route("/api/v1/keys", get(keys::list))
         .route("/api/v1/rooms", get(rooms::list))
         .route("/api/v1/rooms/{room_id}", get(rooms::one))
         .route("/api/v1/deliveries", get(deliveries::list))

@@ -5,6 +5,7 @@
 //! Every table is scoped by account ([`Scope`]), so that two accounts in one database never meet.
 
 pub mod inbound;
+pub mod listed;
 pub mod olm;
 #[cfg(test)]
 pub(super) mod plans;

@@ -14,7 +14,7 @@ mod values;
 use values::Values;
 
 use super::{
-    super::health, deliveries, events, media, messages, rooms, rotation, stats, undecryptable, webhooks,
+    super::health, deliveries, events, keys, media, messages, rooms, rotation, stats, undecryptable, webhooks,
 };
 
 /// A problem (RFC 9457).
@@ -148,6 +148,7 @@ impl Modify for Tokens {
         undecryptable::list,
         rooms::list,
         rooms::one,
+        keys::list,
         deliveries::list,
         deliveries::one,
         deliveries::resend,

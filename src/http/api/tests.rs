@@ -8,12 +8,14 @@ use std::{collections::BTreeSet, time::Duration};
 use axum::http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use ruma::user_id;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use crate::{
     http::{StoreState, tests::Rig},
     model::{Direction, Flow, Membership, MessageType, Relay, Role, WebhookId, ledger::Reason},
     store::{
         Store, accounts,
+        crypto::{Key, Scope, inbound},
         db::values,
         memberships::{self, MembershipChange},
         outbox::{self, Queued},

@@ -1,6 +1,6 @@
 //! Every lookup on a table that grows goes through an index, on both databases.
 
-use super::{inbound, olm, requests, rooms, users};
+use super::{inbound, listed, olm, requests, rooms, users};
 use crate::{
     store::{Store, db::Values, db::values},
     testing,
@@ -63,6 +63,10 @@ async fn room_keys_are_found_by_index() {
         let from = values![1_i64, "!r", "s", 10_i64];
         assert_indexed(store, SESSIONS, &session[..2], inbound::PAGE, from.clone()).await;
         assert_indexed(store, SESSIONS, &session, inbound::PAGE_OF_ROOM, from).await;
+        let after = values![1_i64, "!r", "s", 10_i64];
+        assert_indexed(store, SESSIONS, &session, listed::PAGE, after).await;
+        let after = values!["!r", 1_i64, "s", 10_i64];
+        assert_indexed(store, SESSIONS, &["room_id"], listed::PAGE_OF_ROOM, after).await;
         assert_indexed(store, SESSIONS, &["account_id"], inbound::TO_BACK_UP, values![1_i64, 9_i64]).await;
         let values = values![1_i64, 9_i64];
         assert_indexed(store, SESSIONS, &["account_id"], inbound::RELAYED_TO_BACK_UP, values).await;

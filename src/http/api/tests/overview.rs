@@ -143,3 +143,49 @@ async fn the_ledger_is_leafed_through() {
         assert_eq!(stored["messages"]["decryptable_rate"]["hour"], 0.0);
     }
 }
+
+#[tokio::test]
+async fn room_keys_are_listed_without_what_they_open() {
+    for test in testing::both().await {
+        let rig = Rig::new(&test.store).await;
+        let mut tx = test.store.begin().await.unwrap();
+        let bot = user_id!("@coucou:example.org");
+        let account = accounts::insert(&mut tx, bot, &"COUCOU1".into(), Role::Bot, START).await.unwrap();
+        let scope = Scope::new(test.store.seal().unwrap(), account);
+        let rows = [("!a:example.org", "one"), ("!a:example.org", "two"), ("!b:example.org", "three")];
+        let row = |(room_id, session_id): (&str, &str)| {
+            let pickle = Zeroizing::new(b"a secret".to_vec());
+            let row = inbound::Row {
+                sender_key: "curve".to_owned(),
+                sender_data_type: 1,
+                backed_up: session_id == "two",
+                pickle,
+            };
+            (Key::of([room_id, session_id]), row)
+        };
+        inbound::save(&mut tx, &scope, rows.into_iter().map(row).collect(), START).await.unwrap();
+        tx.commit().await.unwrap();
+        let (status, page) = rig.get("keys?limit=2").await;
+        assert_eq!(status, 200, "{page}");
+        let expected = json!({"inbound_sessions": 3, "rooms": 2, "newest_at": START.rfc3339()});
+        assert_eq!((&page["count"], &page["total"]), (&json!(2), &expected));
+        let expected = json!({
+            "user_id": bot, "room_id": "!a:example.org", "session_id": "two", "sender_key": "curve",
+            "backed_up": true, "created_at": START.rfc3339(),
+        });
+        assert_eq!(page["keys"][1], expected);
+        let ids = |answer: &Value| -> Vec<String> {
+            let keys = answer["keys"].as_array().unwrap().iter();
+            keys.map(|key| key["session_id"].as_str().unwrap().to_owned()).collect()
+        };
+        let next = page["next"].as_str().unwrap();
+        let (_, last) = rig.get(&format!("keys?limit=2&cursor={next}")).await;
+        assert_eq!((ids(&last), &last["next"]), (vec!["three".to_owned()], &Value::Null));
+        let (_, first) = rig.get("keys?room=!a:example.org&limit=1").await;
+        let next = first["next"].as_str().unwrap();
+        let (_, second) = rig.get(&format!("keys?room=!a:example.org&limit=1&cursor={next}")).await;
+        assert_eq!((ids(&first), ids(&second)), (vec!["one".to_owned()], vec!["two".to_owned()]));
+        assert_eq!(second["next"], Value::Null);
+        assert_eq!(rig.get("keys?cursor=a").await.0, 400);
+    }
+}
