@@ -2,7 +2,7 @@
 # make test   every test, on real PostgreSQL and a real Synapse, which it brings along
 # make check  what CI runs
 # make test-faults  the long form of the fault suite: all that can break, and thousands of messages
-# make bench  figures, and how they grow; see docs/performance.md
+# make bench  figures, and how they grow
 .PHONY: demo test test-faults check bench homeserver tools
 
 CARGO ?= cargo

@@ -1,5 +1,5 @@
 //! The whole way under load: a homeserver that pushes as Synapse does, coucou's own binary, a webhook that
-//! checks every message. `make bench` runs it; `docs/performance.md` holds what it last said.
+//! checks every message. `make bench` runs it.
 //!
 //! Absolute figures are those of the machine it runs on, with generator, database and webhook on the same
 //! cores. What counts are the ratios: against raw vodozemac on the same ciphertexts in the same run, and
