@@ -347,7 +347,7 @@ settings! {
     SILENCE_TRANSACTIONS_AFTER {
         "silence.transactions_after", env: "COUCOU_SILENCE_TRANSACTIONS_AFTER",
         default: "15m", example: "15m",
-        "For how long keys or messages must come by other ways, while the homeserver pushes nothing: a number with a \
+        "For how long room keys or messages must come by other ways, while the homeserver pushes nothing: a number with a \
          unit (s, m, h), 1s to 1d.",
     }
     BRIDGE_BOT {

@@ -6,7 +6,10 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
-use super::{envelope::Envelope, event::WireEvent};
+use super::{
+    envelope::Envelope,
+    event::{WireEvent, clear_type},
+};
 use crate::{
     clock::Timestamp,
     crypto::Changes,
@@ -63,6 +66,26 @@ pub struct Batch {
     pub snapshots: Vec<RoomSnapshot>,
     /// What `coucou check` sent to our own device: its nonce, and the way by which it came.
     pub probes: Vec<(String, &'static str)>,
+    /// When something came, and by which way.
+    pub arrivals: Vec<Arrival>,
+}
+
+/// By which way something came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The homeserver pushed it.
+    Push,
+    /// By the key lane or from a room's timeline, though it is of what homeservers push.
+    Other,
+}
+
+/// That something came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// How.
+    pub way: Way,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// The type of the to-device message by which `coucou check` finds out by which ways keys come.
@@ -110,11 +133,17 @@ impl Batch {
             };
             batch.ids.push(row.inbox_id);
             match row.source {
-                Source::Push => batch.read_push(&body, row.received_at, readers, &mut seen),
+                Source::Push => {
+                    batch.arrivals.push(Arrival { way: Way::Push, at: row.received_at });
+                    batch.read_push(&body, row.received_at, readers, &mut seen);
+                }
                 Source::Missed => {
                     let before = batch.events.len();
                     batch.read_push(&body, row.received_at, readers, &mut seen);
                     batch.missed.extend(batch.events[before..].iter().map(|event| event.event_id.clone()));
+                    if batch.events.len() > before {
+                        batch.arrivals.push(Arrival { way: Way::Other, at: row.received_at });
+                    }
                 }
                 Source::Lane(account_id) => {
                     let account = readers.accounts.iter().find(|account| account.id == account_id);
@@ -123,6 +152,13 @@ impl Batch {
                     match Envelope::parse_lane(&body, account) {
                         Ok(envelope) => {
                             batch.note_probes(&envelope, "lane", readers);
+                            // Key counts and device lists change in any night.
+                            let is_key = |message: &RawValue| {
+                                clear_type(message).is_some_and(|event_type| event_type == "m.room.encrypted")
+                            };
+                            if envelope.to_device.iter().any(|message| is_key(message)) {
+                                batch.arrivals.push(Arrival { way: Way::Other, at: row.received_at });
+                            }
                             batch.envelopes.push((Some(account_id), envelope));
                         }
                         Err(error) => tracing::error!(inbox.id = row.inbox_id.0, %error, "unreadable row"),

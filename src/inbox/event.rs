@@ -88,7 +88,7 @@ pub(super) fn can_be_kept(id: &str) -> bool {
     id.len() <= LONGEST_ID && !id.contains('\0')
 }
 
-/// The type of an event that was decrypted.
+/// The type of an event, of which nothing else is read.
 pub(super) fn clear_type(event: &RawValue) -> Option<String> {
     #[derive(Deserialize)]
     struct Head {

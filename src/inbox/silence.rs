@@ -12,6 +12,7 @@
 //! of hands tells it twice; all that it knows is loaded with the worker.
 
 mod notice;
+mod pushes;
 mod usual;
 
 use std::{
@@ -24,9 +25,11 @@ use serde_json::{Map, Value};
 
 use self::{
     notice::Health,
+    pushes::Pushes,
     usual::{KEPT, Traffic, hour_of},
 };
 use super::{
+    batch::Arrival,
     commit::Outcome,
     event::WireEvent,
     rooms::Sight,
@@ -44,6 +47,7 @@ use crate::{
     store::{
         StoreError, Tx, leases, messages as stored,
         silence::{self, Hour, WATCHED},
+        stats,
     },
 };
 
@@ -99,6 +103,7 @@ pub(super) struct Silence {
     /// When somebody last looked: since then nobody was away.
     looked_at: Option<Timestamp>,
     look_at: Timestamp,
+    pushes: Pushes,
 }
 
 impl Silence {
@@ -114,6 +119,7 @@ impl Silence {
             alarms: HashMap::new(),
             looked_at: Some(now),
             look_at: now,
+            pushes: Pushes::since(stats::last_row(parts.store.db(), "push").await?),
         };
         if known.settings.is_none() {
             let mut tx = parts.store.begin().await?;
@@ -267,25 +273,24 @@ impl Worker {
             let alarm = Alarm { network: Some(network), ..alarm };
             self.silence.begin(alarm, None, None, &mut changes);
         }
-        let arrivals = silence::arrivals(&db).await?;
         let key = (AlarmReason::NoTransactions, String::new());
-        match self.silence.active(key.0, &key.1) {
-            Some(alarm) if arrivals.pushed_at.is_some_and(|pushed_at| pushed_at > alarm.since) => {
+        let pushes = self.silence.pushes;
+        match (self.silence.active(key.0, &key.1), pushes.stopped(settings.transactions_after)) {
+            (Some(alarm), _) if pushes.pushed_at().is_some_and(|pushed_at| pushed_at > alarm.since) => {
                 self.silence.end(&key, now, None, None, &mut changes);
             }
-            Some(_) => {}
-            None => {
-                let (first, last) = (arrivals.first_other_at, arrivals.last_other_at);
-                if let Some((first, last)) = first.zip(last)
-                    && last.since(first) >= settings.transactions_after
-                {
-                    let since = arrivals.pushed_at.unwrap_or(first);
-                    let alarm = bare(AlarmReason::NoTransactions, "", since, now);
-                    self.silence.begin(alarm, None, None, &mut changes);
-                }
+            (None, Some(since)) => {
+                let alarm = bare(AlarmReason::NoTransactions, "", since, now);
+                self.silence.begin(alarm, None, None, &mut changes);
             }
+            _ => {}
         }
         Ok(changes)
+    }
+
+    /// Takes in by which ways a step's rows came.
+    pub(super) fn note_arrivals(&mut self, arrivals: &[Arrival]) {
+        arrivals.iter().for_each(|arrival| self.silence.pushes.note(*arrival));
     }
 
     /// Takes an event of a relayed room that was not known for a sign of life, when a bridge's ghost sent it. Whether

@@ -225,6 +225,7 @@ impl Worker {
         let had_rows = !rows.is_empty();
         let imported = self.take_import(now).await?;
         let mut batch = Batch::read(rows, &self.readers());
+        self.note_arrivals(&batch.arrivals);
         let mut keys = Box::pin(self.take_in(&batch)).await?;
         self.look_at_doubts(now).await?;
         keys.extend(self.unreleased.split_off(self.unreleased.len().saturating_sub(MOST_UNRELEASED)));

@@ -100,46 +100,6 @@ pub async fn is_read(db: &Db, network: &str) -> Result<bool, StoreError> {
     Ok(row.is_some())
 }
 
-/// What came by which way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Arrivals {
-    /// When the homeserver's last transaction came, when one did lately.
-    pub pushed_at: Option<Timestamp>,
-    /// When something first came by another way after that.
-    pub first_other_at: Option<Timestamp>,
-    /// When something last did.
-    pub last_other_at: Option<Timestamp>,
-}
-
-pub(super) const LAST_PUSH: &str =
-    "SELECT inbox_id, received_at FROM inbox WHERE source = 'push' ORDER BY inbox_id DESC LIMIT 1";
-pub(super) const FIRST_AFTER: &str =
-    "SELECT received_at FROM inbox WHERE source = $1 AND inbox_id > $2 ORDER BY inbox_id LIMIT 1";
-pub(super) const LAST_AFTER: &str =
-    "SELECT received_at FROM inbox WHERE source = $1 AND inbox_id > $2 ORDER BY inbox_id DESC LIMIT 1";
-
-/// By which ways something came lately: by push, and since then by the key lane or from rooms' timelines.
-///
-/// # Errors
-/// When the database fails.
-pub async fn arrivals(db: &Db) -> Result<Arrivals, StoreError> {
-    let pushed: Option<(i64, i64)> = db.fetch_optional(LAST_PUSH, vec![]).await?;
-    let after = pushed.map_or(0, |(id, _)| id);
-    let (mut first, mut last) = (None, None);
-    for source in ["lane", "missed"] {
-        let one: Option<(i64,)> = db.fetch_optional(FIRST_AFTER, values![source, after]).await?;
-        let Some((one,)) = one else { continue };
-        let other: Option<(i64,)> = db.fetch_optional(LAST_AFTER, values![source, after]).await?;
-        first = Some(first.map_or(one, |first: i64| first.min(one)));
-        last = last.max(other.map(|(at,)| at));
-    }
-    Ok(Arrivals {
-        pushed_at: pushed.map(|(_, at)| Timestamp(at)),
-        first_other_at: first.map(Timestamp),
-        last_other_at: last.map(Timestamp),
-    })
-}
-
 /// Reason, subject, network, room, bot; login, status, error; since, told, message, ended.
 type Row = (
     String,

@@ -383,16 +383,31 @@ async fn a_lost_login_is_told_until_the_bridge_or_a_message_says_otherwise() {
 async fn pushes_that_stop_while_the_lane_moves_are_told() {
     for mut scene in Scene::all().await {
         let account_id = scene.account.id;
-        let lane = async |scene: &mut Scene| {
-            scene.events += 1;
-            let body = json!({"to_device": [], "n": scene.events}).to_string();
+        let page = async |scene: &mut Scene, to_device: Value| {
+            let body = json!({
+                "next_batch": "s1", "to_device": to_device,
+                "device_lists_changed": [GHOST], "device_lists_left": [], "one_time_key_counts": {},
+            });
+            let body = body.to_string();
             let body = inbox::seal_body(scene.test.store.seal().unwrap(), body.as_bytes()).unwrap();
             let mut tx = scene.test.store.begin().await.unwrap();
             inbox::accept_lane(&mut tx, account_id, body, scene.clock.now()).await.unwrap();
             tx.commit().await.unwrap();
             scene.work().await;
         };
+        let lane = async |scene: &mut Scene| {
+            let sent = json!({"type": "m.room.encrypted", "sender": BOT, "content": {}});
+            page(scene, json!([sent])).await;
+        };
         scene.pass(Duration::from_hours(10)).await;
+        // A night in which devices come and go, and keys are counted.
+        for _ in 0..3 {
+            page(&mut scene, json!([])).await;
+            let request = json!({"type": "m.room_key_request", "sender": BOT, "content": {}});
+            page(&mut scene, json!([request])).await;
+            scene.pass(Duration::from_mins(20)).await;
+        }
+        assert_eq!(scene.types().await, [""; 0], "nothing of that is pushed by itself");
         lane(&mut scene).await;
         scene.pass(Duration::from_mins(20)).await;
         assert_eq!(scene.types().await, [""; 0], "one is not enough, however long nothing was pushed");

@@ -5,7 +5,7 @@ use ruma::{owned_room_id, owned_user_id, user_id};
 use super::*;
 use crate::{
     model::Role,
-    store::{Store, accounts, inbox},
+    store::{Store, accounts},
     testing::{self, START},
 };
 
@@ -147,38 +147,6 @@ async fn a_network_is_read_while_an_account_is_in_a_room_of_it() {
 }
 
 #[tokio::test]
-async fn what_came_by_other_ways_since_the_last_push_is_told() {
-    for test in testing::both().await {
-        let store = &test.store;
-        let seal = store.seal().unwrap();
-        let mut tx = store.begin().await.unwrap();
-        let user = user_id!("@coucou:example.org");
-        let account = accounts::insert(&mut tx, user, &"COUCOU1".into(), Role::Bot, START).await.unwrap();
-        let body = |text: &str| inbox::seal_body(seal, text.as_bytes()).unwrap();
-        inbox::accept_lane(&mut tx, account, body("1"), Timestamp(10)).await.unwrap();
-        tx.commit().await.unwrap();
-        let at = |at| Some(Timestamp(at));
-        let expected = Arrivals { pushed_at: None, first_other_at: at(10), last_other_at: at(10) };
-        assert_eq!(arrivals(store.db()).await.unwrap(), expected);
-        let mut tx = store.begin().await.unwrap();
-        inbox::accept(&mut tx, "1".into(), body("2"), Timestamp(20)).await.unwrap();
-        tx.commit().await.unwrap();
-        assert_eq!(
-            arrivals(store.db()).await.unwrap(),
-            Arrivals { pushed_at: at(20), ..Arrivals::default() }
-        );
-        let mut tx = store.begin().await.unwrap();
-        inbox::accept_missed(&mut tx, body("3"), Timestamp(30)).await.unwrap();
-        inbox::accept_lane(&mut tx, account, body("4"), Timestamp(40)).await.unwrap();
-        inbox::accept_state(&mut tx, body("5"), Timestamp(45)).await.unwrap();
-        inbox::accept_missed(&mut tx, body("6"), Timestamp(50)).await.unwrap();
-        tx.commit().await.unwrap();
-        let expected = Arrivals { pushed_at: at(20), first_other_at: at(30), last_other_at: at(50) };
-        assert_eq!(arrivals(store.db()).await.unwrap(), expected);
-    }
-}
-
-#[tokio::test]
 async fn looks_go_along_indexes() {
     for test in testing::both().await {
         let store = &test.store;
@@ -188,9 +156,6 @@ async fn looks_go_along_indexes() {
         tx.execute("ANALYZE", vec![]).await.unwrap();
         tx.commit().await.unwrap();
         for (sql, values, index) in [
-            (LAST_PUSH, vec![], "inbox_source"),
-            (FIRST_AFTER, values!["lane", 7_i64], "inbox_source"),
-            (LAST_AFTER, values!["lane", 7_i64], "inbox_source"),
             (IS_READ, values!["instagram"], "rooms_"),
             (NETWORK_OF, values!["@instagrambot:example.org"], "rooms_"),
             (ACTIVE, values![100_i64], "bridge_alarms_active"),
