@@ -16,7 +16,7 @@ pub mod trust;
 mod unwedge;
 
 pub use backup::KeyBackup;
-pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey, SessionDevice};
+pub use engine::{Changes, Clear, CryptoError, Decrypted, ENOUGH_KEYS, Engine, RoomKey, SessionDevice};
 pub use keylane::KeyLane;
 pub use requests::Asker;
 pub use secrets::{RecoveryError, SecretStorage};

@@ -12,6 +12,7 @@ pub mod describe;
 pub mod envelope;
 pub mod event;
 mod flow;
+mod heights;
 mod imports;
 mod ledger;
 mod presence;

@@ -30,11 +30,6 @@ impl Report {
         Self { baseline, rows: Vec::new() }
     }
 
-    /// Seconds of a core for one raw decryption.
-    pub(crate) fn baseline(&self) -> f64 {
-        self.baseline
-    }
-
     pub(crate) fn add(&mut self, backend: Backend, what: &str, figures: Vec<Figure>) {
         for figure in &figures {
             println!("    {}: {}", figure.name, rounded(figure.value));

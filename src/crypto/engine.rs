@@ -105,6 +105,9 @@ impl CryptoError {
     }
 }
 
+/// As many one-time keys the SDK keeps on the homeserver.
+pub const ENOUGH_KEYS: u64 = 50;
+
 /// What a push or a page of the key lane tells one device.
 #[derive(Debug, Default)]
 pub struct Changes {

@@ -26,7 +26,7 @@ use rand::Rng;
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::engine::CryptoError;
+use super::engine::{CryptoError, ENOUGH_KEYS};
 use crate::{
     clock::SharedClock,
     homeserver::{Homeserver, HomeserverError, Identity},
@@ -54,9 +54,6 @@ pub enum Page {
     /// There was nothing but key counts.
     Idle,
 }
-
-/// As many one-time keys the SDK keeps on the homeserver.
-const ENOUGH: u64 = 50;
 
 /// Messages of a page that others follow: Synapse puts no more into one.
 const FULL_PAGE: usize = 100;
@@ -170,7 +167,7 @@ impl KeyLane {
         let has_counts = page.one_time_key_counts.is_some() || page.unused_fallback_key_types.is_some();
         // A push that was made earlier and came later may have said that there are enough.
         let signed = page.one_time_key_counts.as_ref().and_then(|counts| counts.get("signed_curve25519"));
-        let is_short = signed.is_some_and(|left| *left < ENOUGH);
+        let is_short = signed.is_some_and(|left| *left < ENOUGH_KEYS);
         let new_counts = has_counts && (is_short || self.last_counts.as_ref() != Some(&counts));
         let messages = page.to_device.len();
         metrics().lane_messages.add(&[], u64::try_from(messages).unwrap_or(u64::MAX));

@@ -166,6 +166,7 @@ impl Worker {
     }
 
     async fn after_commit(&self, outcome: &Outcome) -> Result<(), CryptoError> {
+        self.heights.raise(&outcome.used);
         let wakes = &self.parts.wakes;
         if !outcome.messages.is_empty() {
             wakes.outbox.notify_one();

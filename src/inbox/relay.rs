@@ -150,6 +150,7 @@ impl Worker {
     async fn look_up(&self, waiting: Vec<&WireEvent>, batch: &[WireEvent]) -> Result<Known, CryptoError> {
         let db = self.parts.store.db();
         let all: Vec<&WireEvent> = waiting.into_iter().chain(batch).collect();
+        let heights = self.heights.find(db, &all).await?;
         let reactions = Reactions::find(db, &all).await?;
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
         let (mut events, mut redacting) = (Vec::new(), HashSet::new());
@@ -167,10 +168,12 @@ impl Worker {
             if relay == Relay::Unknown {
                 continue;
             }
-            ids.push(messages::message_id(PayloadClass::Event, &event.event_id));
             events.push((event.room_id.as_str(), event.event_id.as_str()));
+            if !heights.is_beyond(event) {
+                ids.push(messages::message_id(PayloadClass::Event, &event.event_id));
+                places.extend(megolm_index(event));
+            }
             let Some(place) = &event.session else { continue };
-            places.extend(megolm_index(event));
             sealed.push(Sealed {
                 event_id: event.event_id.clone(),
                 key: place.key.clone(),

@@ -1,27 +1,37 @@
-//! Which to-device messages were taken in lately.
+//! What the machines were given lately.
 //!
 //! Where the homeserver pushes to-device messages, each comes twice: by push and by the key lane. The machine
 //! recognises a repeat, but warns of it as of an attack; so the second one is left out here. This is a
 //! courtesy to the log only: what is forgotten, at a restart or for want of room, is given to the machine.
+//!
+//! Synapse tells the counts of one-time keys with every transaction. A machine that hears them writes its account
+//! anew, so it hears only what has changed or may call for new keys.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::model::AccountId;
+use crate::{
+    crypto::{Changes, ENOUGH_KEYS},
+    model::AccountId,
+};
 
 /// Messages remembered: some hours of key sharing, in under a megabyte.
 const MOST: usize = 8_192;
 
 type Print = [u8; 32];
 
-/// The messages of late.
+/// Key counts by algorithm, and the algorithms with an unused fallback key.
+type Counts = (BTreeMap<String, u64>, Option<Vec<String>>);
+
+/// The messages of late, and the last counts of each account's keys.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     known: HashSet<Print>,
     order: VecDeque<Print>,
+    counts: HashMap<AccountId, Counts>,
 }
 
 /// What is the same however a message comes.
@@ -66,6 +76,21 @@ impl Seen {
         }
         true
     }
+
+    /// Whether a machine need not hear of changes: they are counts of keys only, the same as before, and there are
+    /// enough keys. What it hears of is remembered.
+    pub(super) fn is_nothing(&mut self, account_id: AccountId, changes: &Changes) -> bool {
+        let Changes { to_device, changed, one_time_key_counts: counts, unused_fallback_keys: fallback } =
+            changes;
+        let is_short = counts.get("signed_curve25519").is_some_and(|left| *left < ENOUGH_KEYS);
+        let is_used = fallback.as_ref().is_some_and(Vec::is_empty);
+        let told = self.counts.get(&account_id).is_some_and(|last| (&last.0, &last.1) == (counts, fallback));
+        if to_device.is_empty() && changed.is_empty() && told && !is_short && !is_used {
+            return true;
+        }
+        self.counts.insert(account_id, (counts.clone(), fallback.clone()));
+        false
+    }
 }
 
 #[cfg(test)]
@@ -94,6 +119,29 @@ mod tests {
         assert!(is_news(1, &other));
         let plain = json!({"type": "m.room_key_request", "sender": "@a:b", "content": {}});
         assert!(is_news(1, &plain) && is_news(1, &plain));
+    }
+
+    #[test]
+    fn only_counts_that_change_or_are_low_are_heard() {
+        let mut seen = Seen::default();
+        let mut is_nothing = |id, count: u64, fallback: Option<&[&str]>| {
+            let changes = Changes {
+                one_time_key_counts: [("signed_curve25519".to_owned(), count)].into(),
+                unused_fallback_keys: fallback.map(|names| names.iter().map(ToString::to_string).collect()),
+                ..Changes::default()
+            };
+            seen.is_nothing(AccountId(id), &changes)
+        };
+        let there: Option<&[&str]> = Some(&["signed_curve25519"]);
+        assert!(!is_nothing(1, 50, there));
+        assert!(is_nothing(1, 50, there));
+        assert!(!is_nothing(2, 50, there), "another account");
+        assert!(!is_nothing(1, 49, there) && !is_nothing(1, 49, there), "too few, as long as it is so");
+        assert!(!is_nothing(1, 50, there));
+        assert!(!is_nothing(1, 50, Some(&[])) && !is_nothing(1, 50, Some(&[])), "the fallback key is used");
+        assert!(!is_nothing(1, 50, None) && is_nothing(1, 50, None));
+        let devices = Changes { changed: vec!["@a:b".try_into().unwrap()], ..Changes::default() };
+        assert!(!seen.is_nothing(AccountId(1), &devices) && !seen.is_nothing(AccountId(1), &devices));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::{
     commit::Outcome,
     decrypt::Decrypter,
     flow,
+    heights::Heights,
     imports::Imports,
     rooms::{Policy, Rooms},
     seen::Seen,
@@ -43,7 +44,7 @@ use crate::{
 const MOST_ROWS: u32 = 64;
 
 /// Bytes of rows taken in one step, but always one row.
-const MOST_BYTES: u64 = 8 << 20;
+const MOST_BYTES: u64 = 1 << 20;
 
 /// Keys whose events are released in one step, of those that an earlier term left.
 const MOST_UNRELEASED: usize = 256;
@@ -126,8 +127,9 @@ pub struct Worker {
     pub(super) since: Timestamp,
     /// Rooms in which something is held that may be believed by now.
     pub(super) doubts: Doubts,
-    /// To-device messages of late, which come by push and by the key lane.
+    /// What the machines were given lately.
     seen: Seen,
+    pub(super) heights: Heights,
     /// Keys that are there while events still wait for them, from a term that ended between the two.
     pub(super) unreleased: Vec<RoomKey>,
     /// Rows still to be taken one by one.
@@ -166,7 +168,7 @@ impl Worker {
         // The settings may say now that these are believed.
         unreleased.extend(room_keys(pending::held(parts.store.db()).await?));
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
-        let seen = Seen::default();
+        let (seen, heights) = (Seen::default(), Heights::default());
         let silence = Silence::load(&parts, since).await?;
         let (doubts, imports) = (Doubts::default(), Imports::default());
         Ok(Self {
@@ -177,6 +179,7 @@ impl Worker {
             since,
             doubts,
             seen,
+            heights,
             unreleased,
             careful_rows,
             imports,
@@ -295,7 +298,7 @@ impl Worker {
             let mut changes = batch.changes(engine.account());
             let account_id = engine.account().id;
             changes.to_device.retain(|message| self.seen.is_news(account_id, message));
-            if changes.is_empty() {
+            if changes.is_empty() || self.seen.is_nothing(account_id, &changes) {
                 continue;
             }
             let came = engine.receive(changes).await?;

@@ -2,11 +2,12 @@
 //!
 //! One statement text serves both: `$1` placeholders, `ON CONFLICT`, `RETURNING`, `UPDATE … FROM`, and the
 //! column types `TEXT`, `BIGINT` and `BYTEA`/`BLOB` ([`Value`]). Statements are constants and values are
-//! bound; the one text made at run time is the list of placeholders of a multi-row statement
+//! bound; the one text made at run time is what stands for the rows of a multi-row statement
 //! ([`Tx::execute_many`]).
 
 mod begin;
 mod look;
+mod many;
 mod migrations;
 mod reach;
 mod value;
@@ -15,23 +16,23 @@ use std::{future::Future, io, str::FromStr, time::Duration};
 
 use futures_util::future::BoxFuture;
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Executor, FromRow, PgPool, Postgres, Sqlite, SqlitePool, Transaction,
+    AssertSqlSafe, ConnectOptions, Connection, Executor, FromRow, PgPool, Postgres, Sqlite, SqlitePool,
+    Transaction,
     postgres::{PgConnectOptions, PgPoolOptions, PgRow},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 use tokio::time::timeout;
 
-use self::value::Bind;
 pub(crate) use self::value::values;
 pub use self::value::{Value, Values};
+use self::{many::Many, value::Bind};
 use super::StoreError;
-
-/// Rows of a multi-row statement are sent in runs of powers of two up to this many, so that a handful of
-/// prepared statements serves every count.
-const MAX_ROWS: usize = 256;
 
 /// How long a caller waits for a connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection that was in use so lately is not tried before it is used again.
+const TRUSTED: Duration = Duration::from_secs(1);
 
 /// How long a statement may take before the database counts as unavailable. A network that swallows everything
 /// breaks no connection: without a limit, whoever waits for an answer would wait for a quarter of an hour.
@@ -41,7 +42,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// otherwise outlast a process that is stopped or cut off by hours.
 const SET_TIMEOUT: &str = "SET idle_in_transaction_session_timeout = '15s'";
 
-/// Prepared statements kept per connection: the constants, and the multi-row ones at nine sizes each.
+/// Prepared statements kept per connection: all that there are, of which SQLite has the multi-row ones at nine sizes
+/// each.
 const STATEMENT_CACHE: usize = 512;
 
 /// A statement that locks rows it reads, made by `locking!`; [`Tx::text`] gives its text.
@@ -174,6 +176,15 @@ impl Db {
                     .after_connect(|connection, _| {
                         Box::pin(async move { connection.execute(SET_TIMEOUT).await.map(|_| ()) })
                     })
+                    // A connection is tried as it is given back; trying it again for every statement would double
+                    // how long each takes.
+                    .test_before_acquire(false)
+                    .before_acquire(|connection, known| {
+                        Box::pin(async move {
+                            // One that is broken is opened anew.
+                            Ok(known.idle_for < TRUSTED || connection.ping().await.is_ok())
+                        })
+                    })
                     .connect_lazy_with(options);
                 Pools::Postgres(pool)
             }
@@ -191,6 +202,7 @@ impl Db {
                 let pool = |most| {
                     SqlitePoolOptions::new()
                         .max_connections(most)
+                        .test_before_acquire(false)
                         .acquire_timeout(Duration::from_secs(30))
                         .connect_lazy_with(options.clone())
                 };
@@ -242,12 +254,16 @@ impl Db {
         shared: Values,
         rows: Vec<Values>,
     ) -> Result<Vec<R>, StoreError> {
+        let statements = match self.pools {
+            Pools::Postgres(_) => many::arrays(sql, &shared, rows),
+            Pools::Sqlite { .. } => many::lists(sql, &shared, rows),
+        };
         let mut found = Vec::new();
-        for (text, values) in runs(sql, &shared, rows) {
+        for Many { text, values, columns } in statements {
             let text = AssertSqlSafe(text);
-            let part: Vec<R> =
-                on_pool!(self, |pool| bounded(sqlx::query_as(text).bind_values(values).fetch_all(pool))
-                    .await)?;
+            let part: Vec<R> = on_pool!(self, |pool| {
+                bounded(sqlx::query_as(text).bind_many(values, columns).fetch_all(pool)).await
+            })?;
             found.extend(part);
         }
         Ok(found)
@@ -339,9 +355,10 @@ impl Tx {
         })
     }
 
-    /// Runs a statement for many rows at once: `{rows}` in it becomes `($2, $3), ($4, $5), …`, after the
-    /// placeholders of `shared`. Works for `VALUES {rows}` after `INSERT`, in `IN (VALUES {rows})` and in
-    /// `FROM (VALUES {rows}) AS v`, whose columns both databases call `column1`, `column2`, ….
+    /// Runs a statement for many rows at once: `VALUES {rows}` in it becomes `VALUES ($2, $3), ($4, $5), …`, or an
+    /// array for each column ([`many`]), after the placeholders of `shared`. Works after `INSERT`, in
+    /// `IN (VALUES {rows})` and in `FROM (VALUES {rows}) AS v`, whose columns both databases call `column1`,
+    /// `column2`, ….
     ///
     /// No rows, no statement. Answers how many rows were touched.
     ///
@@ -354,10 +371,12 @@ impl Tx {
         rows: Vec<Values>,
     ) -> Result<u64, StoreError> {
         let mut touched = 0;
-        for (text, values) in runs(sql, &shared, rows) {
+        for Many { text, values, columns } in self.many(sql, &shared, rows) {
             let text = AssertSqlSafe(text);
             touched += on_tx!(self, |connection| {
-                bounded(sqlx::query(text).bind_values(values).execute(connection)).await?.rows_affected()
+                bounded(sqlx::query(text).bind_many(values, columns).execute(connection))
+                    .await?
+                    .rows_affected()
             });
         }
         Ok(touched)
@@ -374,31 +393,39 @@ impl Tx {
         rows: Vec<Values>,
     ) -> Result<Vec<R>, StoreError> {
         let mut found = Vec::new();
-        for (text, values) in runs(sql, &shared, rows) {
+        for Many { text, values, columns } in self.many(sql, &shared, rows) {
             let text = AssertSqlSafe(text);
             let part: Vec<R> = on_tx!(self, |connection| {
-                bounded(sqlx::query_as(text).bind_values(values).fetch_all(connection)).await
+                bounded(sqlx::query_as(text).bind_many(values, columns).fetch_all(connection)).await
             })?;
             found.extend(part);
         }
         Ok(found)
     }
 
+    fn many(&self, sql: &str, shared: &Values, rows: Vec<Values>) -> Vec<Many> {
+        match self.0 {
+            Inner::Postgres(_) => many::arrays(sql, shared, rows),
+            Inner::Sqlite(_) => many::lists(sql, shared, rows),
+        }
+    }
+
     /// The plan of a statement, one step a line.
     #[cfg(test)]
     pub(crate) async fn explain(&mut self, sql: &'static str, shared: Values, rows: Vec<Values>) -> String {
-        let (text, values) = runs(sql, &shared, rows).pop().unwrap_or_else(|| (sql.to_owned(), shared));
+        let alone = Many { text: sql.to_owned(), values: shared.clone(), columns: Vec::new() };
+        let Many { text, values, columns } = self.many(sql, &shared, rows).pop().unwrap_or(alone);
         let steps: Vec<String> = match &mut self.0 {
             Inner::Postgres(tx) => {
                 let text = AssertSqlSafe(format!("EXPLAIN {text}"));
                 let steps: Vec<(String,)> =
-                    sqlx::query_as(text).bind_values(values).fetch_all(&mut **tx).await.unwrap();
+                    sqlx::query_as(text).bind_many(values, columns).fetch_all(&mut **tx).await.unwrap();
                 steps.into_iter().map(|step| step.0).collect()
             }
             Inner::Sqlite(tx) => {
                 let text = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}"));
                 let steps: Vec<(i64, i64, i64, String)> =
-                    sqlx::query_as(text).bind_values(values).fetch_all(&mut **tx).await.unwrap();
+                    sqlx::query_as(text).bind_many(values, columns).fetch_all(&mut **tx).await.unwrap();
                 steps.into_iter().map(|step| step.3).collect()
             }
         };
@@ -432,50 +459,5 @@ fn bounded<'a, T: 'a>(
     }
 }
 
-/// Splits rows into runs of powers of two and writes the text and values of each.
-fn runs(sql: &'static str, shared: &Values, rows: Vec<Values>) -> Vec<(String, Values)> {
-    let mut runs = Vec::new();
-    let mut left = rows.len();
-    let mut rows = rows.into_iter();
-    while left > 0 {
-        let size = MAX_ROWS.min(1 << left.ilog2());
-        left -= size;
-        let mut values = shared.clone();
-        let mut list = String::new();
-        for row in rows.by_ref().take(size) {
-            list.push_str(if list.is_empty() { "(" } else { ", (" });
-            for (column, value) in row.into_iter().enumerate() {
-                values.push(value);
-                if column > 0 {
-                    list.push_str(", ");
-                }
-                list.push('$');
-                list.push_str(&values.len().to_string());
-            }
-            list.push(')');
-        }
-        runs.push((sql.replace("{rows}", &list), values));
-    }
-    runs
-}
-
 /// Any number that other programs on the same database do not use: "coucou" in ASCII.
 const MIGRATION_LOCK: i64 = 0x0000_636f_7563_6f75;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_sent_in_runs_of_powers_of_two() {
-        let rows = (0..5).map(|n: i64| values![n, "x"]).collect();
-        let runs = runs("INSERT INTO t VALUES {rows}", &values![7_i64], rows);
-        let texts: Vec<_> = runs.iter().map(|(text, _)| text.as_str()).collect();
-        assert_eq!(
-            texts,
-            ["INSERT INTO t VALUES ($2, $3), ($4, $5), ($6, $7), ($8, $9)", "INSERT INTO t VALUES ($2, $3)"]
-        );
-        assert_eq!(runs[1].1, values![7_i64, 4_i64, "x"]);
-        assert_eq!(super::runs("", &vec![], (0..700).map(|n: i64| values![n]).collect()).len(), 7);
-    }
-}

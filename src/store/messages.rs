@@ -188,6 +188,33 @@ pub async fn used_indexes(
     Ok(rows.into_iter().map(|(room, session, index, event)| ((room, session, index), event)).collect())
 }
 
+/// The height of a session that nothing has used.
+pub const UNUSED: i64 = -1;
+
+pub(super) const HEIGHTS: &str = "SELECT v.column1, v.column2, \
+         (SELECT MAX(m.message_index) FROM megolm_indexes AS m \
+          WHERE m.room_id = v.column1 AND m.session_id = v.column2), \
+         (SELECT MAX(f.message_index) FROM megolm_floors AS f \
+          WHERE f.room_id = v.column1 AND f.session_id = v.column2) \
+     FROM (VALUES {rows}) AS v";
+
+/// The last place of each of these sessions, by room and session, that is known to be used, whether its event is
+/// forgotten or not. Sessions of which none is used are left out.
+///
+/// # Errors
+/// When the database fails.
+pub async fn heights(
+    db: &Db,
+    sessions: &[(&str, &str)],
+) -> Result<HashMap<(String, String), i64>, StoreError> {
+    let rows = sessions.iter().map(|(room, session)| values![*room, *session]).collect();
+    let rows: Vec<(String, String, Option<i64>, Option<i64>)> = db.fetch_many(HEIGHTS, vec![], rows).await?;
+    let height = |(room, session, used, floor): (String, String, Option<i64>, Option<i64>)| {
+        used.max(floor).map(|height| ((room, session), height))
+    };
+    Ok(rows.into_iter().filter_map(height).collect())
+}
+
 /// Remembers which event used which place; the first one stays.
 ///
 /// # Errors

@@ -157,9 +157,9 @@ pub(super) async fn unlock(db: &Db, pickle_key: &SecretString, now: Timestamp) -
     if let Some(seal) = open(db, pickle_key).await? {
         return Ok(seal);
     }
-    make_first_key(db, pickle_key, now).await?;
+    let made = make_first_key(db, pickle_key, now).await?;
     // Two instances may have made one each; the table keeps only the first.
-    open(db, pickle_key).await?.ok_or(StoreError::Corrupt("seal_keys"))
+    open_knowing(db, pickle_key, Some(made)).await?.ok_or(StoreError::Corrupt("seal_keys"))
 }
 
 /// Loads the data keys; `None` when there are none yet.
@@ -167,25 +167,40 @@ pub(super) async fn unlock(db: &Db, pickle_key: &SecretString, now: Timestamp) -
 /// # Errors
 /// [`StoreError::WrongPickleKey`] when they do not open.
 pub(super) async fn open(db: &Db, pickle_key: &SecretString) -> Result<Option<Seal>, StoreError> {
+    open_knowing(db, pickle_key, None).await
+}
+
+/// The cipher that belongs to a salt. To make it takes a moment, and 19 MiB.
+type Known = (Vec<u8>, XChaCha20Poly1305);
+
+async fn open_knowing(
+    db: &Db,
+    pickle_key: &SecretString,
+    known: Option<Known>,
+) -> Result<Option<Seal>, StoreError> {
     const FIND: &str = "SELECT key_id, salt, wrapped FROM seal_keys ORDER BY key_id";
     let rows: Vec<(i64, Vec<u8>, Vec<u8>)> = db.fetch_all(FIND, vec![]).await?;
     let mut keys = BTreeMap::new();
     for (id, salt, wrapped) in rows {
         let id = u32::try_from(id).map_err(|_| StoreError::Corrupt("seal_keys"))?;
-        let data_key =
-            open_with(&wrapping_cipher(pickle_key, &salt)?, "seal_keys", &id.to_string(), &wrapped)
-                .map(Zeroizing::new)
-                .map_err(|_| StoreError::WrongPickleKey)?;
+        let cipher = match &known {
+            Some((of, cipher)) if *of == salt => cipher.clone(),
+            _ => wrapping_cipher(pickle_key, &salt)?,
+        };
+        let data_key = open_with(&cipher, "seal_keys", &id.to_string(), &wrapped)
+            .map(Zeroizing::new)
+            .map_err(|_| StoreError::WrongPickleKey)?;
         keys.insert(id, DataKey::new(&data_key).ok_or(StoreError::Corrupt("seal_keys"))?);
     }
     Ok(keys.last_key_value().map(|(current, _)| *current).map(|current| Seal { current, keys }))
 }
 
-async fn make_first_key(db: &Db, pickle_key: &SecretString, now: Timestamp) -> Result<(), StoreError> {
+async fn make_first_key(db: &Db, pickle_key: &SecretString, now: Timestamp) -> Result<Known, StoreError> {
     let mut salt = [0_u8; 16];
     OsRng.fill_bytes(&mut salt);
     let data_key = Zeroizing::new(XChaCha20Poly1305::generate_key(OsRng).to_vec());
-    let wrapped = seal_with(&wrapping_cipher(pickle_key, &salt)?, 1, "seal_keys", "1", &data_key)?;
+    let cipher = wrapping_cipher(pickle_key, &salt)?;
+    let wrapped = seal_with(&cipher, 1, "seal_keys", "1", &data_key)?;
     let mut tx = db.begin().await?;
     tx.execute(
         "INSERT INTO seal_keys (key_id, salt, wrapped, created_at) VALUES (1, $1, $2, $3) \
@@ -193,7 +208,8 @@ async fn make_first_key(db: &Db, pickle_key: &SecretString, now: Timestamp) -> R
         values![salt.to_vec(), wrapped, now],
     )
     .await?;
-    tx.commit().await
+    tx.commit().await?;
+    Ok((salt.to_vec(), cipher))
 }
 
 #[cfg(test)]

@@ -74,6 +74,8 @@ struct World {
     failures: Vec<Failure>,
     requests: Vec<Request>,
     position: u64,
+    /// Whether `/sync` keeps to-device messages back.
+    lane_held: bool,
     transactions: u64,
     /// What it says the time is, in place of the real time.
     date: Option<String>,
@@ -173,6 +175,11 @@ impl FakeHomeserver {
     /// Answers the next `times` requests whose path contains `part` with this status.
     pub(crate) fn fail(&self, part: &str, status: u16, times: usize) {
         self.world().failures.push(Failure { part: part.to_owned(), status, left: times });
+    }
+
+    /// Has `/sync` keep to-device messages back, or not any more.
+    pub(crate) fn hold_lane(&self, held: bool) {
+        self.world().lane_held = held;
     }
 
     /// Has it say what time it is, in each of its answers.

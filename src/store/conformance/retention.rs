@@ -5,7 +5,7 @@ use crate::{
     model::Role,
     store::{
         Store, accounts,
-        crypto::plans::{assert_indexed, plan},
+        crypto::plans::{assert_indexed, assert_many_indexed, plan},
         inbox, messages,
         outbox::tests::{put, webhook},
         pending::{self, NewPending, Waits},
@@ -242,16 +242,16 @@ async fn everything_that_expires_is_found_by_index() {
         let expired = plan(store, EXPIRED, values![1_i64, 0_i64, "", BATCH]).await;
         assert!(expired.contains("messages_content"), "{expired}");
         assert!(!expired.contains("SCAN d") && !expired.contains("Seq Scan on deliveries"), "{expired}");
-        let purge = PURGE.replace("{rows}", "($3)");
-        let values = values![Vec::<u8>::new(), 1_i64, "m"];
-        assert_indexed(store, "messages", &["message_id"], &purge, values).await;
-        let purge = PURGE_DELIVERED.replace("{rows}", "($3)");
-        let values = values![Vec::<u8>::new(), 1_i64, 1_i64];
-        assert_indexed(store, "messages", &["message_id"], &purge, values).await;
-        let used = messages::USED.replace("{rows}", "($1, $2, $3)");
-        let place = values!["!r", "s", 1_i64];
-        assert_indexed(store, "megolm_indexes", &["room_id", "session_id", "message_index"], &used, place)
-            .await;
+        let shared = values![Vec::<u8>::new(), 1_i64];
+        let message = vec![values!["m"]];
+        assert_many_indexed(store, "messages", &["message_id"], PURGE, shared.clone(), message).await;
+        let delivery = vec![values![1_i64]];
+        assert_many_indexed(store, "messages", &["message_id"], PURGE_DELIVERED, shared, delivery).await;
+        let place = vec![values!["!r", "s", 1_i64]];
+        let index = ["room_id", "session_id", "message_index"];
+        assert_many_indexed(store, "megolm_indexes", &index, messages::USED, vec![], place).await;
+        let session = vec![values!["!r", "s"]];
+        assert_many_indexed(store, "megolm_indexes", &index[..2], messages::HEIGHTS, vec![], session).await;
         let values = values![1_i64, 1_i64, BATCH];
         assert_indexed(store, "deliveries", &["webhook_id"], GIVE_UP, values).await;
     }

@@ -42,6 +42,46 @@ value_from!(Bytes: Vec<u8> => |bytes| bytes, &[u8] => <[u8]>::to_vec);
 /// The values of a statement, in the order of its placeholders.
 pub type Values = Vec<Value>;
 
+/// The values of one column of many rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Column {
+    Text(Vec<Option<String>>),
+    Int(Vec<Option<i64>>),
+    Bytes(Vec<Option<Vec<u8>>>),
+}
+
+impl Column {
+    /// An empty column for values such as this one.
+    pub(super) fn like(value: &Value) -> Self {
+        match value {
+            Value::Text(_) => Self::Text(Vec::new()),
+            Value::Int(_) => Self::Int(Vec::new()),
+            Value::Bytes(_) => Self::Bytes(Vec::new()),
+        }
+    }
+
+    /// Adds the next row's value. One of another type than the first row's counts as none.
+    pub(super) fn push(&mut self, value: Value) {
+        match (self, value) {
+            (Self::Text(column), Value::Text(value)) => column.push(value),
+            (Self::Int(column), Value::Int(value)) => column.push(value),
+            (Self::Bytes(column), Value::Bytes(value)) => column.push(value),
+            (Self::Text(column), _) => column.push(None),
+            (Self::Int(column), _) => column.push(None),
+            (Self::Bytes(column), _) => column.push(None),
+        }
+    }
+
+    /// What PostgreSQL calls the type of its values.
+    pub(super) fn sql_type(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "text",
+            Self::Int(_) => "bigint",
+            Self::Bytes(_) => "bytea",
+        }
+    }
+}
+
 /// Makes [`Values`] of anything that converts: `values![room_id.as_str(), now, sealed]`.
 macro_rules! values {
     ($($value:expr),* $(,)?) => { vec![$($crate::store::db::Value::from($value)),*] };
@@ -51,14 +91,22 @@ pub(crate) use values;
 /// Binds values to a query of either database.
 pub(super) trait Bind: Sized {
     fn bind_value(self, value: Value) -> Self;
+    fn bind_column(self, column: Column) -> Self;
     fn bind_values(self, values: Values) -> Self {
         values.into_iter().fold(self, Self::bind_value)
+    }
+    fn bind_many(self, values: Values, columns: Vec<Column>) -> Self {
+        columns.into_iter().fold(self.bind_values(values), Self::bind_column)
     }
 }
 
 macro_rules! bind {
-    ($database:ty, $arguments:ty) => {
-        impl<'q> Bind for Query<'q, $database, $arguments> {
+    ($database:ty, $arguments:ty, |$query:ident, $column:ident| $bind_column:expr) => {
+        bind!(Query<'q, $database, $arguments>, |$query, $column| $bind_column);
+        bind!(QueryAs<'q, $database, O, $arguments>, |$query, $column| $bind_column, O);
+    };
+    ($of:ty, |$query:ident, $column:ident| $bind_column:expr $(, $row:ident)?) => {
+        impl<'q $(, $row)?> Bind for $of {
             fn bind_value(self, value: Value) -> Self {
                 match value {
                     Value::Text(value) => self.bind(value),
@@ -66,17 +114,17 @@ macro_rules! bind {
                     Value::Bytes(value) => self.bind(value),
                 }
             }
-        }
-        impl<'q, O> Bind for QueryAs<'q, $database, O, $arguments> {
-            fn bind_value(self, value: Value) -> Self {
-                match value {
-                    Value::Text(value) => self.bind(value),
-                    Value::Int(value) => self.bind(value),
-                    Value::Bytes(value) => self.bind(value),
-                }
+            fn bind_column(self, $column: Column) -> Self {
+                let $query = self;
+                $bind_column
             }
         }
     };
 }
-bind!(Postgres, PgArguments);
-bind!(Sqlite, SqliteArguments);
+bind!(Postgres, PgArguments, |query, column| match column {
+    Column::Text(column) => query.bind(column),
+    Column::Int(column) => query.bind(column),
+    Column::Bytes(column) => query.bind(column),
+});
+// It has no arrays, and is given none.
+bind!(Sqlite, SqliteArguments, |query, _column| query);

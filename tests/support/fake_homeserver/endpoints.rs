@@ -337,8 +337,13 @@ impl World {
         };
         device.inbox.retain(|(position, _)| since.is_none_or(|since| *position > since));
         // Synapse tells a hundred at a time.
-        let page: Vec<_> = device.inbox.iter().take(100).cloned().collect();
-        let position = if page.len() == 100 { page[99].0 } else { self.position };
+        let most = if self.lane_held { 0 } else { 100 };
+        let page: Vec<_> = device.inbox.iter().take(most).cloned().collect();
+        let position = match page.last() {
+            Some((position, _)) if page.len() == most => *position,
+            None if self.lane_held => since.unwrap_or(0),
+            _ => self.position,
+        };
         let events: Vec<_> = page.into_iter().map(|(_, event)| event).collect();
         let empty = events.is_empty() && since.is_some();
         let answer = json!({
