@@ -64,7 +64,7 @@ pub(crate) struct Options {
     /// Stored messages of the run that asks for statistics; a tenth as many sessions are there.
     #[arg(long, default_value_t = 1_000_000)]
     told: i64,
-    /// Writes the table and the plots here.
+    /// Writes a page with the table, and the plot, into this folder.
     #[arg(long)]
     write: Option<PathBuf>,
     /// What cargo tells every benchmark.

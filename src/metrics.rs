@@ -237,6 +237,10 @@ metrics! {
         "Connections to the database that this process has open: used or idle."
     store_connections_max: Gauge "coucou_store_connections_max" []
         "Connections to the database that this process may open, store.pool_size."
+    statements: Counter "coucou_store_statements_total" []
+        "Statements that were sent to the database, commits among them."
+    cache_lookups: Counter "coucou_cache_lookups_total" ["cache", "outcome"]
+        "What was looked for in memory first: room keys (sessions), devices, identities, which account holds a session (holders), and how far it is used (heights); hit, or miss, which asks the database."
     transactions: Counter "coucou_inbox_transactions_total" ["outcome"]
         "Transactions of the homeserver: new, repeat (harmless), malformed, or refused because of the store (store, timed_out, stopping), which the homeserver sends again."
     transaction_seconds: Histogram (QUICK) "coucou_inbox_transaction_seconds" []
@@ -320,6 +324,14 @@ impl Metrics {
             _ => format!("{line}\n"),
         };
         text.lines().map(plain).collect()
+    }
+}
+
+impl Metrics {
+    /// Counts a look into a cache, and gives on what it found.
+    pub fn looked_up<T>(&self, cache: &str, found: Option<T>) -> Option<T> {
+        self.cache_lookups.inc(&[cache, if found.is_some() { "hit" } else { "miss" }]);
+        found
     }
 }
 

@@ -41,6 +41,7 @@ mod rest_on_synapse;
 mod rig;
 mod silence_on_fake;
 mod silence_on_synapse;
+mod statements_on_fake;
 mod store_on_synapse;
 mod tls_to_postgres;
 mod wrong_settings;

@@ -51,10 +51,16 @@ impl Report {
         table
     }
 
-    /// Writes `results.md` and a plot of all that is counted by the second.
+    /// Writes a page, `figures.md`, and a plot of all that is counted by the second.
     pub(crate) fn write(&self, folder: &Path) {
         fs::create_dir_all(folder).unwrap();
-        fs::write(folder.join("results.md"), self.table()).unwrap();
+        let page = format!(
+            "# Figures\n\nAs `make bench` wrote them on {}. What they mean is in [how fast it is](../performance.md).\n\n\
+             ![Messages a second](rates.svg)\n\n{}",
+            machine(),
+            self.table()
+        );
+        fs::write(folder.join("figures.md"), page).unwrap();
         fs::write(folder.join("rates.svg"), self.plot()).unwrap();
     }
 
@@ -90,6 +96,14 @@ impl Report {
         svg.push_str("</svg>\n");
         svg
     }
+}
+
+/// What it ran on.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    format!("{cores} cores of {}", model.map_or("an unknown processor", |(_, model)| model))
 }
 
 /// Three digits, as nobody believes more.

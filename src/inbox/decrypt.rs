@@ -17,6 +17,7 @@ use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{
     crypto::{CryptoError, Decrypted, Engine, RoomKey},
+    metrics::metrics,
     model::AccountId,
     store::{Store, holders},
 };
@@ -137,7 +138,7 @@ impl Decrypter {
         let mut holders = HashMap::with_capacity(keys.len());
         let mut unknown = Vec::new();
         for key in keys {
-            match self.holders.get(key) {
+            match metrics().looked_up("holders", self.holders.get(key)) {
                 Some(account_id) => {
                     holders.insert(key.clone(), account_id);
                 }

@@ -10,6 +10,7 @@ use quick_cache::sync::Cache;
 use super::event::WireEvent;
 use crate::{
     crypto::RoomKey,
+    metrics::metrics,
     store::{
         Db, StoreError,
         messages::{self, MegolmIndex},
@@ -53,7 +54,7 @@ impl Heights {
             events.iter().filter_map(|event| Some(&event.session.as_ref()?.key)).collect();
         let (mut found, mut unknown) = (HashMap::with_capacity(keys.len()), Vec::new());
         for key in keys {
-            match self.known.get(key) {
+            match metrics().looked_up("heights", self.known.get(key)) {
                 Some(height) => {
                     found.insert(key.clone(), height);
                 }

@@ -27,6 +27,7 @@ pub(crate) use self::value::values;
 pub use self::value::{Value, Values};
 use self::{many::Many, value::Bind};
 use super::StoreError;
+use crate::metrics::metrics;
 
 /// How long a caller waits for a connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -452,6 +453,7 @@ fn bounded<'a, T: 'a>(
     // Boxed, because a query's future is large and every caller's would hold it.
     let answer: BoxFuture<'a, _> = Box::pin(answer);
     async move {
+        metrics().statements.inc(&[]);
         match timeout(ANSWER_TIMEOUT, answer).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))),

@@ -21,6 +21,8 @@ use matrix_sdk_crypto::{DeviceData, UserIdentityData, olm::InboundGroupSession};
 use quick_cache::{Equivalent, sync};
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 
+use crate::metrics::metrics;
+
 /// Sessions kept: about 4 kB each, so 40 MB at most. A bridge uses one per room at a time.
 const SESSIONS: usize = 10_000;
 
@@ -113,7 +115,7 @@ impl Cache {
     }
 
     pub(super) fn session(&self, room_id: &RoomId, session_id: &str) -> Option<InboundGroupSession> {
-        self.sessions.get(&SessionName(room_id, session_id))
+        metrics().looked_up("sessions", self.sessions.get(&SessionName(room_id, session_id)))
     }
 
     pub(super) fn fill_session(&self, ticket: Ticket, session: &InboundGroupSession) {
@@ -121,7 +123,7 @@ impl Cache {
     }
 
     pub(super) fn devices(&self, user_id: &UserId) -> Option<Arc<Devices>> {
-        self.devices.get(user_id)
+        metrics().looked_up("devices", self.devices.get(user_id))
     }
 
     pub(super) fn fill_devices(&self, ticket: Ticket, user_id: &UserId, devices: Arc<Devices>) {
@@ -129,8 +131,8 @@ impl Cache {
     }
 
     pub(super) fn identity(&self, user_id: &UserId) -> Option<Identity> {
-        let entry = self.identities.get(user_id)?;
-        (flags(entry.identity.as_ref()) == entry.flags).then_some(entry)
+        let fresh = |entry: &Identity| flags(entry.identity.as_ref()) == entry.flags;
+        metrics().looked_up("identities", self.identities.get(user_id).filter(fresh))
     }
 
     pub(super) fn fill_identity(&self, ticket: Ticket, user_id: &UserId, identity: Option<UserIdentityData>) {
