@@ -30,6 +30,7 @@ mod fuzzed_api_on_fake;
 mod instances_on_synapse;
 mod key_lane_on_synapse;
 mod keys_on_synapse;
+mod kills_on_fake;
 mod late_keys_on_synapse;
 mod media_on_fake;
 mod media_on_synapse;

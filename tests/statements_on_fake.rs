@@ -63,7 +63,7 @@ async fn a_hundred_messages_cost_hardly_more_statements_than_one() {
     let (one, many) = (costs[1], costs[2]);
     println!("one message: {one} statements, {MANY}: {many}");
     assert!(one > 0 && one < 80, "one message costs {one} statements");
-    assert!(many < one + 50, "{MANY} messages cost {many} statements, one costs {one}");
+    assert!(many < one + 90, "{MANY} messages cost {many} statements, one costs {one}");
     let hits = metric(&coucou, "coucou_cache_lookups_total{cache=\"sessions\",outcome=\"hit\"}").await;
     assert!(hits >= u64::try_from(MANY).unwrap(), "{hits} room keys were found in memory");
 }

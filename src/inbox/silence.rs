@@ -290,7 +290,9 @@ impl Worker {
 
     /// Takes in by which ways a step's rows came.
     pub(super) fn note_arrivals(&mut self, arrivals: &[Arrival]) {
-        arrivals.iter().for_each(|arrival| self.silence.pushes.note(*arrival));
+        for arrival in arrivals {
+            self.silence.pushes.note(*arrival);
+        }
     }
 
     /// Takes an event of a relayed room that was not known for a sign of life, when a bridge's ghost sent it. Whether

@@ -133,6 +133,9 @@ async fn a_place_that_is_forgotten_stays_taken() {
         }
         assert_eq!((by("s", 4), by("s", 6), by("s", 7)), (Some("$s4"), None, Some("$s7")));
         assert_eq!((by("t", 0), by("u", 0)), (Some(""), None));
+        let heights = messages::heights(store.db(), &[("!a", "s"), ("!a", "t"), ("!a", "u")]).await.unwrap();
+        let height = |session: &str| heights.get(&("!a".to_owned(), session.to_owned())).copied();
+        assert_eq!((height("s"), height("t"), height("u")), (Some(7), Some(0), None), "forgotten or not");
         // A later round raises what is left, and never lowers it.
         batch!(store, |tx| messages::use_indexes(tx, &[used("s", 6)], START));
         batch!(store, |tx| forget_indexes(tx, START.plus(HOUR * 3)));
