@@ -263,8 +263,7 @@ impl Store {
     /// # Errors
     /// When it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.db.fetch_optional::<(i64,)>("SELECT CAST(1 AS BIGINT)", vec![]).await?;
-        Ok(())
+        self.db.ping().await
     }
 
     /// Closes every connection.

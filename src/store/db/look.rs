@@ -1,7 +1,14 @@
 //! What a database is like, without changing it.
 
+use std::{io, time::Duration};
+
+use tokio::time::timeout;
+
 use super::{Db, Pools, migrations};
 use crate::store::StoreError;
+
+/// A database that is well answers in a fraction of this.
+const SOON: Duration = Duration::from_secs(3);
 
 impl Db {
     /// The names of the migrations that are missing, without applying them; `None` when the database has no schema of
@@ -24,6 +31,18 @@ impl Db {
             self.fetch_all("SELECT version FROM _sqlx_migrations ORDER BY version", vec![]).await?;
         let applied: Vec<i64> = applied.into_iter().map(|(version,)| version).collect();
         Ok(Some(migrations::missing(files, &applied)))
+    }
+
+    /// Whether the database answers, and soon: whoever asks cannot wait as long as for a statement that has work to do.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let answer = self.fetch_optional::<(i64,)>("SELECT CAST(1 AS BIGINT)", vec![]);
+        match timeout(SOON, answer).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))),
+        }
     }
 
     /// How many connections are open, and how many of them are idle.
