@@ -14,6 +14,7 @@ pub mod event;
 mod flow;
 mod heights;
 mod imports;
+mod known;
 mod ledger;
 mod presence;
 mod redact;

@@ -49,9 +49,12 @@ impl Heights {
     ///
     /// # Errors
     /// When the database fails.
-    pub(super) async fn find(&self, db: &Db, events: &[&WireEvent]) -> Result<Found, StoreError> {
-        let keys: HashSet<&RoomKey> =
-            events.iter().filter_map(|event| Some(&event.session.as_ref()?.key)).collect();
+    pub(super) async fn find<'a>(
+        &self,
+        db: &Db,
+        events: impl Iterator<Item = &'a WireEvent>,
+    ) -> Result<Found, StoreError> {
+        let keys: HashSet<&RoomKey> = events.filter_map(|event| Some(&event.session.as_ref()?.key)).collect();
         let (mut found, mut unknown) = (HashMap::with_capacity(keys.len()), Vec::new());
         for key in keys {
             match metrics().looked_up("heights", self.known.get(key)) {

@@ -12,8 +12,8 @@ use super::{
     commit::Outcome,
     event::WireEvent,
     flow::{self, Fate},
+    known::Known,
     redact,
-    relay::Known,
     worker::Worker,
 };
 use crate::{

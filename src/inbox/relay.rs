@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
+use ruma::{EventId, OwnedRoomId, RoomId};
 
 use super::{
     batch::Batch,
@@ -10,13 +10,14 @@ use super::{
     decrypt::Sealed,
     event::{self, WireEvent},
     flow::{self, Fate, Walk},
+    known::Known,
     ledger::{new_pending, redaction_target, refuse, wire},
     redact::Reactions,
     worker::Worker,
 };
 use crate::{
     clock::Timestamp,
-    crypto::{Clear, CryptoError, Decrypted, RoomKey},
+    crypto::{Clear, CryptoError, RoomKey},
     messages::{self, PayloadClass, room::Change},
     model::{ClearEvent, Encryption, Membership, MessageId, Relay, ledger::Reason},
     store::{
@@ -24,60 +25,12 @@ use crate::{
         memberships::MembershipChange,
         messages::MegolmIndex,
         pending::{self, Waits},
-        redacted::{self, Target},
+        redacted,
     },
 };
 
 /// Events of one room's queue looked at in one step.
 const MOST_QUEUED: i64 = 500;
-
-/// What a step works on besides the batch.
-#[derive(Debug, Default)]
-pub(super) struct Known {
-    pub(super) decrypted: HashMap<OwnedEventId, Decrypted>,
-    /// Messages that are stored already.
-    messages: HashSet<String>,
-    /// Which event used which place of a Megolm session.
-    indexes: HashMap<MegolmIndex, String>,
-    /// Events of the batch that later ones have overtaken.
-    overtaken: HashSet<OwnedEventId>,
-    reactions: Reactions,
-    /// Events of the batch that are on the ledger already.
-    on_ledger: HashSet<String>,
-    /// Events that were taken back before they came.
-    redacted: HashSet<Target>,
-    /// Events that are taken back by this step's redactions.
-    redacting: HashSet<Target>,
-}
-
-impl Known {
-    /// Whether an event is a message already: it came before, by whichever way.
-    pub(super) fn has(&self, event: &WireEvent) -> bool {
-        self.messages.contains(messages::message_id(PayloadClass::Event, &event.event_id).as_str())
-    }
-
-    /// Whether an event that waited was taken back meanwhile.
-    pub(super) fn is_taken_back(&self, event: &WireEvent) -> bool {
-        let target = (event.room_id.to_string(), event.event_id.to_string());
-        event.redacted || self.redacted.contains(&target) || self.redacting.contains(&target)
-    }
-
-    /// Whether an event of the batch needs no looking at: it came before, or was taken back before it came.
-    /// One that is taken back later in the batch is relayed, if it can be at once, and then its redaction.
-    fn is_settled(&self, event: &WireEvent) -> bool {
-        let target = || (event.room_id.to_string(), event.event_id.to_string());
-        self.has(event)
-            || event.redacted
-            || self.on_ledger.contains(event.event_id.as_str())
-            || self.redacted.contains(&target())
-    }
-
-    /// Whether the target of a redaction is a message, so that it was not taken back before it was relayed.
-    fn has_target(&self, (_, event_id): &Target) -> bool {
-        EventId::parse(event_id)
-            .is_ok_and(|id| self.messages.contains(messages::message_id(PayloadClass::Event, &id).as_str()))
-    }
-}
 
 impl Worker {
     /// Decides the fate of every event: of the queues that can move, of the ledger's events whose key came,
@@ -150,7 +103,8 @@ impl Worker {
     async fn look_up(&self, waiting: Vec<&WireEvent>, batch: &[WireEvent]) -> Result<Known, CryptoError> {
         let db = self.parts.store.db();
         let all: Vec<&WireEvent> = waiting.into_iter().chain(batch).collect();
-        let heights = self.heights.find(db, &all).await?;
+        let relayed = all.iter().filter(|event| self.relays(&event.room_id) == Relay::Yes);
+        let heights = self.heights.find(db, relayed.copied()).await?;
         let reactions = Reactions::find(db, &all).await?;
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
         let (mut events, mut redacting) = (Vec::new(), HashSet::new());

@@ -357,7 +357,7 @@ impl Tx {
     }
 
     /// Runs a statement for many rows at once: `VALUES {rows}` in it becomes `VALUES ($2, $3), ($4, $5), …`, or an
-    /// array for each column ([`many`]), after the placeholders of `shared`. Works after `INSERT`, in
+    /// array for each column, after the placeholders of `shared`. Works after `INSERT`, in
     /// `IN (VALUES {rows})` and in `FROM (VALUES {rows}) AS v`, whose columns both databases call `column1`,
     /// `column2`, ….
     ///

@@ -1,5 +1,7 @@
 //! Values of statements, and how they are bound to a query of either database.
 
+use std::mem;
+
 use sqlx::{
     Postgres, Sqlite,
     postgres::PgArguments,
@@ -60,8 +62,13 @@ impl Column {
         }
     }
 
-    /// Adds the next row's value. One of another type than the first row's counts as none.
+    /// Adds the next row's value, which is of the first row's type.
     pub(super) fn push(&mut self, value: Value) {
+        debug_assert_eq!(
+            mem::discriminant(self),
+            mem::discriminant(&Self::like(&value)),
+            "one type a column"
+        );
         match (self, value) {
             (Self::Text(column), Value::Text(value)) => column.push(value),
             (Self::Int(column), Value::Int(value)) => column.push(value),
