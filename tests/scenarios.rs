@@ -19,6 +19,7 @@ mod check_on_synapse;
 mod dashboard_on_prometheus;
 mod database_down_on_synapse;
 mod deliveries_on_fake;
+mod deploy_files;
 mod deploy_on_synapse;
 mod documentation;
 mod edge_events_on_fake;
