@@ -350,3 +350,26 @@ async fn a_clock_that_is_off_by_an_hour_is_told_of() {
     let report = check(&coucou).await;
     assert_finds(&report, "clock", "ok", "agree", "");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_is_told_whose_invites_to_accept() {
+    let owner = "@owner:localhost";
+    let (coucou, bridge) = tokio::join!(Coucou::of_owner(owner), Bridge::new("instagram", &[]));
+    let registrations = vec![coucou.registration(), bridge.registration()];
+    let synapse = Synapse::start(Options { registrations, encrypted: true }).await;
+    synapse.user("owner", "the password of a scenario").await;
+    let coucou = coucou.homeserver(&synapse.url());
+    assert!(coucou.run(&["init"]).await.status.success());
+    let report = check(&coucou).await;
+    assert_only(&report, &["http", "lease", "rooms", "webhooks"]);
+    assert_finds(
+        &report,
+        "rooms",
+        "warn",
+        "in any room: there is nothing to relay",
+        "accept its first invite",
+    );
+    bridge.send(&synapse.url()).invite(owner).no_wait().messages("text").count(1).run().await;
+    let report = check(&coucou).await;
+    assert_finds(&report, "rooms", "warn", &format!("1 invites of {owner} wait"), "accept its first invite");
+}
