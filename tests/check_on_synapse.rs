@@ -136,7 +136,7 @@ async fn while_it_does_not_run(scene: &mut Scene) {
     assert_finds(&report, "as_token", "fail", "M_UNKNOWN_TOKEN", "app_service_config_files");
     let report =
         scene.check_with("COUCOU_HOMESERVER_URL", &format!("http://127.0.0.1:{}", free_port())).await;
-    assert_finds(&report, "homeserver", "fail", "cannot be reached", "COUCOU_HOMESERVER_URL");
+    assert_finds(&report, "homeserver", "fail", "cannot be reached", "start the homeserver");
     let report = scene.check_with("COUCOU_HOMESERVER_URL", &scene.receiver.url()).await;
     assert_finds(&report, "homeserver", "fail", "no Matrix homeserver", "COUCOU_HOMESERVER_URL");
     let report = scene.check_with("COUCOU_HTTP_PORT", &free_port().to_string()).await;
@@ -288,7 +288,7 @@ async fn without_features(scene: &mut Scene) {
     scene.synapse.stop().await;
     scene.synapse.encrypt(false);
     let report = check(&scene.coucou).await;
-    assert_finds(&report, "homeserver", "fail", "cannot be reached", "COUCOU_HOMESERVER_URL");
+    assert_finds(&report, "homeserver", "fail", "cannot be reached", "start the homeserver");
     scene.synapse.resume().await;
     let (_, stats) = scene.coucou.api("stats").await;
     assert_eq!(stats["stored"]["crypto"]["is_held"], true);
