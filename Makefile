@@ -27,3 +27,4 @@ homeserver:
 
 tools:
 	tests/fuzz/fuzz.sh install
+	tests/prometheus/prometheus.sh install

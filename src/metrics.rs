@@ -92,6 +92,11 @@ impl Counters {
         registry.register(name, definition.help.trim_end_matches('.'), self.family.clone());
     }
 
+    /// Has it begin at 0, and not with the first that is counted: Prometheus sees no rise in the first value of a series.
+    pub fn begin(&self, values: &[&str]) {
+        self.add(values, 0);
+    }
+
     /// Counts one.
     pub fn inc(&self, values: &[&str]) {
         self.add(values, 1);

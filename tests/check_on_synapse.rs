@@ -136,7 +136,7 @@ async fn while_it_does_not_run(scene: &mut Scene) {
     assert_finds(&report, "as_token", "fail", "M_UNKNOWN_TOKEN", "app_service_config_files");
     let report =
         scene.check_with("COUCOU_HOMESERVER_URL", &format!("http://127.0.0.1:{}", free_port())).await;
-    assert_finds(&report, "homeserver", "fail", "cannot be reached", "COUCOU_HOMESERVER_URL");
+    assert_finds(&report, "homeserver", "fail", "cannot be reached", "start the homeserver");
     let report = scene.check_with("COUCOU_HOMESERVER_URL", &scene.receiver.url()).await;
     assert_finds(&report, "homeserver", "fail", "no Matrix homeserver", "COUCOU_HOMESERVER_URL");
     let report = scene.check_with("COUCOU_HTTP_PORT", &free_port().to_string()).await;
@@ -288,7 +288,7 @@ async fn without_features(scene: &mut Scene) {
     scene.synapse.stop().await;
     scene.synapse.encrypt(false);
     let report = check(&scene.coucou).await;
-    assert_finds(&report, "homeserver", "fail", "cannot be reached", "COUCOU_HOMESERVER_URL");
+    assert_finds(&report, "homeserver", "fail", "cannot be reached", "start the homeserver");
     scene.synapse.resume().await;
     let (_, stats) = scene.coucou.api("stats").await;
     assert_eq!(stats["stored"]["crypto"]["is_held"], true);
@@ -349,4 +349,27 @@ async fn a_clock_that_is_off_by_an_hour_is_told_of() {
     homeserver.set_date(None);
     let report = check(&coucou).await;
     assert_finds(&report, "clock", "ok", "agree", "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_is_told_whose_invites_to_accept() {
+    let owner = "@owner:localhost";
+    let (coucou, bridge) = tokio::join!(Coucou::of_owner(owner), Bridge::new("instagram", &[]));
+    let registrations = vec![coucou.registration(), bridge.registration()];
+    let synapse = Synapse::start(Options { registrations, encrypted: true }).await;
+    synapse.user("owner", "the password of a scenario").await;
+    let coucou = coucou.homeserver(&synapse.url());
+    assert!(coucou.run(&["init"]).await.status.success());
+    let report = check(&coucou).await;
+    assert_only(&report, &["http", "lease", "rooms", "webhooks"]);
+    assert_finds(
+        &report,
+        "rooms",
+        "warn",
+        "in any room: there is nothing to relay",
+        "accept its first invite",
+    );
+    bridge.send(&synapse.url()).invite(owner).no_wait().messages("text").count(1).run().await;
+    let report = check(&coucou).await;
+    assert_finds(&report, "rooms", "warn", &format!("1 invites of {owner} wait"), "accept its first invite");
 }

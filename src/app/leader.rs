@@ -49,6 +49,8 @@ pub(super) async fn lead(
                 metrics().leader.set(&[], 1.0);
                 let ended = Box::pin(hold(&shared, &webhooks, &lease, cautious, &stop)).await;
                 metrics().leader.set(&[], 0.0);
+                // Whoever comes next is told the number; this one would tell an old one for ever.
+                metrics().one_time_keys.clear();
                 give_back(&shared, &lease).await;
                 match ended {
                     Err(error @ CryptoError::Refused(_)) => return Err(error),

@@ -27,9 +27,14 @@ pub(super) fn check(
     let Some(server_name) = known_server_name(homeserver, appservice, owner) else { return Ok(()) };
     let bot = appservice.bot_user_id(Some(&server_name));
     let owner = owner.map(|owner| &owner.user_id);
-    for (user_id, setting) in
-        [(owner, "owner (COUCOU_OWNER)"), (bot.as_ref(), "appservice.bot (COUCOU_APPSERVICE_BOT)")]
-    {
+    let of_owner =
+        owner.map(|owner| format!("or make a new registration with `coucou registration --owner {owner}`"));
+    let of_bot =
+        "for example COUCOU_APPSERVICE_BOT=coucou, or make a new registration with `coucou registration`";
+    for (user_id, setting, remedy) in [
+        (owner, "owner (COUCOU_OWNER)", of_owner.as_deref().unwrap_or_default()),
+        (bot.as_ref(), "appservice.bot (COUCOU_APPSERVICE_BOT)", of_bot),
+    ] {
         let Some(user_id) = user_id else { continue };
         if user_id.server_name() != server_name {
             return conflict(format!(
@@ -38,7 +43,7 @@ pub(super) fn check(
                  homeserver.server_name (COUCOU_HOMESERVER_SERVER_NAME)"
             ));
         }
-        appservice.check_namespace(user_id, setting)?;
+        appservice.check_namespace(user_id, setting, remedy)?;
     }
     if owner.is_some() && owner == bot.as_ref() {
         return conflict(format!(
@@ -62,20 +67,19 @@ pub(super) fn known_server_name(
 
 impl Appservice {
     /// Checks that the registration, when it is known, lets us act as `user_id`; `setting` names the user's
-    /// role in the error: `appservice.bot (COUCOU_APPSERVICE_BOT)`.
+    /// role in the error: `appservice.bot (COUCOU_APPSERVICE_BOT)`, and `remedy` what to do but to correct it.
     ///
     /// For the bot this cannot be done before the server's name is known.
     ///
     /// # Errors
     /// [`ConfigError::Conflict`] when it does not.
-    pub fn check_namespace(&self, user_id: &UserId, setting: &str) -> Result<(), ConfigError> {
+    fn check_namespace(&self, user_id: &UserId, setting: &str, remedy: &str) -> Result<(), ConfigError> {
         if self.namespaces.as_ref().is_none_or(|namespaces| namespaces.contains(user_id)) {
             return Ok(());
         }
         Err(ConfigError::Conflict(format!(
             "{setting} is {user_id}, but no entry of namespaces.users in the registration matches it: correct \
-             the setting, for example COUCOU_APPSERVICE_BOT=coucou, or make a new registration with \
-             `coucou registration` and give it to the homeserver's administrator"
+             the setting, {remedy} and give it to the homeserver's administrator"
         )))
     }
 }

@@ -300,7 +300,8 @@ settings! {
     OWNER_ACCEPT {
         "owner_accept", env: "COUCOU_OWNER_ACCEPT",
         default: "true", example: "true",
-        "Whether coucou accepts invites of known bridge bots for the owner.",
+        "Whether coucou accepts invites of known bridge bots for the owner: of those under bridges, and of those \
+         in whose rooms the owner is already. The first invite of any other bridge is the owner's to accept.",
     }
     OWNER_RECOVERY_KEY {
         "owner_recovery_key", env: "COUCOU_OWNER_RECOVERY_KEY", secret: true,

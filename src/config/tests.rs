@@ -251,6 +251,9 @@ fn a_registration_gives_what_is_not_set() {
         fails(&[("COUCOU_OWNER", "@stranger:example.org")])
             .starts_with("owner (COUCOU_OWNER) is @stranger:example.org, but no entry of namespaces.users")
     );
+    assert!(fails(&[("COUCOU_OWNER", "@stranger:example.org")]).contains(
+        "correct the setting, or make a new registration with `coucou registration --owner @stranger"
+    ));
     assert!(
         fails(&[("COUCOU_OWNER", "@owner:example.org"), ("COUCOU_HOMESERVER_SERVER_NAME", "other.org")])
             .starts_with("owner (COUCOU_OWNER) is @owner:example.org, but the homeserver is other.org")

@@ -22,6 +22,7 @@ use super::{Access, Health, StoreState, connections::Peer, error::Problem};
 use crate::{
     clock::SharedClock,
     metrics::{self, Metrics, metrics, process},
+    model::ledger::Reason,
     store::{Store, StoreError, inbox, outbox, pending, silence, stats, webhooks},
 };
 
@@ -68,6 +69,7 @@ impl Exporter {
         let metrics = metrics();
         process::measure(metrics);
         metrics.build.set(&[env!("CARGO_PKG_VERSION")], 1.0);
+        begin(metrics);
         let (open, idle) = parts.store.db().connections();
         let idle = u64::try_from(idle).unwrap_or(0);
         metrics.store_connections.count(&["idle"], idle);
@@ -84,6 +86,16 @@ impl Exporter {
         }
         metrics.store_up.count(&[parts.store.backend()], u64::from(is_up));
         metrics.text()
+    }
+}
+
+/// Has counters that alerts look at be there before anything is counted; those of webhooks are, once their names are read.
+fn begin(metrics: &Metrics) {
+    for reason in Reason::CLASSES {
+        metrics.undecryptable.begin(&[reason]);
+    }
+    for outcome in ["store", "timed_out"] {
+        metrics.transactions.begin(&[outcome]);
     }
 }
 
@@ -157,6 +169,10 @@ impl Parts {
             metrics.dead.count(&name, dead.iter().find(|(of, _)| *of == id).map_or(0, |(_, count)| *count));
             let is_disabled = disabled.iter().any(|disabled| disabled.webhook_id == id);
             metrics.disabled.count(&name, u64::from(is_disabled));
+            // So that the first that is given up is seen, and a webhook that has taken nothing since the start.
+            for outcome in ["delivered", "dead"] {
+                metrics.attempts.begin(&[name[0], outcome]);
+            }
         }
         Ok(())
     }

@@ -34,6 +34,21 @@ pub enum Reason {
 const WITHHELD: &str = "withheld:";
 
 impl Reason {
+    /// Every word that [`class`](Self::class) answers.
+    pub const CLASSES: [&str; 11] = [
+        "no_key",
+        "withheld",
+        "before_join",
+        "unknown_index",
+        "bad_ciphertext",
+        "replay",
+        "untrusted_sender",
+        "unsupported_algorithm",
+        "order",
+        "room_state",
+        "other",
+    ];
+
     /// Reads the word that tables, payloads and logs use.
     #[must_use]
     pub fn parse(word: &str) -> Self {
@@ -199,6 +214,8 @@ fn withheld(code: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn all() -> Vec<Reason> {
@@ -224,6 +241,12 @@ mod tests {
             assert_eq!(Reason::parse(&reason.to_string()), reason);
         }
         assert_eq!(Reason::parse("withheld:m.no_olm"), Reason::Withheld("m.no_olm".to_owned()));
+    }
+
+    #[test]
+    fn the_classes_are_those_of_all_reasons() {
+        let classes: BTreeSet<_> = all().iter().map(Reason::class).collect();
+        assert_eq!(classes, BTreeSet::from(Reason::CLASSES));
     }
 
     #[test]

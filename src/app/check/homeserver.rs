@@ -41,7 +41,8 @@ pub(super) async fn look(scene: &mut Scene<'_>, report: &mut Report) -> bool {
     let greeting = match scene.homeserver.greet().await {
         Ok(greeting) => greeting,
         Err(error @ HomeserverError::Unreachable(_)) => {
-            report.fail("homeserver", format!("{url}: {}", said(&error)), URL);
+            let remedy = format!("start the homeserver if it is down; else {URL}");
+            report.fail("homeserver", format!("{url}: {}", said(&error)), remedy);
             return false;
         }
         Err(error) if error.is_transient() => {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use ruma::UserId;
+
 use super::{Report, Scene, said};
 use crate::{
     model::ledger::{Facts, Reason, next_step},
@@ -10,9 +12,9 @@ use crate::{
 
 /// Looks at the rooms of all accounts.
 pub(super) async fn look(scene: &Scene<'_>, report: &mut Report) {
-    let owner = scene.config.owner.as_ref().map(|owner| owner.user_id.clone());
-    let (mut rooms, mut invites) = (0, 0);
-    for user_id in scene.bot.iter().chain(owner.as_ref()) {
+    let owner = scene.config.owner.as_ref().map(|owner| &owner.user_id);
+    let mut rooms = 0;
+    for user_id in scene.bot.iter().chain(owner) {
         match scene.homeserver.joined_rooms(user_id).await {
             Ok(joined) => rooms += joined.len(),
             Err(error) => {
@@ -21,25 +23,12 @@ pub(super) async fn look(scene: &Scene<'_>, report: &mut Report) {
             }
         }
     }
-    if rooms == 0
-        && let Some(bot) = &scene.bot
-        && let Ok(pending) = scene.homeserver.pending_invites(bot).await
-    {
-        invites = pending.len();
-    }
-    let bot = scene.bot.as_ref().map_or("the bot".to_owned(), ToString::to_string);
-    if rooms == 0 && invites > 0 {
-        let says = format!("{bot} is in no room; {invites} invites wait");
-        let remedy = "start `coucou serve`, which accepts them; rooms.invite_from (COUCOU_ROOMS_INVITE_FROM) says whose";
-        return report.warn("rooms", says, remedy);
-    }
     if rooms == 0 {
-        let says = format!("{bot} was not invited to any room: there is nothing to relay");
-        let remedy = format!(
-            "invite {bot} to the bridged rooms, or set owner (COUCOU_OWNER) to the user whose conversations are \
-             bridged, with a registration made by `coucou registration --owner`"
-        );
-        return report.warn("rooms", says, remedy);
+        let bot = scene.bot.as_ref().map_or("the bot".to_owned(), ToString::to_string);
+        return match owner {
+            Some(owner) => owner_is_nowhere(scene, report, owner, &bot).await,
+            None => bot_is_nowhere(scene, report, &bot).await,
+        };
     }
     let relayed = match &scene.store {
         Some(store) => stats::rooms(store.db()).await.ok(),
@@ -61,6 +50,42 @@ pub(super) async fn look(scene: &Scene<'_>, report: &mut Report) {
     let networks: Vec<_> =
         networks.into_iter().map(|(network, count)| format!("{count} of {network}")).collect();
     report.ok("rooms", format!("{rooms} rooms are joined; relayed are {}", networks.join(", ")));
+}
+
+/// Says what a bot without rooms lacks.
+async fn bot_is_nowhere(scene: &Scene<'_>, report: &mut Report, bot: &str) {
+    let invites = invites(scene, scene.bot.as_deref()).await;
+    if invites > 0 {
+        let says = format!("{bot} is in no room; {invites} invites wait");
+        let remedy = "start `coucou serve`, which accepts them; rooms.invite_from (COUCOU_ROOMS_INVITE_FROM) says whose";
+        return report.warn("rooms", says, remedy);
+    }
+    let says = format!("{bot} was not invited to any room: there is nothing to relay");
+    let remedy = format!(
+        "invite {bot} to the bridged rooms, or set owner (COUCOU_OWNER) to the user whose conversations are \
+         bridged, with a registration made by `coucou registration --owner`"
+    );
+    report.warn("rooms", says, remedy);
+}
+
+/// Says what an owner without rooms lacks: of a bridge that is not known yet nothing is accepted.
+async fn owner_is_nowhere(scene: &Scene<'_>, report: &mut Report, owner: &UserId, bot: &str) {
+    let invites = invites(scene, Some(owner)).await;
+    let says = match invites {
+        0 => format!("neither {owner} nor {bot} is in any room: there is nothing to relay"),
+        _ => format!("neither {owner} nor {bot} is in any room; {invites} invites of {owner} wait"),
+    };
+    let remedy = format!(
+        "log in with the bridge as {owner}, and accept its first invite in a client, or list it under `bridges`: \
+         further invites of a bridge that coucou knows are accepted by `coucou serve`"
+    );
+    report.warn("rooms", says, remedy);
+}
+
+/// How many invites of a user wait.
+async fn invites(scene: &Scene<'_>, user_id: Option<&UserId>) -> usize {
+    let Some(user_id) = user_id else { return 0 };
+    scene.homeserver.pending_invites(user_id).await.map_or(0, |invites| invites.len())
 }
 
 /// Looks at what could not be decrypted lately.

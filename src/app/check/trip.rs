@@ -62,14 +62,16 @@ impl Came {
             (true, true) => {
                 let says = format!(
                     "messages to {device_id} come by push and by the key lane, but without key counts: the homeserver's \
-                     msc3202_transaction_extensions are off; coucou asks for the counts by the key lane"
+                     msc3202_transaction_extensions are off, or its copy of the registration lacks org.matrix.msc3202; \
+                     coucou asks for the counts by the key lane"
                 );
                 report.warn("to_device", says, FLAGS);
             }
             (false, true) => {
                 let says = format!(
-                    "messages to {device_id} come by the key lane alone: the homeserver does not push them, its \
-                     experimental features for encrypted application services are off. Keys arrive all the same"
+                    "messages to {device_id} come by the key lane alone: the homeserver does not push them: its \
+                     experimental features for encrypted application services are off, or its copy of the registration \
+                     does not ask for them. Keys arrive all the same"
                 );
                 report.warn("to_device", says, FLAGS);
             }
