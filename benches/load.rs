@@ -52,13 +52,17 @@ pub(crate) struct Options {
     /// Rooms that they are spread over.
     #[arg(long, default_value_t = 50)]
     rooms: usize,
+    /// Rooms of the wide run.
+    #[arg(long, default_value_t = 3_000)]
+    wide: usize,
     /// Room keys of the intake run.
     #[arg(long, default_value_t = 10_000)]
     keys: usize,
-    /// Seconds of the steady run, at 100 messages a second.
+    /// Seconds of the steady run, at 100 messages a second, and of the paced one, at 5,000.
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// Stored sessions and messages of the large store of the growth run.
+    /// Stored sessions and messages of the largest store of the growth run; a tenth of them is the middle one, and
+    /// what is stored in the wide run.
     #[arg(long, default_value_t = 1_000_000)]
     stored: i64,
     /// Stored messages of the run that asks for statistics; a tenth as many sessions are there.
@@ -79,10 +83,16 @@ pub(crate) enum Measurement {
     Throughput,
     /// A hundred messages a second: from push to webhook.
     Steady,
+    /// Five thousand messages a second.
+    Paced,
     /// Room keys, in transactions of a hundred.
     Keys,
-    /// The same load on a small and on a large store.
+    /// The same load on a small and on larger stores.
     Growth,
+    /// Messages of very many rooms in turn.
+    Wide,
+    /// Two processes on one store.
+    Instances,
     /// Doing nothing.
     Idle,
     /// A webhook that takes 50 ms for an answer.
@@ -104,8 +114,11 @@ async fn main() {
             match measurement {
                 Measurement::Throughput => runs::throughput(backend, &options, &mut report).await,
                 Measurement::Steady => runs::steady(backend, &options, &mut report).await,
+                Measurement::Paced => runs::paced(backend, &options, &mut report).await,
                 Measurement::Keys => runs::keys(backend, &options, &mut report).await,
                 Measurement::Growth => runs::growth(backend, &options, &mut report).await,
+                Measurement::Wide => runs::wide(backend, &options, &mut report).await,
+                Measurement::Instances => runs::instances(backend, &options, &mut report).await,
                 Measurement::Idle => runs::idle(backend, &mut report).await,
                 Measurement::Slow => runs::slow(backend, &options, &mut report).await,
                 Measurement::Stats => runs::stats(backend, &options, &mut report).await,
@@ -123,8 +136,11 @@ impl Measurement {
         match self {
             Self::Throughput => "throughput",
             Self::Steady => "steady",
+            Self::Paced => "paced",
             Self::Keys => "keys",
             Self::Growth => "growth",
+            Self::Wide => "many rooms",
+            Self::Instances => "two instances",
             Self::Idle => "idle",
             Self::Slow => "slow webhook",
             Self::Stats => "statistics",

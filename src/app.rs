@@ -49,7 +49,7 @@ use crate::{
     homeserver::{Homeserver, HomeserverError},
     http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
     inbox::{Inbox, verdict::TrustSettings, worker::Wakes},
-    lifecycle::{Lifecycle, signalled},
+    lifecycle::{Lifecycle, give_memory_back, signalled},
     media::{self, Media},
     model::{RelayPolicy, WebhookId},
     outbox::{BadWebhook, Dispatcher},
@@ -209,6 +209,7 @@ fn watch_store(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppE
             let wait = match looked {
                 Ok(()) => {
                     tell(&state, StoreState::Ready);
+                    give_memory_back();
                     LOOK
                 }
                 Err(error) if is_for_a_person(&error) => {

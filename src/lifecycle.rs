@@ -3,7 +3,7 @@
 //! The first signal asks workers to finish what is in hand; the second, or the timeout, ends the process.
 //! Both are safe at any point: every step of coucou can run twice.
 
-use std::{future::Future, io, time::Duration};
+use std::{future::Future, hint::black_box, io, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -44,6 +44,17 @@ impl Lifecycle {
         self.tasks.close();
         tokio::time::timeout(patience, self.tasks.wait()).await.is_ok()
     }
+}
+
+/// A block so large that the allocator has pages of its own for it.
+const LARGE_BLOCK: usize = 1 << 20;
+
+/// Lets the allocator give back to the system what was freed a while ago.
+///
+/// mimalloc looks for that when a large block is freed, so a process in which nothing happens would keep what its start
+/// has taken (19 MiB for the hash of the pickle key alone), and a busy one what a burst took.
+pub fn give_memory_back() {
+    drop(black_box(Vec::<u8>::with_capacity(LARGE_BLOCK)));
 }
 
 /// Waits for the signal to stop: SIGTERM or SIGINT.

@@ -1,6 +1,9 @@
 //! The measurements, one function each.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use tokio::time::sleep;
 
@@ -8,7 +11,7 @@ use super::{
     baseline, fill,
     measure::{Spread, cpu_seconds, memory},
     report::{Figure, Report},
-    scene::{BATCH, Backend, Scene},
+    scene::{BATCH, Backend, Scene, Traffic},
 };
 use crate::Options;
 
@@ -30,15 +33,14 @@ struct Load {
 async fn load(scene: &mut Scene, messages: usize) -> Load {
     scene.warm_up().await;
     let traffic = scene.traffic(messages, BATCH);
-    let pid = scene.pid();
     let raw_before = baseline::run(RAW);
-    let (cpu, began) = (cpu_seconds(pid), Instant::now());
+    let (cpu, began) = (scene.cpu_seconds(), Instant::now());
     let (acknowledged, _) = scene.push(&traffic, None).await;
     let (_, repeats) = scene.sink.all().await;
     let seconds = began.elapsed().as_secs_f64();
     assert_eq!(repeats, 0, "nothing failed, so nothing may come again");
-    let cpu_per_message = (cpu_seconds(pid) - cpu) / messages as f64;
-    let (resident, peak) = memory(pid);
+    let cpu_per_message = (scene.cpu_seconds() - cpu) / messages as f64;
+    let (resident, peak) = memory(scene.pid());
     let raw = f64::midpoint(raw_before, baseline::run(RAW));
     Load { seconds, cpu_per_message, raw, acknowledged: Spread::of(acknowledged), resident, peak }
 }
@@ -69,10 +71,7 @@ pub(crate) async fn steady(backend: Backend, options: &Options, report: &mut Rep
     let traffic = scene.traffic(messages, 1);
     let (acknowledged, begun) = scene.push(&traffic, Some(Duration::from_millis(10))).await;
     let (arrived, _) = scene.sink.all().await;
-    let latencies = traffic.event_ids().zip(begun).flat_map(|(ids, begun)| {
-        ids.map(|id| arrived[id].saturating_duration_since(begun)).collect::<Vec<_>>()
-    });
-    let (latency, acknowledged) = (Spread::of(latencies.collect()), Spread::of(acknowledged));
+    let (latency, acknowledged) = (latencies(&traffic, &begun, &arrived), Spread::of(acknowledged));
     report.add(
         backend,
         "steady, 100 messages/s",
@@ -82,6 +81,44 @@ pub(crate) async fn steady(backend: Backend, options: &Options, report: &mut Rep
             Figure::new("acknowledged p99, ms", acknowledged.percentile(99)),
         ],
     );
+}
+
+/// As many messages a second as are aimed at, in transactions of a hundred: how soon they are acknowledged, and told.
+pub(crate) async fn paced(backend: Backend, options: &Options, report: &mut Report) {
+    const RATE: usize = 5_000;
+    let mut scene = Scene::set(backend, options.rooms, Duration::ZERO, 0).await;
+    scene.warm_up().await;
+    let messages = usize::try_from(options.seconds).unwrap() * RATE;
+    let traffic = scene.traffic(messages, BATCH);
+    let every = Duration::from_secs(1) * u32::try_from(BATCH).unwrap() / u32::try_from(RATE).unwrap();
+    let (cpu, began) = (scene.cpu_seconds(), Instant::now());
+    let (acknowledged, begun) = scene.push(&traffic, Some(every)).await;
+    let (arrived, _) = scene.sink.all().await;
+    let seconds = began.elapsed().as_secs_f64();
+    let cpu = scene.cpu_seconds() - cpu;
+    let raw = baseline::run(RAW);
+    let (latency, acknowledged) = (latencies(&traffic, &begun, &arrived), Spread::of(acknowledged));
+    report.add(
+        backend,
+        &format!("{RATE} messages/s for {} s", options.seconds),
+        vec![
+            Figure::new("messages/s", messages as f64 / seconds),
+            Figure::new("acknowledged p50, ms", acknowledged.percentile(50)),
+            Figure::new("acknowledged p99, ms", acknowledged.percentile(99)),
+            Figure::new("push → webhook p50, ms", latency.percentile(50)),
+            Figure::new("push → webhook p99, ms", latency.percentile(99)),
+            Figure::new("CPU of coucou, × raw decryption", cpu / messages as f64 / raw),
+            Figure::new("resident at most, MiB", memory(scene.pid()).1),
+        ],
+    );
+}
+
+/// From the push of each message to its arrival.
+fn latencies(traffic: &Traffic, begun: &[Instant], arrived: &HashMap<String, Instant>) -> Spread {
+    let latencies = traffic.event_ids().zip(begun).flat_map(|(ids, begun)| {
+        ids.map(|id| arrived[id].saturating_duration_since(*begun)).collect::<Vec<_>>()
+    });
+    Spread::of(latencies.collect())
 }
 
 pub(crate) async fn keys(backend: Backend, options: &Options, report: &mut Report) {
@@ -113,7 +150,7 @@ pub(crate) async fn keys(backend: Backend, options: &Options, report: &mut Repor
 pub(crate) async fn growth(backend: Backend, options: &Options, report: &mut Report) {
     let messages = options.messages / 2;
     let mut costs = Vec::new();
-    for stored in [1_000, options.stored] {
+    for stored in [1_000, options.stored / 10, options.stored] {
         let mut scene = Scene::set(backend, options.rooms, Duration::ZERO, stored).await;
         let done = load(&mut scene, messages).await;
         // Against the raw decryptions beside it, so that a slower minute is no growth.
@@ -126,6 +163,48 @@ pub(crate) async fn growth(backend: Backend, options: &Options, report: &mut Rep
                 Figure::new("CPU of coucou, × raw decryption", done.cpu_per_message / done.raw),
                 Figure::new("× the CPU with 1,000 stored", done.cpu_per_message / done.raw / costs[0]),
                 Figure::new("resident at most, MiB", done.peak),
+            ],
+        );
+    }
+}
+
+/// More rooms than any cache holds sessions of, each with a session that was used once before.
+pub(crate) async fn wide(backend: Backend, options: &Options, report: &mut Report) {
+    let mut scene = Scene::set(backend, options.wide, Duration::ZERO, options.stored / 10).await;
+    let done = load(&mut scene, options.messages).await;
+    report.add(
+        backend,
+        &format!("{} rooms in turn, {} sessions stored", options.wide, options.stored / 10),
+        vec![
+            Figure::new("messages/s", options.messages as f64 / done.seconds),
+            Figure::new("CPU of coucou, × raw decryption", done.cpu_per_message / done.raw),
+            Figure::new("resident, MiB", done.resident),
+            Figure::new("resident at most, MiB", done.peak),
+        ],
+    );
+}
+
+/// The same load on one process and on two of them, which share a store: only PostgreSQL can be shared.
+pub(crate) async fn instances(backend: Backend, options: &Options, report: &mut Report) {
+    if backend == Backend::Sqlite {
+        return;
+    }
+    let mut rates = Vec::new();
+    for count in [1, 2] {
+        let mut scene = Scene::set(backend, options.rooms, Duration::ZERO, 0).await;
+        for _ in 1..count {
+            scene.add_instance().await;
+        }
+        let done = load(&mut scene, options.messages).await;
+        rates.push(options.messages as f64 / done.seconds);
+        report.add(
+            backend,
+            if count == 1 { "one instance" } else { "two instances" },
+            vec![
+                Figure::new("messages/s", rates[rates.len() - 1]),
+                Figure::new("× the rate of one", rates[rates.len() - 1] / rates[0]),
+                Figure::new("CPU of both, × raw decryption", done.cpu_per_message / done.raw),
+                Figure::new("acknowledged p99, ms", done.acknowledged.percentile(99)),
             ],
         );
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use serde_json::Value;
 
-use super::{fill, sink::Sink};
+use super::{fill, measure, sink::Sink};
 use crate::rig::support::{
     coucou::{API_TOKEN, Coucou},
     fake_homeserver::{FakeBridge, FakeHomeserver},
@@ -40,6 +40,8 @@ impl Backend {
 /// Everything in place: coucou is in all rooms and has their keys.
 pub(crate) struct Scene {
     pub(crate) coucou: Coucou,
+    /// Further processes on the same store; transactions go to each in turn.
+    siblings: Vec<Coucou>,
     pub(crate) homeserver: FakeHomeserver,
     pub(crate) bridge: FakeBridge,
     pub(crate) sink: Sink,
@@ -89,6 +91,7 @@ impl Scene {
         let client = http();
         Self {
             coucou,
+            siblings: Vec::new(),
             homeserver,
             bridge,
             sink,
@@ -98,6 +101,13 @@ impl Scene {
             transactions: 0,
             _database: database,
         }
+    }
+
+    /// Starts another process on the same store.
+    pub(crate) async fn add_instance(&mut self) {
+        let mut sibling = self.coucou.sibling();
+        sibling.start().await;
+        self.siblings.push(sibling);
     }
 
     /// Shares the keys of all rooms, and waits until one message of each has arrived.
@@ -156,7 +166,9 @@ impl Scene {
     ) -> (Vec<Duration>, Vec<Instant>) {
         self.sink.expect(traffic.says.iter().flatten().cloned());
         let hs_token = self.coucou.registered("hs_token");
-        let base = format!("{}/_matrix/app/v1/transactions", self.coucou.url());
+        let instances = [&self.coucou].into_iter().chain(&self.siblings);
+        let base: Vec<_> =
+            instances.map(|one| format!("{}/_matrix/app/v1/transactions", one.url())).collect();
         let (mut acknowledged, mut begun) = (Vec::new(), Vec::new());
         let start = tokio::time::Instant::now();
         for (number, body) in traffic.bodies.iter().enumerate() {
@@ -164,7 +176,7 @@ impl Scene {
                 tokio::time::sleep_until(start + every * u32::try_from(number).unwrap()).await;
             }
             self.transactions += 1;
-            let url = format!("{base}/load{}", self.transactions);
+            let url = format!("{}/load{}", base[number % base.len()], self.transactions);
             let began = Instant::now();
             let request = self.client.put(url).bearer_auth(&hs_token).body(body.clone());
             let answer = request.header("content-type", "application/json").send().await.unwrap();
@@ -185,6 +197,12 @@ impl Scene {
 
     pub(crate) fn pid(&mut self) -> u32 {
         self.coucou.process().id()
+    }
+
+    /// Seconds of processor time that all processes of coucou have used.
+    pub(crate) fn cpu_seconds(&mut self) -> f64 {
+        let instances = [&mut self.coucou].into_iter().chain(&mut self.siblings);
+        instances.map(|one| measure::cpu_seconds(one.process().id())).sum()
     }
 }
 

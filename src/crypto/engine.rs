@@ -281,6 +281,15 @@ impl Engine {
         Ok(keys)
     }
 
+    /// Has the sessions at hand that are needed next, as far as they are stored.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn expect(&self, sessions: &[&RoomKey]) -> Result<(), CryptoError> {
+        let sessions: Vec<_> = sessions.iter().map(|key| (&*key.room_id, &*key.session_id)).collect();
+        Ok(self.store.load_inbound_group_sessions(&sessions).await.map_err(CryptoStoreError::from)?)
+    }
+
     /// Decrypts an `m.room.encrypted` event, which names this session.
     ///
     /// # Errors

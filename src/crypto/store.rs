@@ -22,6 +22,7 @@ mod suite;
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{
         Arc, PoisonError, RwLock,
@@ -200,6 +201,26 @@ impl AccountStore {
         let update = |cache: &Cache| sessions.iter().for_each(|(room, id)| cache.remove_session(room, id));
         write.commit(update).await?;
         Ok(deleted)
+    }
+
+    /// Loads room keys that are going to be used and are not in the cache, as far as it can hold them, in one statement.
+    ///
+    /// # Errors
+    /// When the database fails or a key does not open.
+    pub async fn load_inbound_group_sessions(&self, wanted: &[(&RoomId, &str)]) -> Result<()> {
+        let (db, scope) = self.read()?;
+        let ticket = self.cache.ticket();
+        let missing = wanted.iter().filter(|(room_id, id)| !self.cache.has_session(room_id, id));
+        let missing: BTreeSet<_> =
+            missing.map(|(room_id, id)| Key::of([room_id.as_str(), id])).take(cache::SESSIONS / 2).collect();
+        // One alone is found as fast when it is needed.
+        if missing.len() < 2 {
+            return Ok(());
+        }
+        for found in inbound::find_many(db, &scope, missing).await? {
+            self.cache.fill_session(ticket, &codec::inbound_session(&found)?);
+        }
+        Ok(())
     }
 
     /// Some room keys by (room id, session id), those after `after`; given a room, those of it alone. Opens a

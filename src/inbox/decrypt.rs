@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Sessions of which the holder is remembered.
-const MOST_HOLDERS: usize = 20_000;
+const MOST_HOLDERS: usize = 10_000;
 
 /// Below this many events, handing them to other threads costs more than it saves.
 const WORTH_SPREADING: usize = 4;
@@ -78,6 +78,11 @@ impl Decrypter {
             return Ok(HashMap::new());
         }
         let holders = self.find_holders(&sealed).await?;
+        for engine in &self.engines {
+            let id = engine.account().id;
+            let held: Vec<_> = holders.iter().filter(|(_, of)| **of == id).map(|(key, _)| key).collect();
+            engine.expect(&held).await?;
+        }
         let mut outcomes = HashMap::with_capacity(sealed.len());
         let mut work = Vec::with_capacity(sealed.len());
         let mut keyless = Vec::new();

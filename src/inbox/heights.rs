@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Sessions remembered.
-const MOST: usize = 20_000;
+const MOST: usize = 10_000;
 
 /// The sessions of late, and the last place of each that a message used; less than 0 when there is none.
 #[derive(Debug)]

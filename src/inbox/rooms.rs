@@ -25,9 +25,9 @@ use crate::{
     },
 };
 
-/// Rooms kept in memory between steps. A room is a few kilobytes, so this bounds the cache to tens of
+/// Rooms kept in memory between steps. A room is a few kilobytes, so this bounds the cache to some ten
 /// megabytes.
-const MOST_ROOMS: usize = 5_000;
+const MOST_ROOMS: usize = 3_000;
 
 /// Members whose devices are followed in one room at most: bridge rooms have a handful besides ghosts, and a
 /// session's owner is learned with its key anyway.

@@ -6,6 +6,7 @@
 //! ([`Tx::execute_many`]).
 
 mod begin;
+mod kept;
 mod look;
 mod many;
 mod migrations;
@@ -25,7 +26,7 @@ use tokio::time::timeout;
 
 pub(crate) use self::value::values;
 pub use self::value::{Value, Values};
-use self::{many::Many, value::Bind};
+use self::{kept::Kept, many::Many, value::Bind};
 use super::StoreError;
 use crate::metrics::metrics;
 
@@ -115,7 +116,10 @@ pub struct Db {
 
 #[derive(Clone, Debug)]
 enum Pools {
-    Postgres(PgPool),
+    Postgres {
+        pool: PgPool,
+        kept: Kept,
+    },
     /// SQLite has one writer at a time: a pool of one makes the others wait in line instead of failing.
     Sqlite {
         write: SqlitePool,
@@ -147,12 +151,21 @@ macro_rules! on_tx {
     };
 }
 
-/// Runs the same expression on a pool of either database, for reads outside a transaction.
+/// Runs the same read on either database, outside a transaction.
 macro_rules! on_pool {
-    ($db:expr, |$pool:ident| $body:expr) => {
+    ($db:expr, |$pool:ident| $read:expr) => {
         match &$db.pools {
-            Pools::Postgres($pool) => $body,
-            Pools::Sqlite { read: $pool, .. } => $body,
+            Pools::Postgres { pool, kept } => {
+                let read = async {
+                    let mut connection = kept.take(pool).await?;
+                    let $pool = &mut *connection;
+                    let found = $read.await?;
+                    kept.keep(connection, pool);
+                    Ok(found)
+                };
+                bounded(read).await
+            }
+            Pools::Sqlite { read: $pool, .. } => bounded($read).await,
         }
     };
 }
@@ -187,7 +200,7 @@ impl Db {
                         })
                     })
                     .connect_lazy_with(options);
-                Pools::Postgres(pool)
+                Pools::Postgres { pool, kept: Kept::default() }
             }
             Location::Sqlite { path } => {
                 let options = SqliteConnectOptions::new()
@@ -219,7 +232,15 @@ impl Db {
     /// [`StoreError::Unavailable`] when no connection can be had.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         Ok(Tx(match &self.pools {
-            Pools::Postgres(pool) => Inner::Postgres(bounded(begin::whole(pool.clone())).await?),
+            Pools::Postgres { pool, kept } => {
+                let _wanted = kept.want(pool);
+                let begun = bounded(begin::whole(pool.clone())).await;
+                if begun.is_err() {
+                    // The one that is kept may be broken as well; the pool finds out.
+                    kept.give_back();
+                }
+                Inner::Postgres(begun?)
+            }
             // IMMEDIATE takes the write lock now: a transaction that reads first cannot fail half-way.
             Pools::Sqlite { write, .. } => Inner::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
         }))
@@ -230,7 +251,7 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub async fn fetch_all<R: Row>(&self, sql: &'static str, values: Values) -> Result<Vec<R>, StoreError> {
-        on_pool!(self, |pool| bounded(sqlx::query_as(sql).bind_values(values).fetch_all(pool)).await)
+        on_pool!(self, |pool| sqlx::query_as(sql).bind_values(values).fetch_all(pool))
     }
 
     /// The first row of a read outside a transaction, if any.
@@ -242,7 +263,7 @@ impl Db {
         sql: &'static str,
         values: Values,
     ) -> Result<Option<R>, StoreError> {
-        on_pool!(self, |pool| bounded(sqlx::query_as(sql).bind_values(values).fetch_optional(pool)).await)
+        on_pool!(self, |pool| sqlx::query_as(sql).bind_values(values).fetch_optional(pool))
     }
 
     /// As [`Tx::fetch_many`], outside a transaction.
@@ -256,15 +277,14 @@ impl Db {
         rows: Vec<Values>,
     ) -> Result<Vec<R>, StoreError> {
         let statements = match self.pools {
-            Pools::Postgres(_) => many::arrays(sql, &shared, rows),
+            Pools::Postgres { .. } => many::arrays(sql, &shared, rows),
             Pools::Sqlite { .. } => many::lists(sql, &shared, rows),
         };
         let mut found = Vec::new();
         for Many { text, values, columns } in statements {
             let text = AssertSqlSafe(text);
-            let part: Vec<R> = on_pool!(self, |pool| {
-                bounded(sqlx::query_as(text).bind_many(values, columns).fetch_all(pool)).await
-            })?;
+            let part: Vec<R> =
+                on_pool!(self, |pool| sqlx::query_as(text).bind_many(values, columns).fetch_all(pool))?;
             found.extend(part);
         }
         Ok(found)
@@ -299,7 +319,10 @@ impl Db {
     /// Closes every connection.
     pub async fn close(&self) {
         match &self.pools {
-            Pools::Postgres(pool) => pool.close().await,
+            Pools::Postgres { pool, kept } => {
+                kept.give_back();
+                pool.close().await;
+            }
             Pools::Sqlite { write, read } => {
                 read.close().await;
                 write.close().await;

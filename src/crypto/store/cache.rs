@@ -23,8 +23,9 @@ use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 
 use crate::metrics::metrics;
 
-/// Sessions kept: about 4 kB each, so 40 MB at most. A bridge uses one per room at a time.
-const SESSIONS: usize = 10_000;
+/// Sessions kept: about 6 kB each, so 12 MB at most. A bridge uses one per room at a time, and what is missing is loaded
+/// for many events at once.
+pub(super) const SESSIONS: usize = 2_000;
 
 /// Users whose devices and identity are kept: a few kB each. Ghosts have neither, and cost next to nothing.
 const USERS: usize = 5_000;
@@ -116,6 +117,11 @@ impl Cache {
 
     pub(super) fn session(&self, room_id: &RoomId, session_id: &str) -> Option<InboundGroupSession> {
         metrics().looked_up("sessions", self.sessions.get(&SessionName(room_id, session_id)))
+    }
+
+    /// Whether a session is here, which counts as no look-up.
+    pub(super) fn has_session(&self, room_id: &RoomId, session_id: &str) -> bool {
+        self.sessions.contains_key(&SessionName(room_id, session_id))
     }
 
     pub(super) fn fill_session(&self, ticket: Ticket, session: &InboundGroupSession) {

@@ -52,6 +52,9 @@ fn open_all(scope: &Scope<'_>, rows: Vec<Stored>) -> Result<Vec<Found>, StoreErr
 
 pub(super) const FIND: &str = "SELECT room_id, session_id, pickle, backed_up FROM megolm_inbound_sessions \
                                WHERE account_id = $1 AND room_id = $2 AND session_id = $3";
+pub(super) const FIND_MANY: &str = "SELECT s.room_id, s.session_id, s.pickle, s.backed_up FROM (VALUES {rows}) AS v \
+                                    JOIN megolm_inbound_sessions AS s ON s.account_id = v.column1 \
+                                    AND s.room_id = v.column2 AND s.session_id = v.column3";
 pub(super) const OF_ROOM: &str = "SELECT room_id, session_id, pickle, backed_up FROM \
                                   megolm_inbound_sessions WHERE account_id = $1 AND room_id = $2";
 pub(super) const OF_DEVICE: &str = "SELECT room_id, session_id, pickle, backed_up FROM \
@@ -79,6 +82,18 @@ pub(super) const DELETE_OF_ROOM: &str =
 /// When the database fails or the pickle does not open.
 pub async fn find(db: &Db, scope: &Scope<'_>, key: &Key<2>) -> Result<Option<Found>, StoreError> {
     db.fetch_optional(FIND, scope.values(key)).await?.map(|row| open(scope, row)).transpose()
+}
+
+/// Those of some sessions that are there, named by (room id, session id), each of them once.
+///
+/// # Errors
+/// When the database fails or a pickle does not open.
+pub async fn find_many(
+    db: &Db,
+    scope: &Scope<'_>,
+    wanted: BTreeSet<Key<2>>,
+) -> Result<Vec<Found>, StoreError> {
+    open_all(scope, db.fetch_many(FIND_MANY, vec![], keys(scope, wanted)).await?)
 }
 
 /// Every session of the account.

@@ -82,7 +82,7 @@ async fn room_keys_are_found_by_index() {
         let values = values![1_i64, 9_i64];
         assert_indexed(store, SESSIONS, &["account_id"], inbound::RELAYED_TO_BACK_UP, values).await;
         assert_indexed(store, SESSIONS, &session[..2], inbound::DELETE_OF_ROOM, values![1_i64, "!r"]).await;
-        for many in [inbound::MARK, inbound::DELETE] {
+        for many in [inbound::FIND_MANY, inbound::MARK, inbound::DELETE] {
             let rows = vec![values![1_i64, "!r", "s"], values![1_i64, "!r", "t"]];
             assert_many_indexed(store, SESSIONS, &session, many, vec![], rows).await;
         }

@@ -18,7 +18,9 @@ impl Db {
     /// When the database fails.
     pub async fn missing_migrations(&self) -> Result<Option<Vec<&'static str>>, StoreError> {
         let (table, files) = match &self.pools {
-            Pools::Postgres(_) => ("SELECT to_regclass('_sqlx_migrations') :: text", migrations::POSTGRES),
+            Pools::Postgres { .. } => {
+                ("SELECT to_regclass('_sqlx_migrations') :: text", migrations::POSTGRES)
+            }
             Pools::Sqlite { .. } => (
                 "SELECT MAX(name) FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'",
                 migrations::SQLITE,
@@ -49,7 +51,7 @@ impl Db {
     #[must_use]
     pub fn connections(&self) -> (u32, usize) {
         match &self.pools {
-            Pools::Postgres(pool) => (pool.size(), pool.num_idle()),
+            Pools::Postgres { pool, .. } => (pool.size(), pool.num_idle()),
             Pools::Sqlite { write, read } => (write.size() + read.size(), write.num_idle() + read.num_idle()),
         }
     }
