@@ -53,7 +53,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 50)]
     rooms: usize,
     /// Rooms of the wide run.
-    #[arg(long, default_value_t = 3_000)]
+    #[arg(long, default_value_t = 2_000)]
     wide: usize,
     /// Room keys of the intake run.
     #[arg(long, default_value_t = 10_000)]

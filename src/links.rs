@@ -141,6 +141,9 @@ impl Links {
     /// stays as it is, byte for byte; of others nothing changes but these fields.
     #[must_use]
     pub fn refresh<'a>(&self, payload: &'a [u8], now: Timestamp) -> Cow<'a, [u8]> {
+        if !payload::may_have_files(payload) {
+            return Cow::Borrowed(payload);
+        }
         let until = self.until(now);
         let url = |message_id: &str, part| self.url(message_id, part, until);
         let expires_at = Timestamp(until.saturating_mul(1000)).rfc3339();

@@ -168,7 +168,7 @@ pub(crate) async fn growth(backend: Backend, options: &Options, report: &mut Rep
     }
 }
 
-/// More rooms than any cache holds sessions of, each with a session that was used once before.
+/// As many rooms as sessions are kept in memory, each in turn, so that all caches are full.
 pub(crate) async fn wide(backend: Backend, options: &Options, report: &mut Report) {
     let mut scene = Scene::set(backend, options.wide, Duration::ZERO, options.stored / 10).await;
     let done = load(&mut scene, options.messages).await;

@@ -335,7 +335,11 @@ impl Engine {
         };
         // Comes from the cache that the decryption has just filled.
         let session = match info.session_id() {
-            Some(session_id) => self.machine.store().get_inbound_group_session(room_id, session_id).await?,
+            Some(session_id) => self
+                .store
+                .shared_inbound_group_session(room_id, session_id)
+                .await
+                .map_err(CryptoStoreError::from)?,
             None => None,
         };
         let trust = match &info.verification_state {

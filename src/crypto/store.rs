@@ -203,6 +203,21 @@ impl AccountStore {
         Ok(deleted)
     }
 
+    /// A room key to look at, from the cache if it is there.
+    ///
+    /// # Errors
+    /// When the database fails or the key does not open.
+    pub async fn shared_inbound_group_session(
+        &self,
+        room_id: &RoomId,
+        session_id: &str,
+    ) -> Result<Option<Arc<InboundGroupSession>>> {
+        if let Some(session) = self.cache.shared_session(room_id, session_id) {
+            return Ok(Some(session));
+        }
+        Ok(self.get_inbound_group_session(room_id, session_id).await?.map(Arc::new))
+    }
+
     /// Loads room keys that are going to be used and are not in the cache, as far as it can hold them, in one statement.
     ///
     /// # Errors

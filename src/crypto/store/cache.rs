@@ -83,7 +83,7 @@ struct State {
 pub(super) struct Ticket(u64);
 
 pub(super) struct Cache {
-    sessions: sync::Cache<SessionKey, InboundGroupSession>,
+    sessions: sync::Cache<SessionKey, Arc<InboundGroupSession>>,
     devices: sync::Cache<OwnedUserId, Arc<Devices>>,
     identities: sync::Cache<OwnedUserId, Identity>,
     state: Mutex<State>,
@@ -116,7 +116,17 @@ impl Cache {
     }
 
     pub(super) fn session(&self, room_id: &RoomId, session_id: &str) -> Option<InboundGroupSession> {
-        metrics().looked_up("sessions", self.sessions.get(&SessionName(room_id, session_id)))
+        let found = metrics().looked_up("sessions", self.shared_session(room_id, session_id));
+        found.map(|session| InboundGroupSession::clone(&session))
+    }
+
+    /// A session to look at, which counts as no look-up: a copy would copy the keys of its maker's device.
+    pub(super) fn shared_session(
+        &self,
+        room_id: &RoomId,
+        session_id: &str,
+    ) -> Option<Arc<InboundGroupSession>> {
+        self.sessions.get(&SessionName(room_id, session_id))
     }
 
     /// Whether a session is here, which counts as no look-up.
@@ -149,7 +159,7 @@ impl Cache {
     /// Only in [`PendingWrite::committed`], as all below.
     pub(super) fn insert_session(&self, session: InboundGroupSession) {
         let (room_id, session_id) = (session.room_id().to_owned(), session.session_id().to_owned());
-        self.sessions.insert(SessionKey { room_id, session_id }, session);
+        self.sessions.insert(SessionKey { room_id, session_id }, Arc::new(session));
     }
 
     pub(super) fn remove_session(&self, room_id: &RoomId, session_id: &str) {
