@@ -157,10 +157,10 @@ macro_rules! on_pool {
         match &$db.pools {
             Pools::Postgres { pool, kept } => {
                 let read = async {
-                    let mut connection = kept.take(pool).await?;
-                    let $pool = &mut *connection;
+                    let mut taken = kept.take(pool).await?;
+                    let $pool = &mut *taken.connection;
                     let found = $read.await?;
-                    kept.keep(connection, pool);
+                    kept.keep(taken, pool);
                     Ok(found)
                 };
                 bounded(read).await

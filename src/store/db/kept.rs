@@ -4,9 +4,12 @@
 //! A step of the inbox reads a dozen times in a row, and the crypto machine once for every room key. So the connection of
 //! a read that went well is kept for the next one, as long as the pool has others to give.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use sqlx::{PgPool, Postgres, pool::PoolConnection};
@@ -14,8 +17,19 @@ use tokio::time::Instant;
 
 use super::TRUSTED;
 
-/// The connection, and since when it is idle.
-type Idle = (PoolConnection<Postgres>, Instant);
+/// After so long the pool gets a connection back, however busy it is: the pool ends those that are old.
+const LONGEST: Duration = Duration::from_mins(1);
+
+/// A connection that a read has to itself.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) connection: PoolConnection<Postgres>,
+    /// When the pool gave it.
+    from_pool_at: Instant,
+}
+
+/// One that is kept, and since when it is idle.
+type Idle = (Taken, Instant);
 
 /// A place for one connection; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -46,28 +60,29 @@ impl Place {
 impl Drop for Place {
     /// Nobody uses the pool any more, and giving back takes a runtime, which may be gone as well.
     fn drop(&mut self) {
-        drop(self.lock().take().map(|(connection, _)| connection.detach()));
+        drop(self.lock().take().map(|(taken, _)| taken.connection.detach()));
     }
 }
 
 impl Kept {
     /// The connection that was kept, or one of the pool's.
-    pub(super) async fn take(&self, pool: &PgPool) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+    pub(super) async fn take(&self, pool: &PgPool) -> Result<Taken, sqlx::Error> {
         // The pool looks after one that was idle for longer.
         let kept = self.0.lock().take().filter(|(_, since)| since.elapsed() < TRUSTED);
         match kept {
-            Some((connection, _)) => Ok(connection),
-            None => pool.acquire().await,
+            Some((taken, _)) => Ok(taken),
+            None => Ok(Taken { connection: pool.acquire().await?, from_pool_at: Instant::now() }),
         }
     }
 
     /// Keeps a connection after a read that went well. The pool gets it back when one is kept already, when it has no
-    /// other, or somebody waits for one.
-    pub(super) fn keep(&self, connection: PoolConnection<Postgres>, pool: &PgPool) {
+    /// other, when somebody waits for one, and every minute.
+    pub(super) fn keep(&self, taken: Taken, pool: &PgPool) {
         let mut place = self.0.lock();
         let is_last = pool.num_idle() == 0 && pool.size() >= pool.options().get_max_connections();
-        if place.is_none() && !is_last && self.0.wanted.load(Ordering::SeqCst) == 0 {
-            *place = Some((connection, Instant::now()));
+        let is_free = place.is_none() && !is_last && self.0.wanted.load(Ordering::SeqCst) == 0;
+        if is_free && taken.from_pool_at.elapsed() < LONGEST {
+            *place = Some((taken, Instant::now()));
         }
     }
 
