@@ -105,11 +105,10 @@ impl Kept {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::future::join_all;
     use tokio::time::timeout;
 
+    use super::*;
     use crate::{
         store::{Db, Location, db::values},
         testing,
@@ -130,20 +129,23 @@ mod tests {
     async fn reads_that_follow_each_other_share_a_connection_that_the_pool_does_not_see_again() {
         let test = testing::postgres().await;
         let db = pool_of(&test.location, 4);
-        let first = backend(&db).await;
+        let (mut last, mut at) = (backend(&db).await, Instant::now());
         for _ in 0..5 {
-            assert_eq!(backend(&db).await, first);
+            let read = backend(&db).await;
+            // A machine that stalls for so long leaves it to the pool.
+            assert!(read == last || at.elapsed() >= TRUSTED, "{read} is another connection than {last}");
+            (last, at) = (read, Instant::now());
             let asked: Option<(Option<String>,)> = test
                 .store
                 .db()
-                .fetch_optional("SELECT query FROM pg_stat_activity WHERE pid = $1", values![first])
+                .fetch_optional("SELECT query FROM pg_stat_activity WHERE pid = $1", values![read])
                 .await
                 .unwrap();
             // Of a connection that was given back it would be the pool's question, which is empty.
             assert_eq!(asked, Some((Some(BACKEND.to_owned()),)));
         }
         let many = join_all((0..20).map(|_| backend(&db))).await;
-        assert!(many.contains(&first), "{many:?}");
+        assert!(many.contains(&last) || at.elapsed() >= TRUSTED, "{many:?}");
     }
 
     #[tokio::test]
