@@ -10,6 +10,7 @@ use std::{
     fmt,
     fmt::Write as _,
     sync::{LazyLock, atomic::AtomicU64},
+    time::Duration,
 };
 
 use prometheus_client::{
@@ -104,7 +105,13 @@ impl Counters {
 
     /// Counts some.
     pub fn add(&self, values: &[&str], count: u64) {
-        self.family.get_or_create(&labels(self.names, values)).inc_by(count);
+        self.of(values).inc_by(count);
+    }
+
+    /// The one counter, for whoever counts it with every message.
+    #[must_use]
+    pub fn of(&self, values: &[&str]) -> Counter {
+        self.family.get_or_create_owned(&labels(self.names, values))
     }
 }
 
@@ -180,8 +187,14 @@ impl Histograms {
     }
 
     /// Notes how long something took.
-    pub fn observe(&self, values: &[&str], duration: std::time::Duration) {
-        self.family.get_or_create(&labels(self.names, values)).observe(duration.as_secs_f64());
+    pub fn observe(&self, values: &[&str], duration: Duration) {
+        self.of(values).observe(duration.as_secs_f64());
+    }
+
+    /// The one histogram, for whoever notes something in it with every message.
+    #[must_use]
+    pub fn of(&self, values: &[&str]) -> Histogram {
+        self.family.get_or_create_owned(&labels(self.names, values))
     }
 }
 
@@ -333,9 +346,27 @@ impl Metrics {
 }
 
 impl Metrics {
-    /// Counts a look into a cache, and gives on what it found.
-    pub fn looked_up<T>(&self, cache: &str, found: Option<T>) -> Option<T> {
-        self.cache_lookups.inc(&[cache, if found.is_some() { "hit" } else { "miss" }]);
+    /// What counts the looks into a cache.
+    #[must_use]
+    pub fn lookups(&self, cache: &str) -> Lookups {
+        Lookups {
+            hits: self.cache_lookups.of(&[cache, "hit"]),
+            misses: self.cache_lookups.of(&[cache, "miss"]),
+        }
+    }
+}
+
+/// How often something was in a cache, and how often it was not.
+#[derive(Clone, Debug)]
+pub struct Lookups {
+    hits: Counter,
+    misses: Counter,
+}
+
+impl Lookups {
+    /// Counts a look into the cache, and gives on what it found.
+    pub fn count<T>(&self, found: Option<T>) -> Option<T> {
+        if found.is_some() { &self.hits } else { &self.misses }.inc();
         found
     }
 }

@@ -13,6 +13,7 @@
 
 mod batch;
 mod breaker;
+mod caller;
 mod care;
 mod claims;
 mod destination;
@@ -26,6 +27,7 @@ mod tests;
 mod webhook;
 mod worker;
 
+pub use caller::Client;
 pub use destination::Destination;
 pub use signers::Signers;
 pub use sink::{Body, Outcome, SendError, Sink, WebhookRequest};

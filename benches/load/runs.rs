@@ -8,7 +8,8 @@ use std::{
 use tokio::time::sleep;
 
 use super::{
-    baseline, fill,
+    baseline::{self, Beside},
+    fill,
     measure::{Spread, cpu_seconds, memory},
     report::{Figure, Report},
     scene::{BATCH, Backend, Scene, Traffic},
@@ -18,12 +19,40 @@ use crate::Options;
 /// Raw decryptions beside each load: what a core does changes from one minute to the next on a shared machine.
 const RAW: usize = 5_000;
 
+/// Processor time of a raw decryption, in seconds.
+struct Raw {
+    /// Just before and just after a load, while nothing else is done.
+    alone: f64,
+    /// During the load, on the same busy cores.
+    beside: f64,
+}
+
+impl Raw {
+    /// Measures it around and during a load.
+    async fn around<T>(load: impl AsyncFnOnce() -> T) -> (Self, T) {
+        let before = baseline::run(RAW);
+        let beside = Beside::begin();
+        let done = load().await;
+        let beside = beside.end();
+        (Self { alone: f64::midpoint(before, baseline::run(RAW)), beside }, done)
+    }
+
+    /// What a message cost, beside what its decryption alone would have.
+    fn figures(&self, cpu_per_message: f64) -> [Figure; 4] {
+        [
+            Figure::new("raw decryptions/s of one core, alone", 1.0 / self.alone),
+            Figure::new("raw decryptions/s of one core, during it", 1.0 / self.beside),
+            Figure::new("CPU of coucou, × raw decryption alone", cpu_per_message / self.alone),
+            Figure::new("CPU of coucou, × raw decryption during it", cpu_per_message / self.beside),
+        ]
+    }
+}
+
 /// What a load came to.
 struct Load {
     seconds: f64,
     cpu_per_message: f64,
-    /// Seconds of a core that a raw decryption took just before and just after.
-    raw: f64,
+    raw: Raw,
     acknowledged: Spread,
     resident: f64,
     peak: f64,
@@ -33,15 +62,16 @@ struct Load {
 async fn load(scene: &mut Scene, messages: usize) -> Load {
     scene.warm_up().await;
     let traffic = scene.traffic(messages, BATCH);
-    let raw_before = baseline::run(RAW);
-    let (cpu, began) = (scene.cpu_seconds(), Instant::now());
-    let (acknowledged, _) = scene.push(&traffic, None).await;
-    let (_, repeats) = scene.sink.all().await;
-    let seconds = began.elapsed().as_secs_f64();
-    assert_eq!(repeats, 0, "nothing failed, so nothing may come again");
-    let cpu_per_message = (scene.cpu_seconds() - cpu) / messages as f64;
+    let (raw, (seconds, cpu, acknowledged)) = Raw::around(async || {
+        let (cpu, began) = (scene.cpu_seconds(), Instant::now());
+        let (acknowledged, _) = scene.push(&traffic, None).await;
+        let (_, repeats) = scene.sink.all().await;
+        assert_eq!(repeats, 0, "nothing failed, so nothing may come again");
+        (began.elapsed().as_secs_f64(), scene.cpu_seconds() - cpu, acknowledged)
+    })
+    .await;
+    let cpu_per_message = cpu / messages as f64;
     let (resident, peak) = memory(scene.pid());
-    let raw = f64::midpoint(raw_before, baseline::run(RAW));
     Load { seconds, cpu_per_message, raw, acknowledged: Spread::of(acknowledged), resident, peak }
 }
 
@@ -49,19 +79,15 @@ pub(crate) async fn throughput(backend: Backend, options: &Options, report: &mut
     let mut scene = Scene::set(backend, options.rooms, Duration::ZERO, 0).await;
     let done = load(&mut scene, options.messages).await;
     let what = format!("throughput, {} messages in {} rooms", options.messages, options.rooms);
-    report.add(
-        backend,
-        &what,
-        vec![
-            Figure::new("messages/s", options.messages as f64 / done.seconds),
-            Figure::new("raw decryptions/s of one core beside it", 1.0 / done.raw),
-            Figure::new("CPU of coucou, × raw decryption", done.cpu_per_message / done.raw),
-            Figure::new("acknowledged p50, ms", done.acknowledged.percentile(50)),
-            Figure::new("acknowledged p99, ms", done.acknowledged.percentile(99)),
-            Figure::new("resident, MiB", done.resident),
-            Figure::new("resident at most, MiB", done.peak),
-        ],
-    );
+    let mut figures = vec![Figure::new("messages/s", options.messages as f64 / done.seconds)];
+    figures.extend(done.raw.figures(done.cpu_per_message));
+    figures.extend([
+        Figure::new("acknowledged p50, ms", done.acknowledged.percentile(50)),
+        Figure::new("acknowledged p99, ms", done.acknowledged.percentile(99)),
+        Figure::new("resident, MiB", done.resident),
+        Figure::new("resident at most, MiB", done.peak),
+    ]);
+    report.add(backend, &what, figures);
 }
 
 pub(crate) async fn steady(backend: Backend, options: &Options, report: &mut Report) {
@@ -91,26 +117,24 @@ pub(crate) async fn paced(backend: Backend, options: &Options, report: &mut Repo
     let messages = usize::try_from(options.seconds).unwrap() * RATE;
     let traffic = scene.traffic(messages, BATCH);
     let every = Duration::from_secs(1) * u32::try_from(BATCH).unwrap() / u32::try_from(RATE).unwrap();
-    let (cpu, began) = (scene.cpu_seconds(), Instant::now());
-    let (acknowledged, begun) = scene.push(&traffic, Some(every)).await;
-    let (arrived, _) = scene.sink.all().await;
-    let seconds = began.elapsed().as_secs_f64();
-    let cpu = scene.cpu_seconds() - cpu;
-    let raw = baseline::run(RAW);
-    let (latency, acknowledged) = (latencies(&traffic, &begun, &arrived), Spread::of(acknowledged));
-    report.add(
-        backend,
-        &format!("{RATE} messages/s for {} s", options.seconds),
-        vec![
-            Figure::new("messages/s", messages as f64 / seconds),
-            Figure::new("acknowledged p50, ms", acknowledged.percentile(50)),
-            Figure::new("acknowledged p99, ms", acknowledged.percentile(99)),
-            Figure::new("push → webhook p50, ms", latency.percentile(50)),
-            Figure::new("push → webhook p99, ms", latency.percentile(99)),
-            Figure::new("CPU of coucou, × raw decryption", cpu / messages as f64 / raw),
-            Figure::new("resident at most, MiB", memory(scene.pid()).1),
-        ],
-    );
+    let (raw, (seconds, cpu, acknowledged, latency)) = Raw::around(async || {
+        let (cpu, began) = (scene.cpu_seconds(), Instant::now());
+        let (acknowledged, begun) = scene.push(&traffic, Some(every)).await;
+        let (arrived, _) = scene.sink.all().await;
+        let (seconds, cpu) = (began.elapsed().as_secs_f64(), scene.cpu_seconds() - cpu);
+        (seconds, cpu, Spread::of(acknowledged), latencies(&traffic, &begun, &arrived))
+    })
+    .await;
+    let mut figures = vec![Figure::new("messages/s", messages as f64 / seconds)];
+    figures.extend(raw.figures(cpu / messages as f64));
+    figures.extend([
+        Figure::new("acknowledged p50, ms", acknowledged.percentile(50)),
+        Figure::new("acknowledged p99, ms", acknowledged.percentile(99)),
+        Figure::new("push → webhook p50, ms", latency.percentile(50)),
+        Figure::new("push → webhook p99, ms", latency.percentile(99)),
+        Figure::new("resident at most, MiB", memory(scene.pid()).1),
+    ]);
+    report.add(backend, &format!("{RATE} messages/s for {} s", options.seconds), figures);
 }
 
 /// From the push of each message to its arrival.
@@ -153,15 +177,15 @@ pub(crate) async fn growth(backend: Backend, options: &Options, report: &mut Rep
     for stored in [1_000, options.stored / 10, options.stored] {
         let mut scene = Scene::set(backend, options.rooms, Duration::ZERO, stored).await;
         let done = load(&mut scene, messages).await;
-        // Against the raw decryptions beside it, so that a slower minute is no growth.
-        costs.push(done.cpu_per_message / done.raw);
+        // Against raw decryptions, so that a slower minute is no growth.
+        costs.push(done.cpu_per_message / done.raw.beside);
         report.add(
             backend,
             &format!("{stored} sessions and messages stored"),
             vec![
                 Figure::new("messages/s", messages as f64 / done.seconds),
-                Figure::new("CPU of coucou, × raw decryption", done.cpu_per_message / done.raw),
-                Figure::new("× the CPU with 1,000 stored", done.cpu_per_message / done.raw / costs[0]),
+                Figure::new("CPU of coucou, × raw decryption during it", costs[costs.len() - 1]),
+                Figure::new("× the CPU with 1,000 stored", costs[costs.len() - 1] / costs[0]),
                 Figure::new("resident at most, MiB", done.peak),
             ],
         );
@@ -177,7 +201,7 @@ pub(crate) async fn wide(backend: Backend, options: &Options, report: &mut Repor
         &format!("{} rooms in turn, {} sessions stored", options.wide, options.stored / 10),
         vec![
             Figure::new("messages/s", options.messages as f64 / done.seconds),
-            Figure::new("CPU of coucou, × raw decryption", done.cpu_per_message / done.raw),
+            Figure::new("CPU of coucou, × raw decryption during it", done.cpu_per_message / done.raw.beside),
             Figure::new("resident, MiB", done.resident),
             Figure::new("resident at most, MiB", done.peak),
         ],
@@ -203,7 +227,7 @@ pub(crate) async fn instances(backend: Backend, options: &Options, report: &mut 
             vec![
                 Figure::new("messages/s", rates[rates.len() - 1]),
                 Figure::new("× the rate of one", rates[rates.len() - 1] / rates[0]),
-                Figure::new("CPU of both, × raw decryption", done.cpu_per_message / done.raw),
+                Figure::new("CPU of all, × raw decryption during it", done.cpu_per_message / done.raw.beside),
                 Figure::new("acknowledged p99, ms", done.acknowledged.percentile(99)),
             ],
         );

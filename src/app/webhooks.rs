@@ -15,7 +15,7 @@ use crate::{
     lifecycle::Lifecycle,
     links::{self, Links, Signer},
     model::{Route, WebhookId},
-    outbox::{Destination, Signers, WebhookSink},
+    outbox::{self, Destination, Signers, WebhookSink},
     store::{
         Store, StoreError,
         webhooks::{
@@ -48,7 +48,7 @@ pub(super) async fn ready(
     stop: &CancellationToken,
 ) -> Result<Option<(Destinations, Vec<Route>)>, AppError> {
     // Bad settings are told at once, not when the database is there.
-    let client = crate::outbox::client().map_err(AppError::Webhook)?;
+    let client = outbox::client().map_err(AppError::Webhook)?;
     while !stop.is_cancelled() {
         if shared.store.is_ready() {
             match connect(shared, &client).await {
@@ -67,7 +67,7 @@ pub(super) async fn ready(
 
 async fn connect(
     shared: &Shared,
-    client: &reqwest::Client,
+    client: &outbox::Client,
 ) -> Result<(Destinations, Vec<Route>, Vec<Signed>), AppError> {
     let (mut destinations, mut routes, mut signed) = (Destinations::new(), Vec::new(), Vec::new());
     let signer = Signer::new(shared.store.seal()?.derive(links::LABEL));

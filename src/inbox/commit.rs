@@ -1,7 +1,7 @@
 //! What follows from a step, written in one transaction.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -77,9 +77,14 @@ impl Outcome {
     /// Counts what was written.
     fn count(&self) {
         let metrics = metrics();
+        let mut counts = HashMap::<[&str; 3], u64>::new();
         for message in &self.messages {
             let encrypted = if message.encrypted { "yes" } else { "no" };
-            metrics.messages.inc(&[message.message_type.as_str(), message.direction.as_str(), encrypted]);
+            let labels = [message.message_type.as_str(), message.direction.as_str(), encrypted];
+            *counts.entry(labels).or_default() += 1;
+        }
+        for (labels, count) in counts {
+            metrics.messages.add(&labels, count);
         }
         let on_ledger = self.waiting.iter().filter(|pending| pending.waits == Waits::Ledger);
         for reason in
@@ -87,8 +92,9 @@ impl Outcome {
         {
             metrics.undecryptable.inc(&[reason.class()]);
         }
+        let waits = metrics.key_wait.of(&[]);
         for waited in &self.waited {
-            metrics.key_wait.observe(&[], *waited);
+            waits.observe(waited.as_secs_f64());
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     num::NonZero,
+    sync::Arc,
     thread::available_parallelism,
 };
 
@@ -17,7 +18,7 @@ use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{
     crypto::{CryptoError, Decrypted, Engine, RoomKey},
-    metrics::metrics,
+    metrics::{Lookups, metrics},
     model::AccountId,
     store::{Store, holders},
 };
@@ -43,16 +44,22 @@ pub(super) struct Sealed {
 #[derive(Debug)]
 pub(super) struct Decrypter {
     store: Store,
-    engines: Vec<Engine>,
+    engines: Arc<[Engine]>,
     /// Only what is so: a session that nobody holds may come at any time.
     holders: Cache<RoomKey, AccountId>,
+    lookups: Lookups,
 }
 
 impl Decrypter {
     /// A decrypter over these accounts, the first that has a key being used.
     #[must_use]
     pub(super) fn new(store: Store, engines: Vec<Engine>) -> Self {
-        Self { store, engines, holders: Cache::new(MOST_HOLDERS) }
+        Self {
+            store,
+            engines: engines.into(),
+            holders: Cache::new(MOST_HOLDERS),
+            lookups: metrics().lookups("holders"),
+        }
     }
 
     /// The accounts.
@@ -78,7 +85,7 @@ impl Decrypter {
             return Ok(HashMap::new());
         }
         let holders = self.find_holders(&sealed).await?;
-        for engine in &self.engines {
+        for engine in &*self.engines {
             let id = engine.account().id;
             let held: Vec<_> = holders.iter().filter(|(_, of)| **of == id).map(|(key, _)| key).collect();
             engine.expect(&held).await?;
@@ -87,8 +94,8 @@ impl Decrypter {
         let mut work = Vec::with_capacity(sealed.len());
         let mut keyless = Vec::new();
         for sealed in sealed {
-            match holders.get(&sealed.key).and_then(|id| self.engine(*id)) {
-                Some(engine) => work.push((engine.clone(), sealed)),
+            match holders.get(&sealed.key).and_then(|id| self.place_of(*id)) {
+                Some(engine) => work.push((engine, sealed)),
                 None => keyless.push((sealed.event_id, sealed.key)),
             }
         }
@@ -125,12 +132,12 @@ impl Decrypter {
         Ok(())
     }
 
-    fn engine(&self, id: AccountId) -> Option<&Engine> {
-        self.engines.iter().find(|engine| engine.account().id == id)
+    fn place_of(&self, id: AccountId) -> Option<usize> {
+        self.engines.iter().position(|engine| engine.account().id == id)
     }
 
     async fn withheld(&self, key: &RoomKey) -> Result<Option<String>, CryptoError> {
-        for engine in &self.engines {
+        for engine in &*self.engines {
             if let Some(code) = engine.withheld(&key.room_id, &key.session_id).await? {
                 return Ok(Some(code));
             }
@@ -143,7 +150,7 @@ impl Decrypter {
         let mut holders = HashMap::with_capacity(keys.len());
         let mut unknown = Vec::new();
         for key in keys {
-            match metrics().looked_up("holders", self.holders.get(key)) {
+            match self.lookups.count(self.holders.get(key)) {
                 Some(account_id) => {
                     holders.insert(key.clone(), account_id);
                 }
@@ -169,11 +176,14 @@ impl Decrypter {
     }
 }
 
+/// Events, each with the place of the account whose turn it is.
+type Work = Vec<(usize, Sealed)>;
+
 type Outcomes = Vec<(OwnedEventId, Decrypted)>;
 
 /// Decrypts on as many threads as there are cores. Events of one session stay together, as each advances the
 /// session's ratchet for the next.
-async fn spread(mut work: Vec<(Engine, Sealed)>, engines: &[Engine]) -> Result<Outcomes, CryptoError> {
+async fn spread(mut work: Work, engines: &Arc<[Engine]>) -> Result<Outcomes, CryptoError> {
     if work.len() < WORTH_SPREADING {
         return run(work, engines).await;
     }
@@ -183,7 +193,7 @@ async fn spread(mut work: Vec<(Engine, Sealed)>, engines: &[Engine]) -> Result<O
     let mut tasks = Vec::with_capacity(cores);
     while !work.is_empty() {
         let part = work.split_off(work.len().saturating_sub(share));
-        let (handle, engines) = (Handle::current(), engines.to_vec());
+        let (handle, engines) = (Handle::current(), Arc::clone(engines));
         tasks.push(spawn_blocking(move || handle.block_on(run(part, &engines))));
     }
     let mut outcomes = Vec::new();
@@ -193,14 +203,15 @@ async fn spread(mut work: Vec<(Engine, Sealed)>, engines: &[Engine]) -> Result<O
     Ok(outcomes)
 }
 
-async fn run(work: Vec<(Engine, Sealed)>, engines: &[Engine]) -> Result<Outcomes, CryptoError> {
+async fn run(work: Work, engines: &[Engine]) -> Result<Outcomes, CryptoError> {
     let mut outcomes = Vec::with_capacity(work.len());
-    for (engine, sealed) in work {
+    for (holder, sealed) in work {
         let (event, key) = (Raw::<EncryptedEvent>::from_json(sealed.raw), sealed.key);
+        let Some(engine) = engines.get(holder) else { continue };
         let mut decrypted = engine.decrypt(&key, &event).await?;
         if matches!(decrypted, Decrypted::UnknownIndex) {
             // Another account may have joined earlier, and have a key that reaches further back.
-            for other in engines.iter().filter(|other| other.account().id != engine.account().id) {
+            for (_, other) in engines.iter().enumerate().filter(|(place, _)| *place != holder) {
                 if let clear @ Decrypted::Clear(_) = other.decrypt(&key, &event).await? {
                     decrypted = clear;
                     break;

@@ -60,12 +60,8 @@ struct Head<'a> {
     redacts: Option<Value>,
     #[serde(borrow)]
     unsigned: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Encrypted<'a> {
     #[serde(borrow)]
-    content: Option<EncryptedContent<'a>>,
+    content: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -117,7 +113,7 @@ impl WireEvent {
         if let Some((name, _)) = ids.iter().find(|(_, id)| !can_be_kept(id)) {
             return Err(format!("{name} is longer than {LONGEST_ID} bytes or holds a NUL"));
         }
-        let session = (head.event_type == ENCRYPTED).then(|| place(&raw, &head.room_id)).flatten();
+        let session = (head.event_type == ENCRYPTED).then(|| place(head.content?, &head.room_id)).flatten();
         let redacted = head.unsigned.is_some_and(is_redacted);
         let redacts = head.redacts.and_then(|redacts| OwnedEventId::try_from(redacts.as_str()?).ok());
         #[expect(clippy::cast_possible_truncation, reason = "saturates, and no real time is near the ends")]
@@ -164,18 +160,30 @@ fn is_redacted(unsigned: &RawValue) -> bool {
 /// The content of an event; empty when it is none.
 #[must_use]
 pub fn content(raw: &RawValue) -> Map<String, Value> {
-    #[derive(Deserialize)]
-    struct Body {
-        content: Option<Value>,
-    }
-    match serde_json::from_str::<Body>(raw.get()) {
-        Ok(Body { content: Some(Value::Object(content)) }) => content,
-        _ => Map::new(),
-    }
+    told(raw).1
 }
 
-fn place(raw: &RawValue, room_id: &OwnedRoomId) -> Option<SessionPlace> {
-    let content = serde_json::from_str::<Encrypted<'_>>(raw.get()).ok()?.content?;
+/// The type and the content of an event, as far as it has them.
+pub(super) fn told(raw: &RawValue) -> (Option<String>, Map<String, Value>) {
+    #[derive(Default, Deserialize)]
+    struct Body {
+        r#type: Option<Value>,
+        content: Option<Value>,
+    }
+    let Body { r#type, content } = serde_json::from_str(raw.get()).unwrap_or_default();
+    let event_type = match r#type {
+        Some(Value::String(event_type)) => Some(event_type),
+        _ => None,
+    };
+    let content = match content {
+        Some(Value::Object(content)) => content,
+        _ => Map::new(),
+    };
+    (event_type, content)
+}
+
+fn place(content: &RawValue, room_id: &OwnedRoomId) -> Option<SessionPlace> {
+    let content = serde_json::from_str::<EncryptedContent<'_>>(content.get()).ok()?;
     let session_id = content.session_id.filter(|session_id| can_be_kept(session_id))?;
     let key = RoomKey { room_id: room_id.clone(), session_id };
     let message = content.ciphertext.and_then(|text| MegolmMessage::from_base64(&text).ok());

@@ -10,7 +10,7 @@ use quick_cache::sync::Cache;
 use super::event::WireEvent;
 use crate::{
     crypto::RoomKey,
-    metrics::metrics,
+    metrics::{Lookups, metrics},
     store::{
         Db, StoreError,
         messages::{self, MegolmIndex},
@@ -24,11 +24,12 @@ const MOST: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct Heights {
     known: Cache<RoomKey, i64>,
+    lookups: Lookups,
 }
 
 impl Default for Heights {
     fn default() -> Self {
-        Self { known: Cache::new(MOST) }
+        Self { known: Cache::new(MOST), lookups: metrics().lookups("heights") }
     }
 }
 
@@ -57,7 +58,7 @@ impl Heights {
         let keys: HashSet<&RoomKey> = events.filter_map(|event| Some(&event.session.as_ref()?.key)).collect();
         let (mut found, mut unknown) = (HashMap::with_capacity(keys.len()), Vec::new());
         for key in keys {
-            match metrics().looked_up("heights", self.known.get(key)) {
+            match self.lookups.count(self.known.get(key)) {
                 Some(height) => {
                     found.insert(key.clone(), height);
                 }

@@ -355,7 +355,7 @@ impl Worker {
         let mut bridge_device = None;
         let (mut event_type, mut content) = (event.event_type.clone(), None);
         if let Some(clear) = clear {
-            let clear_content = event::content(&clear.event);
+            let (clear_type, clear_content) = event::told(&clear.event);
             let bot = room.context.bridge_bot.as_deref();
             match self.rooms.pins.admit(event, &clear, &clear_content, bot, late) {
                 Ok(admitted) => {
@@ -381,7 +381,7 @@ impl Worker {
                 outcome.used.push((index, user));
             }
             outcome.waited.push(now.since(event.received_at));
-            event_type = event::clear_type(&clear.event).unwrap_or(event_type);
+            event_type = clear_type.unwrap_or(event_type);
             content = Some(clear_content);
         }
         let content = content.unwrap_or_else(|| event.content());

@@ -44,11 +44,12 @@ pub fn message_id(class: PayloadClass, event_id: &EventId) -> MessageId {
 
 /// The id that a hash makes.
 pub(super) fn written(hash: &[u8]) -> MessageId {
-    let mut id = String::from("msg_");
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    let mut id = String::with_capacity(4 + 2 * ID_BYTES);
+    id.push_str("msg_");
     for byte in hash.iter().take(ID_BYTES) {
-        for nibble in [byte >> 4, byte & 0x0f] {
-            id.extend(char::from_digit(u32::from(nibble), 16));
-        }
+        id.extend([byte >> 4, byte & 0x0f].map(|nibble| DIGITS[usize::from(nibble)]));
     }
     MessageId(id)
 }

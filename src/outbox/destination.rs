@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 use rand::Rng;
 use tokio::sync::Semaphore;
 
@@ -74,6 +75,8 @@ pub(super) struct Served {
     pub(super) breaker: Breaker,
     /// The room that was tried last, to see whether the webhook is back.
     pub(super) cursor: String,
+    /// What counts deliveries that were made, and how long attempts took.
+    counted: (Counter, Histogram),
 }
 
 /// What a report means for the webhook as a whole.
@@ -95,6 +98,10 @@ impl Served {
             attempt_limit: settings.timeout.map_or(config.attempt_limit, |timeout| timeout + GRACE),
             breaker: Breaker::new(patience),
             cursor: String::new(),
+            counted: (
+                metrics().attempts.of(&[&settings.name, "delivered"]),
+                metrics().attempt_seconds.of(&[&settings.name]),
+            ),
             settings,
         }
     }
@@ -142,16 +149,16 @@ impl Served {
     }
 
     fn count(&self, attempts: &[Attempted]) {
-        let name = self.settings.name.as_str();
+        let (delivered, took) = &self.counted;
         for attempt in attempts {
-            let outcome = match attempt.fate {
-                Fate::Delivered => "delivered",
-                Fate::Dead => "dead",
-                Fate::Pending => attempt.error.unwrap_or("status"),
-            };
-            metrics().attempts.inc(&[name, outcome]);
+            let failed = |why| metrics().attempts.inc(&[&self.settings.name, why]);
+            match attempt.fate {
+                Fate::Delivered => _ = delivered.inc(),
+                Fate::Dead => failed("dead"),
+                Fate::Pending => failed(attempt.error.unwrap_or("status")),
+            }
             if attempt.sent {
-                metrics().attempt_seconds.observe(&[name], Duration::from_millis(attempt.duration_ms));
+                took.observe(Duration::from_millis(attempt.duration_ms).as_secs_f64());
             }
         }
     }

@@ -5,15 +5,18 @@
 use std::{borrow::Cow, fmt, time::Duration};
 
 use async_trait::async_trait;
-use reqwest::{
-    Client, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
-    redirect,
+use http::{
+    HeaderName, HeaderValue, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
 };
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
 use url::Url;
 
-use super::{Body, Outcome, SendError, Signers, Sink, WebhookRequest, retry, shape};
+use super::{
+    Body, Outcome, SendError, Signers, Sink, WebhookRequest,
+    caller::{Answer, Caller, Client},
+    retry, shape,
+};
 use crate::{
     clock::Timestamp,
     links::Links,
@@ -22,12 +25,10 @@ use crate::{
 
 /// Standard Webhooks advises 15 to 30 seconds.
 const TIMEOUT: Duration = Duration::from_secs(15);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is read of an answer's body, and for how long, so that its connection can be used again; nobody
-/// looks at it.
-const MAX_ANSWER: usize = 4096;
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const WEBHOOK_ID: HeaderName = HeaderName::from_static(HEADER_WEBHOOK_ID);
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static(HEADER_WEBHOOK_TIMESTAMP);
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static(HEADER_WEBHOOK_SIGNATURE);
 
 /// A webhook that cannot be used as it is set.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +50,7 @@ pub enum BadWebhook {
     },
     /// TLS could not be set up.
     #[error("the HTTP client could not be set up")]
-    Client(#[source] reqwest::Error),
+    Client(#[source] rustls::Error),
 }
 
 /// The HTTP client for webhooks: one for all of them.
@@ -57,25 +58,15 @@ pub enum BadWebhook {
 /// # Errors
 /// [`BadWebhook::Client`] when TLS cannot be set up.
 pub fn client() -> Result<Client, BadWebhook> {
-    // Fails when there is one already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
-        .user_agent(concat!("coucou/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none())
-        .timeout(TIMEOUT)
-        .connect_timeout(CONNECT_TIMEOUT)
-        // Below the idle timeout of common servers and proxies, which is 60 s and more.
-        .pool_idle_timeout(Duration::from_secs(45))
-        .build()
-        .map_err(BadWebhook::Client)
+    Client::new().map_err(BadWebhook::Client)
 }
 
 /// A destination that is called over HTTP, as [Standard Webhooks](https://www.standardwebhooks.com) has it.
 pub struct WebhookSink {
-    client: Client,
-    url: Url,
+    caller: Caller,
+    /// For logs: the rest of the URL may hold a token.
+    host: String,
     signers: Signers,
-    headers: HeaderMap,
     timeout: Duration,
     detail: Detail,
     format: Format,
@@ -84,8 +75,7 @@ pub struct WebhookSink {
 
 impl fmt::Debug for WebhookSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The rest of the URL may hold a token.
-        f.debug_struct("WebhookSink").field("host", &self.url.host_str()).finish_non_exhaustive()
+        f.debug_struct("WebhookSink").field("host", &self.host).finish_non_exhaustive()
     }
 }
 
@@ -95,14 +85,13 @@ impl WebhookSink {
     /// # Errors
     /// When the URL has the wrong form; the error names the webhook.
     pub fn new(client: Client, name: &str, url: &Url, signers: Signers) -> Result<Self, BadWebhook> {
-        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
-            return Err(BadWebhook::Url { name: name.to_owned() });
-        }
+        let bad = || BadWebhook::Url { name: name.to_owned() };
+        let is_http = matches!(url.scheme(), "http" | "https");
+        let host = url.host_str().filter(|host| is_http && !host.is_empty()).ok_or_else(bad)?;
         Ok(Self {
-            client,
-            url: url.clone(),
+            caller: Caller::new(client, url).ok_or_else(bad)?,
+            host: host.to_owned(),
             signers,
-            headers: HeaderMap::new(),
             timeout: TIMEOUT,
             detail: Detail::default(),
             format: Format::default(),
@@ -113,7 +102,7 @@ impl WebhookSink {
     /// The same, sending these headers along.
     #[must_use]
     pub fn headers(mut self, headers: &[(HeaderName, HeaderValue)]) -> Self {
-        self.headers = headers.iter().cloned().collect();
+        self.caller = self.caller.with(headers.iter().cloned().collect());
         self
     }
 
@@ -167,61 +156,37 @@ impl Sink for WebhookSink {
         // A dot would make what is signed ambiguous.
         let signature = self.signers.sign(request.id, timestamp, &body);
         let Some(signature) = signature.filter(|_| !request.id.contains('.')) else { return unsendable };
-        let sent = self
-            .client
-            .post(self.url.clone())
-            .timeout(self.timeout)
-            .headers(self.headers.clone())
-            .header(CONTENT_TYPE, shape::content_type(self.format, matches!(request.body, Body::Batch(_))))
-            .header(HEADER_WEBHOOK_ID, request.id)
-            .header(HEADER_WEBHOOK_TIMESTAMP, timestamp)
-            .header(HEADER_WEBHOOK_SIGNATURE, signature)
-            .body(body)
-            .send()
-            .await;
-        match sent {
-            Ok(answer) => judge(answer, request).await,
-            Err(error) => Outcome::Retry { after: None, why: send_error(error) },
+        let (Ok(id), Ok(signature)) = (HeaderValue::from_str(request.id), HeaderValue::try_from(signature))
+        else {
+            return unsendable;
+        };
+        let content_type = shape::content_type(self.format, matches!(request.body, Body::Batch(_)));
+        let headers = [
+            (CONTENT_TYPE, HeaderValue::from_static(content_type)),
+            (WEBHOOK_ID, id),
+            (WEBHOOK_TIMESTAMP, HeaderValue::from(timestamp)),
+            (WEBHOOK_SIGNATURE, signature),
+        ];
+        match self.caller.post(headers, body.into(), self.timeout).await {
+            Ok(answer) => judge(&answer, request.timestamp),
+            Err(why) => Outcome::Retry { after: None, why },
         }
     }
 }
 
-async fn judge(answer: Response, request: WebhookRequest<'_>) -> Outcome {
-    let status = answer.status();
-    let after = answer
-        .headers()
-        .get(RETRY_AFTER)
-        .and_then(|header| retry::retry_after(header.to_str().ok()?, request.timestamp));
-    // However the rest of the answer fares, its status stands.
-    let _ = tokio::time::timeout(ANSWER_TIMEOUT, drain(answer)).await;
+fn judge(answer: &Answer, now: Timestamp) -> Outcome {
+    let status = answer.status;
     if status.is_success() {
         return Outcome::Delivered { status: Some(status.as_u16()) };
     }
+    let after = answer.headers.get(RETRY_AFTER);
+    let after = after.and_then(|header| retry::retry_after(header.to_str().ok()?, now));
     let why = match status {
         StatusCode::GONE => SendError::Gone,
         _ if status.is_redirection() => SendError::Redirect(status.as_u16()),
         _ => SendError::Status(status.as_u16()),
     };
     Outcome::Retry { after, why }
-}
-
-async fn drain(mut answer: Response) {
-    let mut read = 0;
-    while let Ok(Some(chunk)) = answer.chunk().await {
-        read += chunk.len();
-        if read > MAX_ANSWER {
-            break;
-        }
-    }
-}
-
-fn send_error(error: reqwest::Error) -> SendError {
-    if error.is_timeout() {
-        return SendError::Timeout;
-    }
-    let connect = error.is_connect();
-    let error = Box::new(error.without_url());
-    if connect { SendError::Connect(error) } else { SendError::Broken(error) }
 }
 
 #[cfg(test)]
@@ -236,7 +201,7 @@ mod tests {
     use axum::{
         Router,
         extract::State,
-        http::{Method, Uri},
+        http::{HeaderMap, Method, Uri},
         response::IntoResponse,
     };
     use base64::Engine;
@@ -302,10 +267,9 @@ mod tests {
     fn sink(address: SocketAddr, path: &str, secrets: &[&str]) -> WebhookSink {
         let url = Url::parse(&format!("http://{address}/{path}?token=hidden")).unwrap();
         let signers = signers(secrets).unwrap();
-        // As `client`, which this calls for its TLS, but with less patience.
-        client().unwrap();
-        let client = Client::builder().redirect(redirect::Policy::none()).build().unwrap();
-        WebhookSink::new(client, "main", &url, signers).unwrap().timeout(Duration::from_millis(500))
+        WebhookSink::new(client().unwrap(), "main", &url, signers)
+            .unwrap()
+            .timeout(Duration::from_millis(500))
     }
 
     async fn deliver(sink: &WebhookSink) -> Outcome {

@@ -14,10 +14,11 @@ use std::{collections::BTreeMap, fmt};
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use chacha20poly1305::{
-    AeadCore, Key, KeyInit, XChaCha20Poly1305, XNonce,
+    AeadInPlace, Key, KeyInit, XChaCha20Poly1305, XNonce,
     aead::{Aead, OsRng, Payload, rand_core::RngCore},
 };
 use hmac::{Hmac, Mac};
+use rand::Rng;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 use zeroize::Zeroizing;
@@ -28,6 +29,7 @@ use crate::clock::Timestamp;
 const VERSION: u8 = 1;
 const HEADER: usize = 5;
 const NONCE: usize = 24;
+const TAG: usize = 16;
 
 /// A key that was derived from a data key, for one purpose.
 pub type DerivedKey = Zeroizing<[u8; 32]>;
@@ -114,14 +116,15 @@ fn seal_with(
     row: &str,
     plaintext: &[u8],
 ) -> Result<Vec<u8>, StoreError> {
-    let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
-    let payload = Payload { msg: plaintext, aad: &associated(table, row) };
-    let ciphertext = cipher.encrypt(&nonce, payload).map_err(|_| StoreError::Sealed(table))?;
-    let mut sealed = Vec::with_capacity(HEADER + NONCE + ciphertext.len());
+    let nonce: [u8; NONCE] = rand::rng().random();
+    let mut sealed = Vec::with_capacity(HEADER + NONCE + plaintext.len() + TAG);
     sealed.push(VERSION);
     sealed.extend_from_slice(&key_id.to_be_bytes());
     sealed.extend_from_slice(&nonce);
-    sealed.extend_from_slice(&ciphertext);
+    sealed.extend_from_slice(plaintext);
+    let body = sealed.get_mut(HEADER + NONCE..).unwrap_or_default();
+    let tag = cipher.encrypt_in_place_detached(XNonce::from_slice(&nonce), &associated(table, row), body);
+    sealed.extend_from_slice(&tag.map_err(|_| StoreError::Sealed(table))?);
     Ok(sealed)
 }
 

@@ -1,7 +1,6 @@
 //! The webhooks: what each is told, and whether it takes a signed trial now.
 
 use rand::Rng;
-use reqwest::Client;
 
 use super::{Report, Scene, Told, said, words};
 use crate::{
@@ -71,7 +70,7 @@ async fn secrets(
 /// Sends a `webhook.test`, beside the queue.
 async fn trial(
     scene: &Scene<'_>,
-    client: &Client,
+    client: &outbox::Client,
     webhook: &Webhook,
     id: Option<WebhookId>,
     report: &mut Report,

@@ -21,7 +21,7 @@ use matrix_sdk_crypto::{DeviceData, UserIdentityData, olm::InboundGroupSession};
 use quick_cache::{Equivalent, sync};
 use ruma::{OwnedDeviceId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 
-use crate::metrics::metrics;
+use crate::metrics::{Lookups, metrics};
 
 /// Sessions kept: about 6 kB each, so 12 MB at most. A bridge uses one per room at a time, and what is missing is loaded
 /// for many events at once.
@@ -86,6 +86,7 @@ pub(super) struct Cache {
     sessions: sync::Cache<SessionKey, Arc<InboundGroupSession>>,
     devices: sync::Cache<OwnedUserId, Arc<Devices>>,
     identities: sync::Cache<OwnedUserId, Identity>,
+    lookups: [Lookups; 3],
     state: Mutex<State>,
 }
 
@@ -95,6 +96,7 @@ impl Cache {
             sessions: sync::Cache::new(SESSIONS),
             devices: sync::Cache::new(USERS),
             identities: sync::Cache::new(USERS),
+            lookups: ["sessions", "devices", "identities"].map(|cache| metrics().lookups(cache)),
             state: Mutex::new(State { writes: 0, on: true }),
         }
     }
@@ -116,7 +118,8 @@ impl Cache {
     }
 
     pub(super) fn session(&self, room_id: &RoomId, session_id: &str) -> Option<InboundGroupSession> {
-        let found = metrics().looked_up("sessions", self.shared_session(room_id, session_id));
+        let [lookups, ..] = &self.lookups;
+        let found = lookups.count(self.shared_session(room_id, session_id));
         found.map(|session| InboundGroupSession::clone(&session))
     }
 
@@ -139,7 +142,8 @@ impl Cache {
     }
 
     pub(super) fn devices(&self, user_id: &UserId) -> Option<Arc<Devices>> {
-        metrics().looked_up("devices", self.devices.get(user_id))
+        let [_, lookups, _] = &self.lookups;
+        lookups.count(self.devices.get(user_id))
     }
 
     pub(super) fn fill_devices(&self, ticket: Ticket, user_id: &UserId, devices: Arc<Devices>) {
@@ -148,7 +152,8 @@ impl Cache {
 
     pub(super) fn identity(&self, user_id: &UserId) -> Option<Identity> {
         let fresh = |entry: &Identity| flags(entry.identity.as_ref()) == entry.flags;
-        metrics().looked_up("identities", self.identities.get(user_id).filter(fresh))
+        let [.., lookups] = &self.lookups;
+        lookups.count(self.identities.get(user_id).filter(fresh))
     }
 
     pub(super) fn fill_identity(&self, ticket: Ticket, user_id: &UserId, identity: Option<UserIdentityData>) {
