@@ -145,7 +145,10 @@ impl Draft {
     /// None that is known: every key is text and the bytes go to memory. The caller still must not store
     /// half a payload.
     pub fn render(&self, sequence: u64) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(&self.payload(sequence))
+        // Most are not much larger, and growing would copy it.
+        let mut body = Vec::with_capacity(1024);
+        serde_json::to_writer(&mut body, &self.payload(sequence))?;
+        Ok(body)
     }
 
     /// The message to store, with its number in its room.
