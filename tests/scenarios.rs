@@ -47,4 +47,5 @@ mod silence_on_synapse;
 mod statements_on_fake;
 mod store_on_synapse;
 mod tls_to_postgres;
+mod tls_to_webhooks;
 mod wrong_settings;

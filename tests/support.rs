@@ -15,6 +15,7 @@ use std::{
 use rand::Rng;
 
 pub(crate) mod arrival;
+pub(crate) mod certificates;
 pub(crate) mod consumers;
 pub(crate) mod coucou;
 pub(crate) mod cutter;
