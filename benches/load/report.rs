@@ -55,8 +55,10 @@ impl Report {
     pub(crate) fn write(&self, folder: &Path) {
         fs::create_dir_all(folder).unwrap();
         let page = format!(
-            "# Figures\n\nAs `make bench` wrote them on {}. What they mean is in [how fast it is](../performance.md).\n\n\
+            "# Figures\n\nAs `make bench ARGS=\"{}\"` wrote them on {}. What they mean is in [how fast it is](../performance.md).\n\n\
              ![Messages a second](rates.svg)\n\n{}",
+            // Without what Cargo adds.
+            std::env::args().skip(1).filter(|arg| arg != "--bench").collect::<Vec<_>>().join(" "),
             machine(),
             self.table()
         );
