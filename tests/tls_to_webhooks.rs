@@ -86,7 +86,7 @@ async fn proxy() -> (u16, Heads) {
 async fn said(coucou: &Coucou) -> String {
     let output = coucou.run(&["check"]).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().filter(|line| line.contains(" webhooks ")).map(|line| format!("{line}\n")).collect()
+    text.lines().filter(|line| line.contains(" webhooks ")).collect::<Vec<_>>().join("\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]

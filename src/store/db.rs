@@ -48,7 +48,8 @@ const SET_TIMEOUT: &str = "SET idle_in_transaction_session_timeout = '15s'";
 /// each.
 const STATEMENT_CACHE: usize = 512;
 
-/// A statement that locks rows it reads, made by `locking!`; [`Tx::text`] gives its text.
+/// A statement that the databases have different words for, as one that locks rows it reads (`locking!`); [`Tx::text`] and
+/// [`Db::text`] give its text.
 #[derive(Clone, Copy, Debug)]
 pub struct Locking {
     pub(super) postgres: &'static str,
@@ -171,6 +172,15 @@ macro_rules! on_pool {
 }
 
 impl Db {
+    /// The text of a statement for this database.
+    #[must_use]
+    pub fn text(&self, sql: Locking) -> &'static str {
+        match &self.pools {
+            Pools::Postgres { .. } => sql.postgres,
+            Pools::Sqlite { .. } => sql.sqlite,
+        }
+    }
+
     /// Prepares the pools; connects when first used, so that a database that is down is no error here.
     ///
     /// # Errors
@@ -332,7 +342,7 @@ impl Db {
 }
 
 impl Tx {
-    /// The text of a locking statement for this database.
+    /// The text of a statement for this database.
     #[must_use]
     pub fn text(&self, sql: Locking) -> &'static str {
         match self.0 {

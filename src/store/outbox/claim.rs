@@ -145,20 +145,33 @@ pub async fn renew(
     Ok(held.into_iter().map(|(webhook, room)| (WebhookId(webhook), room)).collect())
 }
 
-pub(super) const LOAD: &str = "WITH claimed AS MATERIALIZED ( \
-         SELECT v.column1 AS webhook_id, v.column2 AS room_id, COALESCE( \
-             (SELECT last.sequence FROM deliveries AS last \
-              WHERE last.webhook_id = v.column1 AND COALESCE(last.queue, last.room_id) = v.column2 \
-                  AND last.state = 'pending' \
-              ORDER BY last.sequence LIMIT 1 OFFSET $1), \
-             9223372036854775807) AS last_sequence \
-         FROM (VALUES {rows}) AS v) \
-     SELECT c.webhook_id, c.room_id, d.delivery_id, d.message_id, d.sequence, d.attempts, m.payload \
-     FROM claimed AS c \
-     JOIN deliveries AS d ON d.webhook_id = c.webhook_id AND COALESCE(d.queue, d.room_id) = c.room_id \
-         AND d.state = 'pending' AND d.sequence <= c.last_sequence \
-     LEFT JOIN messages AS m ON m.message_id = d.message_id \
-     ORDER BY c.webhook_id, c.room_id, d.sequence, d.delivery_id";
+/// Both look into the index once for each queue whatever their statistics say: after a calm night those say that next to
+/// nothing is pending, and a plain join then reads all that is for each load, be it a million. PostgreSQL cannot do a
+/// lateral join with a limit otherwise, and SQLite leaves a cross join in its order.
+pub(super) const LOAD: Locking = Locking {
+    postgres: "SELECT c.column1, c.column2, d.delivery_id, d.message_id, d.sequence, d.attempts, m.payload \
+         FROM (VALUES {rows}) AS c \
+         CROSS JOIN LATERAL ( \
+             SELECT delivery_id, message_id, sequence, attempts FROM deliveries \
+             WHERE webhook_id = c.column1 AND COALESCE(queue, room_id) = c.column2 AND state = 'pending' \
+             ORDER BY sequence, delivery_id LIMIT $1) AS d \
+         LEFT JOIN messages AS m ON m.message_id = d.message_id \
+         ORDER BY c.column1, c.column2, d.sequence, d.delivery_id",
+    sqlite: "WITH claimed AS MATERIALIZED ( \
+             SELECT v.column1 AS webhook_id, v.column2 AS room_id, COALESCE( \
+                 (SELECT last.sequence FROM deliveries AS last \
+                  WHERE last.webhook_id = v.column1 AND COALESCE(last.queue, last.room_id) = v.column2 \
+                      AND last.state = 'pending' \
+                  ORDER BY last.sequence LIMIT 1 OFFSET $1 - 1), \
+                 9223372036854775807) AS last_sequence \
+             FROM (VALUES {rows}) AS v) \
+         SELECT c.webhook_id, c.room_id, d.delivery_id, d.message_id, d.sequence, d.attempts, m.payload \
+         FROM claimed AS c \
+         CROSS JOIN deliveries AS d ON d.webhook_id = c.webhook_id AND COALESCE(d.queue, d.room_id) = c.room_id \
+             AND d.state = 'pending' AND d.sequence <= c.last_sequence \
+         LEFT JOIN messages AS m ON m.message_id = d.message_id \
+         ORDER BY c.webhook_id, c.room_id, d.sequence, d.delivery_id",
+};
 
 /// The first deliveries of each claimed queue, `most` at most of each, in the order of their room.
 ///
@@ -174,9 +187,9 @@ pub async fn load(
     most: usize,
 ) -> Result<Vec<Vec<Loaded>>, StoreError> {
     type Row = (i64, String, i64, String, i64, i64, Option<Vec<u8>>);
-    let offset = i64::try_from(most.saturating_sub(1)).unwrap_or(i64::MAX);
+    let most = i64::try_from(most.max(1)).unwrap_or(i64::MAX);
     let queues = claimed.iter().map(|queue| values![queue.webhook_id.0, queue.room_id.as_str()]).collect();
-    let rows: Vec<Row> = db.fetch_many(LOAD, values![offset], queues).await?;
+    let rows: Vec<Row> = db.fetch_many(db.text(LOAD), values![most], queues).await?;
     let mut loaded = BTreeMap::<(i64, String), Vec<Loaded>>::new();
     for (webhook_id, room_id, delivery_id, message_id, sequence, attempts, sealed) in rows {
         let payload = match sealed {
