@@ -49,8 +49,8 @@ pub struct Policy {
 impl Policy {
     fn decide(&self, room_id: &RoomId, state: &RoomState) -> Relay {
         let relayed = match &self.relay {
-            RelayPolicy::All => true,
-            RelayPolicy::Bridged => state.bridge.is_some(),
+            RelayPolicy::All => !state.is_space(),
+            RelayPolicy::Bridged => state.bridge.is_some() && state.is_conversation(),
             RelayPolicy::Only(rooms) => rooms.iter().any(|room| room == room_id),
         };
         if relayed { Relay::Yes } else { Relay::No }
@@ -95,6 +95,8 @@ pub enum Sight {
         /// The network that it brought.
         network: Option<String>,
     },
+    /// No longer in it, because another room replaces this one.
+    Replaced,
 }
 
 /// The bridge bot of a room, the last one that was believed, and whether it has joined.
@@ -108,6 +110,7 @@ fn sight(before: &RoomState, network: Option<String>, after: &RoomState) -> Opti
     let (bot, is_in) = bot_of(after)?;
     match (bot_of(before), is_in) {
         (_, true) => Some(Sight::Here),
+        _ if after.tombstoned => Some(Sight::Replaced),
         (Some((known, true)), false) if known == bot => Some(Sight::Left { bot: bot.clone(), network }),
         _ => None,
     }
@@ -271,8 +274,9 @@ impl Rooms {
         };
         let Ok(event) = serde_json::from_str::<Value>(event.get()) else { return Change::None };
         // Who leaves is no longer among the members, so it is told apart before.
-        let is_about_bot = bot_of(&room.state)
-            .is_some_and(|(bot, _)| event.get("state_key").is_some_and(|key| key == bot.as_str()));
+        let is_about_bot = event.get("type").is_some_and(|kind| kind == "m.room.tombstone")
+            || bot_of(&room.state)
+                .is_some_and(|(bot, _)| event.get("state_key").is_some_and(|key| key == bot.as_str()));
         let before = is_about_bot.then(|| (room.state.clone(), room.context.network.clone()));
         let change = room.state.apply_judged(&event, &|claim| self.pins.standing(claim));
         if let Some(sight) = before.and_then(|(before, network)| sight(&before, network, &room.state)) {

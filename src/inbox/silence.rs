@@ -11,6 +11,7 @@
 //! told is written in the step's transaction together with the fact that it was, so that neither a crash nor a change
 //! of hands tells it twice; all that it knows is loaded with the worker.
 
+mod bots;
 mod notice;
 mod pushes;
 mod usual;
@@ -20,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
+use ruma::{OwnedRoomId, OwnedUserId, UserId};
 use serde_json::{Map, Value};
 
 use self::{
@@ -32,7 +33,6 @@ use super::{
     batch::Arrival,
     commit::Outcome,
     event::WireEvent,
-    rooms::Sight,
     worker::{Worker, WorkerParts},
 };
 use crate::{
@@ -273,6 +273,7 @@ impl Worker {
             let alarm = Alarm { network: Some(network), ..alarm };
             self.silence.begin(alarm, None, None, &mut changes);
         }
+        self.end_alarms_of_replaced_rooms(now, &mut changes).await?;
         let key = (AlarmReason::NoTransactions, String::new());
         let pushes = self.silence.pushes;
         match (self.silence.active(key.0, &key.1), pushes.stopped(settings.transactions_after)) {
@@ -376,45 +377,6 @@ impl Worker {
                 self.silence.begin(alarm, None, notice.name, &mut outcome.silence);
             }
         }
-    }
-
-    /// Looks which bridge bots the step saw come and go.
-    pub(super) fn note_bots(&mut self, outcome: &mut Outcome) {
-        let seen = self.rooms.take_sights();
-        if self.silence.settings.is_none() {
-            return;
-        }
-        let now = self.parts.clock.now();
-        for (room_id, sight) in seen {
-            let key = (AlarmReason::BotLeft, room_id.to_string());
-            let name = self.rooms.get(&room_id).and_then(|room| room.context.name.clone());
-            match sight {
-                Sight::Here => self.silence.end(&key, now, name, None, &mut outcome.silence),
-                Sight::Left { .. } if self.silence.active(key.0, &key.1).is_some() => {}
-                Sight::Left { bot, network } if self.is_read(&room_id) => {
-                    let alarm = Alarm {
-                        network,
-                        room_id: Some(room_id),
-                        bot: Some(bot),
-                        ..bare(key.0, &key.1, now, now)
-                    };
-                    self.silence.begin(alarm, name, None, &mut outcome.silence);
-                }
-                Sight::Left { .. } => {}
-            }
-        }
-    }
-
-    /// Whether one of our accounts is in a room.
-    fn is_read(&self, room_id: &RoomId) -> bool {
-        let users = self.decrypter.engines().iter().map(|engine| &*engine.account().user_id);
-        self.rooms.has_joined(room_id, users)
-    }
-
-    /// A room is read no more: nobody sees whether its bot comes back.
-    pub(super) fn stop_watching(&mut self, room_id: &RoomId, outcome: &mut Outcome) {
-        let key = (AlarmReason::BotLeft, room_id.to_string());
-        self.silence.drop_alarm(&key, self.parts.clock.now(), &mut outcome.silence);
     }
 
     /// Numbers what is told of rooms, before the rooms' numbers are written.

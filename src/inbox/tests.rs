@@ -355,6 +355,33 @@ async fn a_bridge_that_is_not_believed_is_reported_and_its_room_not_relayed() {
 }
 
 #[tokio::test]
+async fn a_space_is_not_relayed() {
+    for test in testing::both().await {
+        for policy in [RelayPolicy::Bridged, RelayPolicy::All] {
+            let (store, clock) = (&test.store, ManualClock::at(START));
+            let mut tx = store.begin().await.unwrap();
+            tx.execute("UPDATE leases SET lease_until = 0", vec![]).await.unwrap();
+            tx.commit().await.unwrap();
+            let mut worker = worker(store, policy.clone(), &clock).await;
+            let bot = "@instagrambot:example.org";
+            // As bridges make one for each login.
+            let claim = json!({"bridgebot": bot, "protocol": {"id": "instagramgo"},
+                "channel": {"id": "__personal_filtering_space__", "fi.mau.receiver": "178"},
+                "com.beeper.room_type.v2": "personal_filtering_space"});
+            let state = json!([
+                {"type": "m.room.create", "state_key": "", "sender": bot, "content": {"type": "m.space"}},
+                {"type": "m.bridge", "state_key": "", "sender": bot, "content": claim},
+            ]);
+            settle(store, "!space", state).await;
+            push(store, &format!("{policy:?}"), &[text("$1", "!space", "in a space")]).await;
+            work(&mut worker).await;
+            assert_eq!(said(store).await, []);
+            assert_eq!(count(store, "SELECT COUNT(*) FROM rooms WHERE relay = 'no'").await, 1);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_member_of_a_bridge_may_be_dated_back() {
     for test in testing::both().await {
         let (store, clock) = (&test.store, ManualClock::at(START));

@@ -15,6 +15,7 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use bridge::ClaimFate;
 pub use bridge::{Bridge, BridgeConflict, Judge, Standing};
 
 use crate::{
@@ -175,10 +176,32 @@ impl RoomState {
         }
         // Whoever writes over the claim of a bot, and is not believed, does not end it.
         let known = self.bridge.as_ref().filter(|known| standing(known) != Standing::Refused);
-        if fresh.bridge.is_none() && fresh.bridge_conflict.is_some() {
-            fresh.bridge = known.cloned();
+        if let Some(known) = known.filter(|_| fresh.bridge.is_none()) {
+            let fate = known.fate(state);
+            if fate == ClaimFate::Overwritten
+                || (fate == ClaimFate::Absent && fresh.bridge_conflict.is_some())
+            {
+                fresh.bridge = Some(known.clone());
+            }
         }
         fresh
+    }
+
+    /// Returns whether people talk in the room: a space holds other rooms, and nobody talks there.
+    ///
+    /// Bridges make spaces of their own, one for each login (`personal_filtering_spaces`), and say of them in
+    /// `m.bridge` what they are.
+    #[must_use]
+    pub fn is_conversation(&self) -> bool {
+        const SPACES: [&str; 2] = ["space", "personal_filtering_space"];
+        let said = self.bridge.as_ref().and_then(|bridge| bridge.room_type.as_deref());
+        !self.is_space() && said.is_none_or(|room_type| !SPACES.contains(&room_type))
+    }
+
+    /// Returns whether the room was made as a space. That never changes.
+    #[must_use]
+    pub fn is_space(&self) -> bool {
+        self.room_type.as_deref() == Some("m.space")
     }
 
     /// What payloads need to know of the room. `our_users`: owner and accounts; `networks`: names for protocol

@@ -324,6 +324,51 @@ async fn a_bot_that_leaves_is_told_in_its_rooms_order_and_so_is_its_return() {
 }
 
 #[tokio::test]
+async fn a_bot_that_leaves_a_room_which_was_replaced_is_not_disconnected() {
+    for mut scene in Scene::all().await {
+        let tombstone = json!({"type": "m.room.tombstone", "state_key": "", "sender": US,
+            "content": {"body": "moved", "replacement_room": "!new"}});
+        scene.push(ROOM, &tombstone).await;
+        scene.push(ROOM, &member(BOT, "leave")).await;
+        assert_eq!(scene.types().await, [""; 0]);
+        // Nor when all of it was missed, and is seen in the room's state.
+        scene.read("!other", &portal()).await;
+        let mut state = portal();
+        state.retain(|event| event["state_key"] != BOT);
+        state.push(tombstone.clone());
+        scene.read("!other", &state).await;
+        assert_eq!(scene.types().await, [""; 0]);
+        // When the bot has left before, that is over with the tombstone, whoever sees it.
+        scene.read("!third", &portal()).await;
+        scene.push("!third", &member(BOT, "leave")).await;
+        assert_eq!(
+            (scene.types().await, scene.active().await),
+            (vec!["bridge.disconnected bot_left".to_owned()], 1)
+        );
+        scene.push("!third", &tombstone).await;
+        assert_eq!((scene.types().await.len(), scene.active().await), (2, 0));
+    }
+}
+
+#[tokio::test]
+async fn an_alarm_about_a_replaced_room_ends_with_the_next_look() {
+    for mut scene in Scene::all().await {
+        scene.push(ROOM, &member(BOT, "leave")).await;
+        assert_eq!(scene.active().await, 1);
+        // As an earlier version left it, which knew no difference.
+        let tombstone = json!({"type": "m.room.tombstone", "state_key": "", "sender": US,
+            "content": {"body": "moved", "replacement_room": "!new"}});
+        scene.push(ROOM, &tombstone).await;
+        let mut tx = scene.test.store.begin().await.unwrap();
+        tx.execute("UPDATE bridge_alarms SET ended_at = NULL", vec![]).await.unwrap();
+        tx.commit().await.unwrap();
+        scene.hand_over().await;
+        scene.pass(Duration::from_mins(2)).await;
+        assert_eq!(scene.active().await, 0);
+    }
+}
+
+#[tokio::test]
 async fn a_room_that_never_had_its_bot_is_not_news() {
     for mut scene in Scene::all().await {
         let without: Vec<Value> = portal().into_iter().filter(|event| event["state_key"] != BOT).collect();

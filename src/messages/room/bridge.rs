@@ -69,6 +69,17 @@ pub enum Standing {
     Refused,
 }
 
+/// What the current state of a room shows of a claim that was believed and is not there any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClaimFate {
+    /// The bot itself has emptied it.
+    Ended,
+    /// Somebody else has written over it, or redacted it.
+    Overwritten,
+    /// There is no such state event.
+    Absent,
+}
+
 /// Tells the [`Standing`] of a claim.
 pub type Judge<'a> = &'a dyn Fn(&Bridge) -> Standing;
 
@@ -174,6 +185,28 @@ impl RoomState {
 }
 
 impl Bridge {
+    /// Returns what became of this claim, which `state` does not make any more.
+    ///
+    /// Whoever may send state can write over it, and whoever may redact can empty it; only its own bot ends it.
+    pub(super) fn fate(&self, state: &[Value]) -> ClaimFate {
+        let text = |event: &Value, key: &str| event.get(key).and_then(Value::as_str).map(str::to_owned);
+        let is_of_claim = |event: &&Value| {
+            let event_type = text(event, "type");
+            matches!(event_type.as_deref(), Some("m.bridge" | "uk.half-shot.bridge"))
+                && text(event, "state_key").as_deref() == Some(&*self.state_key)
+        };
+        let bot = Some(self.bot.as_str());
+        let is_the_bots = |event: &Value| {
+            let redacted_by = event.pointer("/unsigned/redacted_because/sender").and_then(Value::as_str);
+            text(event, "sender").as_deref() == bot && (redacted_by.is_none() || redacted_by == bot)
+        };
+        let mut of_claim = state.iter().filter(is_of_claim).peekable();
+        if of_claim.peek().is_none() {
+            return ClaimFate::Absent;
+        }
+        if of_claim.any(is_the_bots) { ClaimFate::Ended } else { ClaimFate::Overwritten }
+    }
+
     /// A claim; none when it names no bot.
     fn read(event_type: &str, state_key: &str, content: &Value) -> Option<Self> {
         let user = |key| {

@@ -135,6 +135,45 @@ fn a_room_stays_its_first_bots_when_that_lets_go() {
 }
 
 #[test]
+fn who_writes_over_a_claim_or_redacts_it_does_not_end_it() {
+    let of = |event_type: &str, sender: &str| state(event_type, "key", sender, &json!({}));
+    let both = |sender: &str| vec![of("m.bridge", sender), of("uk.half-shot.bridge", sender)];
+    assert_eq!(bridged().rebuild(&both("@mallory:localhost")).bridge, bridged().bridge);
+    assert_eq!(bridged().rebuild(&both(BOT)).bridge, None, "the bot itself does");
+    let mut redacted = both(BOT);
+    for event in &mut redacted {
+        event["unsigned"] =
+            json!({"redacted_because": {"type": "m.room.redaction", "sender": "@mod:localhost"}});
+    }
+    assert_eq!(bridged().rebuild(&redacted).bridge, bridged().bridge);
+    redacted[0]["unsigned"]["redacted_because"]["sender"] = BOT.into();
+    assert_eq!(bridged().rebuild(&redacted).bridge, None, "the bot has redacted it");
+    // A second bot that claims the room under another key does not keep the first one's claim alive.
+    let theirs = state("m.bridge", "other", "@mallory:localhost", &claim("@mallory:localhost", "2"));
+    let ended = bridged().rebuild(&[both(BOT), vec![theirs]].concat());
+    assert_eq!((ended.bridge, ended.bridge_conflict.is_some()), (None, true));
+}
+
+#[test]
+fn a_space_is_no_conversation() {
+    let mut room = RoomState::default();
+    assert!(room.is_conversation());
+    room.apply(&state("m.room.create", "", BOT, &json!({"type": "m.space"})));
+    assert!(room.is_space() && !room.is_conversation());
+    for (room_type, expected) in
+        [("dm", true), ("group_dm", true), ("", true), ("space", false), ("personal_filtering_space", false)]
+    {
+        for key in ["com.beeper.room_type", "com.beeper.room_type.v2"] {
+            let mut said = json!({"bridgebot": BOT});
+            said[key] = room_type.into();
+            let mut room = RoomState::default();
+            room.apply(&state("m.bridge", "", BOT, &said));
+            assert_eq!(room.is_conversation(), expected, "{said}");
+        }
+    }
+}
+
+#[test]
 fn the_settings_can_give_a_room_to_another_bot() {
     let new = "@metabot:localhost";
     let standing = |claim: &Bridge| if claim.bot == new { Standing::Configured } else { Standing::Open };
