@@ -28,20 +28,26 @@ const SILENCE: Duration = Duration::from_mins(2);
 /// A bridge: its registration, its bot's device and keys. All it sends comes from that one device.
 pub(crate) struct Bridge {
     folder: TempDir,
-    network: String,
+    bot: String,
 }
 
 impl Bridge {
-    /// Makes a bridge for `instagram` or `facebook`, which may also send as the users that `puppets` match.
+    /// Makes a bridge for a network of `sender.py`'s, e.g. `instagram` or `facebook`, which may also send as the users
+    /// that `puppets` match.
     pub(crate) async fn new(network: &str, puppets: &[&str]) -> Self {
+        Self::named(network, &format!("{network}bot"), &format!("{network}_"), puppets).await
+    }
+
+    /// As [`Bridge::new`], with a bot of that localpart, and ghosts that begin with `prefix`.
+    pub(crate) async fn named(network: &str, bot: &str, prefix: &str, puppets: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("coucou-bridge-").tempdir().unwrap();
-        let mut args = vec!["registration", "--network", network];
+        let mut args = vec!["registration", "--network", network, "--bot", bot, "--prefix", prefix];
         for puppet in puppets {
             args.extend(["--puppet", puppet]);
         }
         let registration = run(python("sender.py", args, folder.path())).await;
         fs::write(folder.path().join("registration.yaml"), registration).unwrap();
-        Self { folder, network: network.to_owned() }
+        Self { folder, bot: format!("@{bot}:localhost") }
     }
 
     /// The file for the homeserver.
@@ -51,7 +57,7 @@ impl Bridge {
 
     /// The bridge bot's user id.
     pub(crate) fn bot(&self) -> String {
-        format!("@{}bot:localhost", self.network)
+        self.bot.clone()
     }
 
     /// Makes a request to `/_matrix/client/v3/{path}` as one of the bridge's users; panics unless it succeeds.
@@ -149,6 +155,31 @@ impl Send<'_> {
     /// Speaks as a real user instead of the ghost.
     pub(crate) fn puppet(self, mxid: &str) -> Self {
         self.arg("--puppet", mxid)
+    }
+
+    /// Speaks as the ghost of a login, as bridges do for a user without a double puppet.
+    pub(crate) fn as_login(self, login: &str) -> Self {
+        self.arg("--as-login", login)
+    }
+
+    /// The login that receives a new portal; `none` where the bridge does not say.
+    pub(crate) fn receiver(self, login: &str) -> Self {
+        self.arg("--receiver", login)
+    }
+
+    /// A new portal is a group, which names no login.
+    pub(crate) fn group(self) -> Self {
+        self.flag("--group")
+    }
+
+    /// A new portal is made by the ghost, which also states whose it is.
+    pub(crate) fn made_by_ghost(self) -> Self {
+        self.arg("--maker", "ghost")
+    }
+
+    /// States a room of another bridge's to be this one's as well, under a state key of its own.
+    pub(crate) fn claim(self, room_id: &str) -> Self {
+        self.room(room_id).flag("--claim")
     }
 
     /// Begins a new Megolm session after so many messages of a new portal.
