@@ -48,10 +48,13 @@ use crate::{
     crypto::{CryptoError, trust},
     homeserver::{Homeserver, HomeserverError},
     http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
-    inbox::{Inbox, verdict::TrustSettings, worker::Wakes},
+    inbox::{Inbox, pins::TrustSettings, worker::Wakes},
     lifecycle::{Lifecycle, give_memory_back, signalled},
     media::{self, Media},
-    model::{RelayPolicy, WebhookId},
+    model::{
+        RelayPolicy, WebhookId,
+        naming::{Ghosts, Strength},
+    },
     outbox::{BadWebhook, Dispatcher},
     store::{Store, StoreError},
 };
@@ -373,9 +376,10 @@ impl Shared {
     /// Whom to believe.
     fn trust(&self) -> TrustSettings {
         let config = &self.config;
+        let configured = |pattern| Ghosts { pattern, strength: Strength::Configured };
         let bridge = |bridge: &config::Bridge| trust::Bridge {
             bot: bridge.bot.clone(),
-            ghosts: Some(bridge.ghosts.clone()),
+            ghosts: bridge.ghosts.iter().cloned().map(configured).collect(),
             puppets: bridge.puppets.clone(),
             is_configured: true,
         };

@@ -278,7 +278,7 @@ pub struct Bridge {
     /// The bridge's bot, whose device encrypts for its ghosts.
     pub bot: OwnedUserId,
     /// The bridge's ghosts, for example `@instagram_*:example.org`; by default what the bot's name tells.
-    pub ghosts: Pattern,
+    pub ghosts: Vec<Pattern>,
     /// The real users for whom it speaks; by default the owner.
     pub puppets: Option<Pattern>,
 }

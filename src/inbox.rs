@@ -16,6 +16,7 @@ mod heights;
 mod imports;
 mod known;
 mod ledger;
+pub mod pins;
 mod presence;
 mod redact;
 mod relay;

@@ -116,7 +116,12 @@ fn bare(
         origin_server_ts: event.origin_server_ts,
         network: room.network.clone(),
         late: event.late,
-        room: Room { name: room.name.clone(), kind: room.kind, channel_id: room.channel_id.clone() },
+        room: Room {
+            name: room.name.clone(),
+            kind: room.kind,
+            channel_id: room.channel_id.clone(),
+            login: room.login.clone(),
+        },
         profile: Profile { name: profile.name, avatar: profile.avatar, network_id },
         content: None,
         relates_to: None,
@@ -137,8 +142,10 @@ pub fn is_puppets(content: &Map<String, Value>) -> bool {
 }
 
 fn direction(event: &ClearEvent, room: &RoomContext) -> Direction {
-    let puppet = room.bridge_bot.is_some() && is_puppets(&event.content);
-    if puppet || room.our_users.contains(&event.sender) { Direction::Out } else { Direction::In }
+    // Inside a bridge's own encryption nobody else can write the mark.
+    let is_puppets = event.encryption.bridged_by.is_some() && is_puppets(&event.content);
+    let is_out = event.is_owners || is_puppets || room.our_users.contains(&event.sender);
+    if is_out { Direction::Out } else { Direction::In }
 }
 
 fn is_backfill(event: &ClearEvent, received_at: Timestamp) -> bool {

@@ -308,7 +308,7 @@ metrics! {
     disabled: Gauge "coucou_outbox_disabled" ["webhook"]
         "Whether a webhook is sent nothing, because somebody paused it or it answered 410: 1 or 0."
     bridge_alarms: Gauge "coucou_bridge_alarms" ["reason"]
-        "What is wrong with bridges now, by reason: no_messages (a network is silent for longer than usual), no_transactions (the homeserver pushes nothing while keys or messages come by other ways), bot_left (a bridge's bot is no longer in a room), login_lost (a bridge says that a login does not work)."
+        "What is wrong with bridges now, by reason: no_messages (a network is silent for longer than usual), no_transactions (the homeserver pushes nothing while keys or messages come by other ways), bot_left (a bridge's bot is no longer in a room), login_lost (a bridge says that a login does not work), messages_held (messages of a bridge are held, because nothing tells for whom it may speak)."
     rooms: Gauge "coucou_rooms" ["relay"]
         "Rooms that are relayed (yes), are not (no), or whose state was not read yet (unknown)."
     resident_memory: Gauge "process_resident_memory_bytes" []

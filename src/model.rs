@@ -7,6 +7,7 @@ mod event;
 pub mod ledger;
 mod media;
 mod message;
+pub mod naming;
 mod pattern;
 mod recovery;
 mod room;

@@ -4,6 +4,7 @@
 //! goes through the inbox like everything else that comes in, so that one worker alone changes rooms. Every
 //! errand can run twice: joining again changes nothing, and a state read twice is the same state.
 
+mod inviters;
 pub mod missed;
 
 use std::{
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::{SharedClock, Timestamp},
     homeserver::{Homeserver, HomeserverError},
-    model::{Account, Inviter, Membership, Role},
+    model::{Account, Inviter, Membership, Pattern, Role},
     store::{
         Lease, Store, StoreError, accounts, crypto, inbox, leases,
         memberships::{self, DueInvite, MembershipChange},
@@ -73,6 +74,8 @@ pub struct InvitePolicy {
     pub owner: bool,
     /// Bridge bots that are configured; those of relayed rooms that the owner has joined are known as well.
     pub bridge_bots: Vec<OwnedUserId>,
+    /// The ghosts of those bridges.
+    pub bridge_ghosts: Vec<Pattern>,
     /// Whether rooms that are not relayed are read anew at the start, because the settings may have changed
     /// to relay them.
     pub look_again: bool,
@@ -321,19 +324,6 @@ impl Errands {
         Ok(())
     }
 
-    async fn accepts(&self, account: &Account, inviter: Option<&UserId>) -> Result<bool, StoreError> {
-        let Some(inviter) = inviter else { return Ok(false) };
-        match account.role {
-            Role::Bot => {
-                let is_owner = self.owner().is_some_and(|owner| owner.user_id == inviter);
-                Ok(is_owner || self.policy.bot_accepts(account.user_id.server_name(), inviter))
-            }
-            Role::Owner if !self.policy.owner => Ok(false),
-            Role::Owner => Ok(self.policy.bridge_bots.iter().any(|bot| bot == inviter)
-                || rooms::is_bridge_bot(self.store.db(), inviter, account.id).await?),
-        }
-    }
-
     /// Reads a room's state as the first account that may, and hands it to the inbox.
     async fn read(&self, room: DueRoom) -> Result<(), RoomsError> {
         let room_id = &room.room_id;
@@ -468,6 +458,7 @@ mod tests {
             bot,
             owner: false,
             bridge_bots: Vec::new(),
+            bridge_ghosts: Vec::new(),
             look_again: false,
             invite_bot: false,
         };

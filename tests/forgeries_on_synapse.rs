@@ -140,7 +140,10 @@ async fn forgeries_are_held_and_what_is_genuine_arrives() {
     scene.facebook.request_as(&url, OTHER_BOT, ("PUT", &key), &claim).await;
     let second = only(&facebook().room(&portal).run().await);
     // A room whose bridge somebody else has set: Mallory, for herself to speak as its ghost.
-    let claim = json!({"bridgebot": scene.instagram.bot(), "protocol": {"id": "instagramgo"}, "channel": {"id": "1"}});
+    // She names the other person as the login, whose words would be the owner's then.
+    let channel = json!({"id": "1", "fi.mau.receiver": "17840000000000001"});
+    let claim =
+        json!({"bridgebot": scene.instagram.bot(), "protocol": {"id": "instagramgo"}, "channel": channel});
     let room = scene.mallory.private_room(BOT).await;
     let mallory = scene.synapse.log_in("mallory", PASSWORD).await;
     let key = format!("v3/rooms/{room}/state/m.bridge/localhost%2Finstagram");
@@ -160,7 +163,19 @@ async fn forgeries_are_held_and_what_is_genuine_arrives() {
     let device = scene.instagram.registration().with_file_name("another.db");
     let reset = instagram().arg("--state", &device.to_string_lossy()).room(&portal).run().await;
     genuine.extend([own.clone(), only(&reset)]);
+    // In a portal without encryption she writes the mark of a puppet's.
+    let plain = instagram().plain().invite(BOT).invite(MALLORY).no_wait().run().await;
+    scene.mallory.join(plain.portal()).await;
+    let marked =
+        json!({"msgtype": "m.text", "body": "me", "fi.mau.double_puppet_source": "mautrix-instagram"});
+    let path = format!("v3/rooms/{}/send/m.room.message/marked", plain.portal());
+    let marked = mallory.request("PUT", &path, Some(&marked)).await["event_id"].as_str().unwrap().to_owned();
+    genuine.extend([only(&plain), marked.clone()]);
     let messages = scene.receiver.wait_for(genuine.len(), ARRIVAL).await;
+    for message in messages.iter().filter(|message| message.data()["sender"]["mxid"] != OWNER) {
+        assert_eq!(message.data()["direction"], "in", "only the owner's words are the owner's: {message:?}");
+    }
+    assert!(messages.iter().any(|message| message.event_id() == marked));
     let mut told: Vec<_> = messages.iter().map(|message| message.event_id().to_owned()).collect();
     told.sort();
     genuine.sort();

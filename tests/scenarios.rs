@@ -15,6 +15,7 @@ mod support;
 
 mod architecture;
 mod bad_input;
+mod bridges_on_synapse;
 mod check_on_synapse;
 mod dashboard_on_prometheus;
 mod database_down_on_synapse;

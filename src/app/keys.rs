@@ -32,7 +32,7 @@ use crate::{
         crypto::inbound::{self, Overview},
         holders,
         key_imports::{self, Counts},
-        key_requests, leases, pending,
+        key_requests, leases, pending, rooms,
     },
 };
 
@@ -409,10 +409,16 @@ async fn read_status(store: &Store, most: Option<usize>) -> Result<Status, KeysE
         .into_iter()
         .map(|(_, room_id, session_id)| (room_id, session_id))
         .collect();
+    let bridged = rooms::bridged(db, found.iter().map(|stuck| &*stuck.room_id)).await?;
     let stuck = found.into_iter().map(|stuck| {
         let place = (stuck.room_id.clone(), stuck.session_id.clone().unwrap_or_default());
         let (tries, next_at) = asked.get(&place).copied().unwrap_or_default();
-        let facts = Facts { requested: tries > 0, key_is_here: held.contains(&place), ..Facts::default() };
+        let facts = Facts {
+            requested: tries > 0,
+            key_is_here: held.contains(&place),
+            is_bridged: bridged.contains(&stuck.room_id),
+            ..Facts::default()
+        };
         let fix = next_step(&Reason::parse(&stuck.reason), &facts);
         StuckStatus { stuck, tries, next_at: (tries > 0).then_some(next_at), fix }
     });

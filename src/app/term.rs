@@ -352,6 +352,7 @@ impl Term {
             bot: config.rooms.invite_from.clone(),
             owner: config.owner.as_ref().is_some_and(|owner| owner.accept),
             bridge_bots: config.bridges.iter().map(|bridge| bridge.bot.clone()).collect(),
+            bridge_ghosts: config.bridges.iter().flat_map(|bridge| bridge.ghosts.clone()).collect(),
             look_again: config.rooms.relay != Relay::Bridged,
             invite_bot: config.owner.as_ref().is_some_and(|owner| owner.mode == OwnerMode::Invite),
         };

@@ -358,7 +358,7 @@ settings! {
     }
     BRIDGE_GHOSTS {
         "bridges[].ghosts",
-        default: "for @instagrambot:example.org, @instagram_*:example.org; required for a bot of another name",
+        default: "for @instagrambot:example.org, @instagram_*:example.org; required for a bot whose name tells none",
         example: "@instagram_*:example.org",
         "User ids of the bridge's ghosts, in which * stands for anything. The bridge speaks for nobody else but its \
          puppets.",

@@ -171,7 +171,7 @@ log: {format: json, filter: debug}
     assert!(accepted("@any:a.example.org") && accepted("@friend:example.net"));
     assert!(!accepted("@other:example.net") && !accepted("@any:example.org"));
     assert_eq!(config.bridges.len(), 2);
-    assert!(config.bridges[0].ghosts.matches("@instagram_1:example.org"));
+    assert!(config.bridges[0].ghosts[0].matches("@instagram_1:example.org"));
     assert_eq!(config.networks["instagramgo"], "insta");
     assert_eq!(config.log, Log { format: LogFormat::Json, filter: "debug".to_owned() });
 }

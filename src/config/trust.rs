@@ -7,7 +7,7 @@ use super::{
     settings::{self, Setting},
     source::Reader,
 };
-use crate::model::{Action, Pattern, TrustPolicy};
+use crate::model::{Action, Pattern, TrustPolicy, naming};
 
 /// The bridges of the file.
 pub(super) fn bridges(reader: &Reader<'_>) -> Result<Vec<Bridge>, ConfigError> {
@@ -24,11 +24,14 @@ pub(super) fn bridges(reader: &Reader<'_>) -> Result<Vec<Bridge>, ConfigError> {
         if bridges.iter().any(|bridge| bridge.bot == bot) {
             return Err(given.invalid(&settings::BRIDGE_BOT, "must be unique"));
         }
-        let ghosts = pattern(reader, entry, "ghosts", &settings::BRIDGE_GHOSTS)?;
-        let ghosts = ghosts.or_else(|| Pattern::ghosts_of(&bot)).ok_or_else(|| {
+        let ghosts = match pattern(reader, entry, "ghosts", &settings::BRIDGE_GHOSTS)? {
+            Some(ghosts) => vec![ghosts],
+            None => naming::ghosts_of(&bot, []).into_iter().map(|ghosts| ghosts.pattern).collect(),
+        };
+        if ghosts.is_empty() {
             let because = format!("{place}, and the name of {bot} does not tell them");
-            missing(&settings::BRIDGE_GHOSTS, &because)
-        })?;
+            return Err(missing(&settings::BRIDGE_GHOSTS, &because));
+        }
         let puppets = pattern(reader, entry, "puppets", &settings::BRIDGE_PUPPETS)?;
         bridges.push(Bridge { bot, ghosts, puppets });
     }

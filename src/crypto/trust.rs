@@ -4,21 +4,47 @@
 //! mismatched sender. That is right for the bot of the room's own bridge, speaking for its own ghosts and
 //! for whom it may puppet; it is a forgery for anybody else.
 
+use std::borrow::Cow;
+
 use ruma::{OwnedUserId, UserId};
 
-use crate::model::{Pattern, Trust};
+use crate::model::{
+    Pattern, Trust,
+    naming::{self, Ghosts, Strength},
+};
 
 /// A bridge that is known, by the settings or because it was believed when first seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bridge {
     /// Its bot, whose device encrypts.
     pub bot: OwnedUserId,
-    /// The ghosts for which it speaks; `None` for nobody.
-    pub ghosts: Option<Pattern>,
+    /// The ghosts for which it speaks.
+    pub ghosts: Vec<Ghosts>,
     /// The real users for whom it speaks as well; `None` for the default, see [`Bridges::may_speak`].
     pub puppets: Option<Pattern>,
     /// Whether it is in the settings.
     pub is_configured: bool,
+}
+
+impl Bridge {
+    /// Returns a bridge of which only the bot's name is known.
+    #[must_use]
+    pub fn of_bot(bot: &UserId) -> Self {
+        Self { bot: bot.to_owned(), ghosts: naming::ghosts_of(bot, []), puppets: None, is_configured: false }
+    }
+
+    /// Returns whether a user is one of its ghosts, by the name.
+    #[must_use]
+    pub fn has_ghost(&self, user: &UserId) -> bool {
+        self.bot != user && self.claim_to(user).is_some()
+    }
+
+    /// Returns how surely a user is one of its ghosts; `None` when it is none.
+    #[must_use]
+    pub fn claim_to(&self, user: &UserId) -> Option<Strength> {
+        let ghosts = self.ghosts.iter().filter(|ghosts| ghosts.pattern.matches(user.as_str()));
+        ghosts.map(|ghosts| ghosts.strength).max()
+    }
 }
 
 /// All bridges that are known: those of the settings, then the others in the order in which they came.
@@ -48,46 +74,75 @@ impl Bridges {
         self.known.iter().find(|bridge| bridge.bot == bot)
     }
 
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.known.len()
+    /// The bridge of that bot, to be changed.
+    pub fn find_mut(&mut self, bot: &UserId) -> Option<&mut Bridge> {
+        self.known.iter_mut().find(|bridge| bridge.bot == bot)
     }
 
-    /// The bridge whose ghost a user is, by its name. A name that several bridges claim belongs to the one
-    /// that is configured, or else to the one that came first; a bridge's own bot is nobody's ghost.
+    /// Returns the bridge of a bot that a room believes: the known one, or what its name tells.
     #[must_use]
-    pub fn of_ghost(&self, user: &UserId) -> Option<&Bridge> {
+    pub fn of_bot(&self, bot: &UserId) -> Cow<'_, Bridge> {
+        self.find(bot).map_or_else(|| Cow::Owned(Bridge::of_bot(bot)), Cow::Borrowed)
+    }
+
+    /// How many of them are not in the settings.
+    #[must_use]
+    pub fn pinned_count(&self) -> usize {
+        self.known.iter().filter(|bridge| !bridge.is_configured).count()
+    }
+
+    /// The bridge whose ghost a user is, by its name, and how surely. A name that several bridges claim belongs to the
+    /// surest, or else to the one that came first; a bridge's own bot is nobody's ghost.
+    #[must_use]
+    pub fn of_ghost(&self, user: &UserId) -> Option<(&Bridge, Strength)> {
         if self.find(user).is_some() {
             return None;
         }
-        let is_ghost =
-            |bridge: &&Bridge| bridge.ghosts.as_ref().is_some_and(|ghosts| ghosts.matches(user.as_str()));
-        self.known.iter().find(is_ghost)
+        let claims = self.known.iter().filter_map(|bridge| Some((bridge, bridge.claim_to(user)?)));
+        claims.reduce(|best, other| if other.1 > best.1 { other } else { best })
+    }
+
+    /// Returns whether a user is a bridge's ghost by more than the name of a bot that anybody may have: by the settings,
+    /// by the names of installed bridges, or as a ghost of one of these `bots`, which a room believes.
+    #[must_use]
+    pub fn is_ghost(&self, user: &UserId, bots: &[&UserId]) -> bool {
+        if self.of_ghost(user).is_some_and(|(_, strength)| strength > Strength::Guessed) {
+            return true;
+        }
+        bots.iter().all(|bot| *bot != user)
+            && bots.iter().any(|bot| self.of_bot(bot).claim_to(user).is_some())
     }
 
     /// Whether the bot of a bridge may speak for a user.
     ///
-    /// For its ghosts, and never for another bridge's. For the real users that are configured as its puppets;
-    /// by default that is the owner. Where no owner is configured, coucou cannot know whose conversations the
-    /// bridge brings: then it is whoever of the bridge's own server the bridge has `marked` as a puppet inside
-    /// the encryption, where nobody else can.
+    /// For its ghosts, unless another bridge has a better claim to the name. For the real users that are configured as
+    /// its puppets; by default that is the owner. Where no owner is configured, coucou cannot know whose conversations
+    /// the bridge brings: then it is whoever of the bridge's own server the bridge has `marked` as a puppet inside the
+    /// encryption, where nobody else can. A real user is not kept from that by a bot whose name merely suggests that
+    /// the user is its ghost.
     #[must_use]
     pub fn may_speak(&self, bot: &UserId, user: &UserId, marked: bool) -> bool {
-        let Some(bridge) = self.find(bot) else { return false };
+        let bridge = self.of_bot(bot);
         if bridge.puppets.is_none() && self.owner.as_deref() == Some(user) {
             return true;
-        }
-        if let Some(owner) = self.of_ghost(user) {
-            return owner.bot == bot;
         }
         if self.find(user).is_some() {
             return false;
         }
-        match &bridge.puppets {
+        let rivals = || self.known.iter().take_while(|other| other.bot != bot);
+        let is_first = |mine| rivals().all(|other| other.claim_to(user) < Some(mine));
+        let others = self.known.iter().filter(|other| other.bot != bot);
+        let rival = others.filter_map(|other| other.claim_to(user)).max();
+        if let Some(mine) = bridge.claim_to(user) {
+            return rival.is_none_or(|rival| rival < mine) || (rival == Some(mine) && is_first(mine));
+        }
+        let is_puppet = match &bridge.puppets {
             Some(puppets) => puppets.matches(user.as_str()),
             None => self.owner.is_none() && marked && user.server_name() == bot.server_name(),
-        }
+        };
+        let is_named = bridge.puppets.as_ref().is_some_and(Pattern::is_exact);
+        let strongest = if is_named { Strength::Installed } else { Strength::Guessed };
+        is_puppet && rival.is_none_or(|rival| rival <= strongest)
     }
 }
 
@@ -111,28 +166,26 @@ pub struct Evidence<'a> {
     pub session_owner: Option<&'a UserId>,
     /// Who sent the event, as the homeserver says.
     pub sender: &'a UserId,
-    /// The bot of the room's bridge.
-    pub bridge_bot: Option<&'a UserId>,
+    /// The bots of the room's bridges.
+    pub bots: &'a [&'a UserId],
     /// Whether it is marked as a puppet's, inside the encryption.
     pub marked: bool,
 }
 
-/// Judges an event by what the SDK says, by whose session it was encrypted in, and by the bridge bot that the
+/// Judges an event by what the SDK says, by whose session it was encrypted in, and by the bridge bots that the
 /// room believably names.
 #[must_use]
 pub fn judge(evidence: &Evidence<'_>, bridges: &Bridges) -> Verdict {
-    let Evidence { sdk, session_owner, sender, bridge_bot, marked } = *evidence;
+    let Evidence { sdk, session_owner, sender, bots, marked } = *evidence;
     let plain = |trust| Verdict { trust, bridged_by: None, is_open: false };
     match session_owner {
         Some(owner) if owner == sender => plain(sdk),
-        Some(owner) => match bridge_bot.filter(|bot| *bot == owner) {
-            Some(bot) if bridges.may_speak(bot, sender, marked) => {
-                Verdict { trust: Trust::Bridge, bridged_by: Some(bot.to_owned()), is_open: false }
-            }
-            _ => plain(Trust::MismatchedSender),
-        },
+        Some(owner) if bots.contains(&owner) && bridges.may_speak(owner, sender, marked) => {
+            Verdict { trust: Trust::Bridge, bridged_by: Some(owner.to_owned()), is_open: false }
+        }
+        Some(_) => plain(Trust::MismatchedSender),
         // A ghost has no device of its own: this is one of the bridge's that is not known yet, or a forger's.
-        None if sdk == Trust::UnknownDevice && bridges.of_ghost(sender).is_some() => {
+        None if sdk == Trust::UnknownDevice && bridges.is_ghost(sender, bots) => {
             Verdict { is_open: true, ..plain(Trust::MismatchedSender) }
         }
         None => plain(sdk),
@@ -162,7 +215,11 @@ mod tests {
     }
 
     fn pinned(bot: &UserId) -> Bridge {
-        Bridge { bot: bot.to_owned(), ghosts: Pattern::ghosts_of(bot), puppets: None, is_configured: false }
+        Bridge::of_bot(bot)
+    }
+
+    fn configured_ghosts(pattern: &str) -> Ghosts {
+        Ghosts { pattern: Pattern::new(pattern), strength: Strength::Configured }
     }
 
     fn bridges() -> Bridges {
@@ -173,7 +230,8 @@ mod tests {
     }
 
     fn judged(sdk: Trust, owner: Option<&UserId>, sender: &UserId, bot: Option<&UserId>) -> Trust {
-        let evidence = Evidence { sdk, session_owner: owner, sender, bridge_bot: bot, marked: true };
+        let bots: Vec<_> = bot.into_iter().collect();
+        let evidence = Evidence { sdk, session_owner: owner, sender, bots: &bots, marked: true };
         judge(&evidence, &bridges()).trust
     }
 
@@ -204,7 +262,7 @@ mod tests {
             sdk: mismatched,
             session_owner: Some(instagrambot()),
             sender: ghost(),
-            bridge_bot: Some(instagrambot()),
+            bots: &[instagrambot()],
             marked: false,
         };
         assert_eq!(judge(&evidence, &bridges()).bridged_by.as_deref(), Some(instagrambot()));
@@ -242,20 +300,25 @@ mod tests {
         assert!(bridges.may_speak(instagrambot(), the_owner(), true));
         assert!(!bridges.may_speak(instagrambot(), the_owner(), false));
         assert!(!bridges.may_speak(instagrambot(), user_id!("@owner:b.org"), true));
-        assert!(!bridges.may_speak(mallory(), the_owner(), true));
+        let judged = |bots: &[&UserId]| {
+            let (sdk, sender) = (Trust::MismatchedSender, the_owner());
+            let evidence = Evidence { sdk, session_owner: Some(mallory()), sender, bots, marked: true };
+            judge(&evidence, &bridges).trust
+        };
+        assert_eq!(judged(&[instagrambot()]), Trust::MismatchedSender, "no bridge of the room's");
     }
 
     #[test]
     fn the_settings_say_who_is_a_puppet() {
         let configured = Bridge {
             puppets: Some(Pattern::new("@*:a.org")),
-            ghosts: Some(Pattern::new("@ig-*:a.org")),
+            ghosts: vec![configured_ghosts("@ig-*:a.org")],
             is_configured: true,
             ..pinned(instagrambot())
         };
         let mut bridges = Bridges::new(vec![configured], Some(owned_user_id!("@owner:b.org")));
         bridges.add(pinned(instagrambot()));
-        assert_eq!(bridges.count(), 1);
+        assert_eq!(bridges.pinned_count(), 0);
         assert!(bridges.may_speak(instagrambot(), mallory(), false));
         assert!(bridges.may_speak(instagrambot(), user_id!("@ig-1:a.org"), false));
         bridges.add(pinned(user_id!("@facebookbot:a.org")));
@@ -273,8 +336,76 @@ mod tests {
         let mut bridges = Bridges::new(vec![], None);
         bridges.add(pinned(instagrambot()));
         bridges.add(pinned(user_id!("@instagram_bot:a.org")));
-        assert_eq!(bridges.of_ghost(ghost()).unwrap().bot, instagrambot());
+        assert_eq!(bridges.of_ghost(ghost()).unwrap().0.bot, instagrambot());
         assert!(bridges.of_ghost(instagrambot()).is_none());
         assert!(!bridges.may_speak(user_id!("@instagram_bot:a.org"), ghost(), true));
+    }
+
+    #[test]
+    fn a_room_may_have_two_bridges_and_each_speaks_for_its_own() {
+        let facebookbot = user_id!("@facebookbot:a.org");
+        let bots = [instagrambot(), facebookbot];
+        let judged = |owner, sender| {
+            let sdk = Trust::MismatchedSender;
+            let evidence = Evidence { sdk, session_owner: Some(owner), sender, bots: &bots, marked: false };
+            judge(&evidence, &bridges()).bridged_by
+        };
+        assert_eq!(judged(instagrambot(), ghost()).as_deref(), Some(instagrambot()));
+        assert_eq!(judged(facebookbot, user_id!("@facebook_1:a.org")).as_deref(), Some(facebookbot));
+        assert_eq!(judged(facebookbot, the_owner()).as_deref(), Some(facebookbot));
+        assert_eq!(judged(facebookbot, ghost()), None);
+        assert_eq!(judged(mallory(), ghost()), None);
+    }
+
+    #[test]
+    fn a_local_users_bot_takes_nobodys_name() {
+        let (janebot, jane) = (user_id!("@janebot:a.org"), user_id!("@jane_doe:a.org"));
+        let puppets = |pattern| Some(Pattern::new(pattern));
+        let configured = Bridge {
+            puppets: puppets("@*:a.org"),
+            ghosts: vec![configured_ghosts("@instagram_*:a.org")],
+            is_configured: true,
+            ..pinned(instagrambot())
+        };
+        let mut by_settings = Bridges::new(vec![configured], Some(the_owner().to_owned()));
+        let mut by_mark = Bridges::new(vec![], None);
+        by_mark.add(pinned(instagrambot()));
+        for bridges in [&mut by_settings, &mut by_mark] {
+            bridges.add(pinned(janebot));
+            assert!(bridges.may_speak(instagrambot(), jane, true));
+            assert!(!bridges.is_ghost(jane, &[instagrambot()]), "she has devices of her own");
+            assert!(bridges.is_ghost(jane, &[janebot]), "where it is believed, its names count");
+        }
+        // A bridge of the settings, and one that is installed under that name, keep their ghosts.
+        by_settings.add(pinned(user_id!("@facebookbot:a.org")));
+        assert!(!by_settings.may_speak(instagrambot(), user_id!("@facebook_1:a.org"), true));
+        let named = Bridge { puppets: puppets("@facebook_fan:a.org"), ..by_settings.known[0].clone() };
+        let mut bridges = Bridges::new(vec![named], None);
+        bridges.add(pinned(user_id!("@facebookbot:a.org")));
+        assert!(bridges.may_speak(instagrambot(), user_id!("@facebook_fan:a.org"), false), "named as such");
+    }
+
+    #[test]
+    fn the_surest_claim_to_a_name_counts() {
+        let (messenger, facebook) = (user_id!("@messengerbot:a.org"), user_id!("@facebookbot:a.org"));
+        let ghost = user_id!("@facebook_1:a.org");
+        let mut bridges = Bridges::new(vec![], None);
+        bridges.add(pinned(messenger));
+        assert!(bridges.may_speak(messenger, ghost, false), "nobody else claims it");
+        bridges.add(pinned(facebook));
+        assert!(!bridges.may_speak(messenger, ghost, false) && bridges.may_speak(facebook, ghost, false));
+        let keyed = naming::ghosts_of(messenger, ["a.org/facebook"]);
+        bridges.find_mut(messenger).unwrap().ghosts = keyed;
+        assert!(bridges.may_speak(messenger, ghost, false) && !bridges.may_speak(facebook, ghost, false));
+        assert!(!bridges.may_speak(messenger, user_id!("@messenger_1:a.org"), false), "it has another mode");
+    }
+
+    #[test]
+    fn a_bridge_that_is_not_pinned_speaks_for_what_its_name_tells() {
+        let bridges = Bridges::new(vec![], Some(the_owner().to_owned()));
+        assert!(bridges.may_speak(instagrambot(), ghost(), false));
+        assert!(bridges.may_speak(instagrambot(), the_owner(), false));
+        assert!(!bridges.may_speak(instagrambot(), user_id!("@facebook_1:a.org"), false));
+        assert!(bridges.is_ghost(ghost(), &[instagrambot()]) && !bridges.is_ghost(ghost(), &[]));
     }
 }

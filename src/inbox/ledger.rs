@@ -152,6 +152,9 @@ impl Worker {
         let content = event.content();
         let algorithm = content.get("algorithm").and_then(serde_json::Value::as_str).map(str::to_owned);
         let session_id = event.session.as_ref().map(|place| place.key.session_id.clone());
+        let encryption = Encryption { encrypted: true, algorithm, session_id, ..Encryption::default() };
+        let speaker = self.rooms.speaker(event, &content, &encryption);
+        let context = speaker.map_or(&room.context, |speaker| speaker.context);
         let clear = ClearEvent {
             event_id: event.event_id.clone(),
             room_id: event.room_id.clone(),
@@ -160,12 +163,12 @@ impl Worker {
             event_type: event.event_type.clone(),
             content,
             redacts: None,
-            encryption: Encryption { encrypted: true, algorithm, session_id, ..Encryption::default() },
+            encryption,
             late: false,
+            is_owners: speaker.is_some_and(|speaker| speaker.is_owners),
         };
         let profile = room.state.profile(&event.sender);
-        let draft =
-            messages::undecryptable(clear, &why.to_string(), &room.context, profile, event.received_at);
+        let draft = messages::undecryptable(clear, &why.to_string(), context, profile, event.received_at);
         let sequence = self.rooms.next_sequence(&event.room_id);
         outcome.messages.push(draft.into_message(sequence).map_err(|_| StoreError::Corrupt("messages"))?);
         Ok(())

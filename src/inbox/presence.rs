@@ -142,6 +142,20 @@ impl Worker {
         Ok(id)
     }
 
+    /// Whether a state event may make a room that is not relayed a bridge's: a claim, or that the bot of a claim which
+    /// was not believed has come.
+    pub(super) fn may_bridge(&self, event: &WireEvent) -> bool {
+        match event.event_type.as_str() {
+            "m.bridge" | "uk.half-shot.bridge" => true,
+            "m.room.member" => {
+                let user = event.state_key.as_deref().and_then(|user| <&UserId>::try_from(user).ok());
+                let is_join = || event.content().get("membership").is_some_and(|it| it == "join");
+                user.is_some_and(|user| self.rooms.pins.is_reported(&event.room_id, user)) && is_join()
+            }
+            _ => false,
+        }
+    }
+
     /// Follows a tombstone: the room that it names counts as one that its sender has invited the accounts to
     /// which are in the old room. Whether they go there is decided as for any invite, so that a tombstone
     /// leads nowhere that its sender could not have invited to.
@@ -175,5 +189,6 @@ fn clear(event: &WireEvent) -> ClearEvent {
         redacts: None,
         encryption: Encryption::default(),
         late: false,
+        is_owners: false,
     }
 }

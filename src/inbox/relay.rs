@@ -12,6 +12,7 @@ use super::{
     flow::{self, Fate, Walk},
     known::Known,
     ledger::{new_pending, redaction_target, refuse, wire},
+    pins,
     redact::Reactions,
     worker::Worker,
 };
@@ -330,7 +331,7 @@ impl Worker {
                 }
             }
             // The state of a room that is not relayed is not kept, so all of it is read anew.
-            Relay::No if matches!(event.event_type.as_str(), "m.bridge" | "uk.half-shot.bridge") => {
+            Relay::No if self.may_bridge(event) => {
                 self.rooms.forget(&event.room_id);
                 outcome.unread.insert(event.room_id.clone());
             }
@@ -356,8 +357,8 @@ impl Worker {
         let (mut event_type, mut content) = (event.event_type.clone(), None);
         if let Some(clear) = clear {
             let (clear_type, clear_content) = event::told(&clear.event);
-            let bot = room.context.bridge_bot.as_deref();
-            match self.rooms.pins.admit(event, &clear, &clear_content, bot, late) {
+            let bots = pins::bots(&room.state);
+            match self.rooms.pins.admit(event, &clear, &clear_content, &bots, late) {
                 Ok(admitted) => {
                     encryption = admitted.encryption;
                     bridge_device = admitted.bridge_device;
@@ -366,6 +367,7 @@ impl Worker {
                     if held.is_open {
                         self.doubts.soon(&event.room_id, now);
                     }
+                    self.note_unknown(event, held.for_unknown, outcome);
                     refuse(event, Reason::UntrustedSender, outcome);
                     return Ok(false);
                 }
@@ -390,6 +392,7 @@ impl Worker {
         }
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
         let profile = room.state.profile(&event.sender);
+        let speaker = self.rooms.speaker(event, &content, &encryption);
         let draft = messages::draft(
             ClearEvent {
                 event_id: event.event_id.clone(),
@@ -401,8 +404,9 @@ impl Worker {
                 redacts: event.redacts.clone(),
                 encryption,
                 late,
+                is_owners: speaker.is_some_and(|speaker| speaker.is_owners),
             },
-            &room.context,
+            speaker.map_or(&room.context, |speaker| speaker.context),
             profile,
             event.received_at,
         );

@@ -3,6 +3,10 @@
 //! Only the worker writes rooms, under the crypto lease, so the cache is never behind. Changes are collected
 //! during a step and written in its transaction; after a failure the worker is dropped, cache and all.
 
+mod speaker;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
@@ -13,7 +17,7 @@ use serde_json::{Value, value::RawValue};
 
 use super::{
     event::WireEvent,
-    verdict::{Pins, TrustSettings},
+    pins::{Pins, TrustSettings},
 };
 use crate::{
     clock::Timestamp,
@@ -64,8 +68,10 @@ pub struct Room {
     pub relay: Relay,
     /// Its state; empty unless it is relayed.
     pub state: RoomState,
-    /// What payloads say of it.
+    /// What payloads say of it, for what its first bridge brings, or nobody of a bridge says.
     pub context: RoomContext,
+    /// The same for what its other bridges bring.
+    further_contexts: Vec<RoomContext>,
     /// The sequence of its newest message.
     pub last_sequence: i64,
 }
@@ -120,7 +126,7 @@ impl Rooms {
     /// An empty cache.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        let pins = Pins::new(&policy.trust);
+        let pins = Pins::new(&policy.trust).of_user(policy.our_users.first());
         Self {
             policy,
             pins,
@@ -167,9 +173,11 @@ impl Rooms {
             if relay == Relay::Yes {
                 self.pins.note(&room_id, &state, now);
             }
-            let context = state.context(&self.policy.our_users, &self.policy.networks);
-            self.known.insert(room_id, Room { relay, state, context, last_sequence: row.last_sequence });
+            let (context, further_contexts) = self.policy.contexts(&state, &self.pins);
+            let last_sequence = row.last_sequence;
+            self.known.insert(room_id, Room { relay, state, context, further_contexts, last_sequence });
         }
+        self.renew_contexts();
         Ok(())
     }
 
@@ -193,7 +201,8 @@ impl Rooms {
             None => 0,
         };
         let context = RoomState::default().context(&self.policy.our_users, &self.policy.networks);
-        let room = Room { relay: Relay::Unknown, state: RoomState::default(), context, last_sequence };
+        let (state, further_contexts) = (RoomState::default(), Vec::new());
+        let room = Room { relay: Relay::Unknown, state, context, further_contexts, last_sequence };
         self.known.insert(room_id.to_owned(), room);
         self.changed.insert(room_id.to_owned());
         true
@@ -261,9 +270,11 @@ impl Rooms {
             }
             RoomState::default()
         };
-        let context = state.context(&self.policy.our_users, &self.policy.networks);
-        self.known.insert(room_id.to_owned(), Room { relay, state, context, last_sequence });
+        let (context, further_contexts) = self.policy.contexts(&state, &self.pins);
+        let room = Room { relay, state, context, further_contexts, last_sequence };
+        self.known.insert(room_id.to_owned(), room);
         self.changed.insert(room_id.to_owned());
+        self.renew_contexts();
         relay
     }
 
@@ -286,9 +297,10 @@ impl Rooms {
             self.pins.note(room_id, &room.state, now);
         }
         if change != Change::None {
-            room.context = room.state.context(&self.policy.our_users, &self.policy.networks);
+            (room.context, room.further_contexts) = self.policy.contexts(&room.state, &self.pins);
             self.changed.insert(room_id.to_owned());
         }
+        self.renew_contexts();
         change
     }
 
@@ -310,9 +322,9 @@ impl Rooms {
     #[must_use]
     pub fn users_to_track(&self, room_id: &RoomId) -> Vec<OwnedUserId> {
         let Some(room) = self.known.get(room_id) else { return Vec::new() };
-        let bot = room.state.bridge.as_ref().map(|bridge| bridge.bot.clone());
-        let members = room.state.members.keys().filter(|user| !self.pins.is_ghost(user));
-        let mut users: Vec<_> = bot.into_iter().chain(members.take(MOST_TRACKED).cloned()).collect();
+        let bots = room.state.bridges().map(|bridge| bridge.bot.clone());
+        let members = room.state.members.keys().filter(|user| !self.pins.is_ghost(user, &room.state));
+        let mut users: Vec<_> = bots.chain(members.take(MOST_TRACKED).cloned()).collect();
         users.sort();
         users.dedup();
         users

@@ -1,10 +1,11 @@
 //! The silence detector: what is wrong with bridges, and that nothing comes any more.
 //!
-//! Four things are noticed, each told once when it begins and once when it is over:
+//! Five things are noticed, each told once when it begins and once when it is over:
 //!
 //! - a network is quiet for longer than is [usual] for it;
 //! - a bridge's bot leaves a room;
 //! - a bridge says that one of its logins does not work ([notice]);
+//! - messages of a bridge are [held], because nothing tells for whom it may speak;
 //! - the homeserver pushes nothing, while keys or messages come by other ways.
 //!
 //! It is part of the worker, so it runs under the crypto lease and sees what comes where it is worked through. What is
@@ -12,7 +13,9 @@
 //! of hands tells it twice; all that it knows is loaded with the worker.
 
 mod bots;
+mod held;
 mod notice;
+mod numbers;
 mod pushes;
 mod usual;
 
@@ -21,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use ruma::{OwnedRoomId, OwnedUserId, UserId};
+use ruma::OwnedUserId;
 use serde_json::{Map, Value};
 
 use self::{
@@ -38,14 +41,10 @@ use super::{
 use crate::{
     clock::Timestamp,
     crypto::CryptoError,
-    messages::{
-        BACKFILL_AGE,
-        bridge::{self, Tidings},
-        network::network_id,
-    },
-    model::{Alarm, AlarmReason, Message, SilenceSettings},
+    messages::{BACKFILL_AGE, bridge::Tidings, network::network_id},
+    model::{Alarm, AlarmReason, Encryption, SilenceSettings},
     store::{
-        StoreError, Tx, leases, messages as stored,
+        StoreError, Tx, leases,
         silence::{self, Hour, WATCHED},
         stats,
     },
@@ -165,6 +164,7 @@ impl Silence {
             bot = alarm.bot.as_ref().map(|bot| bot.as_str()),
             status = alarm.status.as_deref(),
             since = %alarm.since,
+            remedy = alarm.settings_line(),
             "{}", begun(alarm.reason),
         );
         let key = (alarm.reason, alarm.subject.clone());
@@ -224,6 +224,9 @@ fn begun(reason: AlarmReason) -> &'static str {
         }
         AlarmReason::BotLeft => "a bridge's bot has left a room",
         AlarmReason::LoginLost => "a bridge says that one of its logins does not work",
+        AlarmReason::MessagesHeld => {
+            "messages of a bridge are held, because nothing tells for whom it may speak"
+        }
     }
 }
 
@@ -274,6 +277,7 @@ impl Worker {
             self.silence.begin(alarm, None, None, &mut changes);
         }
         self.end_alarms_of_replaced_rooms(now, &mut changes).await?;
+        self.look_for_held(now, &mut changes).await?;
         let key = (AlarmReason::NoTransactions, String::new());
         let pushes = self.silence.pushes;
         match (self.silence.active(key.0, &key.1), pushes.stopped(settings.transactions_after)) {
@@ -303,15 +307,16 @@ impl Worker {
             return;
         }
         let Some(room) = self.rooms.get(&event.room_id) else { return };
-        let Some(network) = room.context.network.clone() else { return };
-        let is_ghost =
-            network_id(&room.context, &event.sender).is_some() || self.rooms.pins.is_ghost(&event.sender);
+        let Some(speaker) = self.rooms.speaker(event, &Map::new(), &Encryption::default()) else { return };
+        let Some(network) = speaker.context.network.clone() else { return };
+        let is_ghost = network_id(speaker.context, &event.sender).is_some()
+            || self.rooms.pins.is_ghost(&event.sender, &room.state);
         let is_full = self.silence.networks.len() >= MOST_NETWORKS;
         if !is_ghost || (is_full && !self.silence.networks.contains_key(&network)) {
             return;
         }
-        let receiver = room.state.bridge.as_ref().and_then(|bridge| bridge.receiver.clone());
-        let bot = room.context.bridge_bot.clone();
+        let receiver = speaker.bridge.and_then(|bridge| bridge.receiver.clone());
+        let bot = speaker.context.bridge_bot.clone();
         let (at, hour) = (event.received_at, hour_of(event.received_at));
         let (silence, changes) = (&mut self.silence, &mut outcome.silence);
         silence.networks.entry(network.clone()).or_default().heard(hour, at);
@@ -417,7 +422,7 @@ impl Worker {
             if let (None, Some(bot)) = (&tidings.alarm.network, &tidings.alarm.bot) {
                 tidings.alarm.network = silence::network_of(tx, bot).await?;
             }
-            let message = numbered(tx, tidings.clone(), sequence, &mut next, &self.us()).await?;
+            let message = numbers::numbered(tx, tidings.clone(), sequence, &mut next, &self.us()).await?;
             let alarm = Alarm { message_id: message.message_id.0.clone(), ..tidings.alarm };
             outcome.messages.push(message);
             self.silence.alarms.insert(key.clone(), alarm.clone());
@@ -436,26 +441,6 @@ impl Worker {
         let bot = self.decrypter.engines().first().map(|engine| engine.account().user_id.clone());
         bot.unwrap_or_else(|| ruma::owned_user_id!("@coucou:localhost"))
     }
-}
-
-/// The message of tidings. `next`: the number after the last of what is about no room, once that is known.
-async fn numbered(
-    tx: &mut Tx,
-    tidings: Tidings,
-    sequence: Option<u64>,
-    next: &mut Option<u64>,
-    us: &UserId,
-) -> Result<Message, StoreError> {
-    const CORRUPT: StoreError = StoreError::Corrupt("messages");
-    let room_id: OwnedRoomId = bridge::room_of(&tidings.alarm).map_err(|_| CORRUPT)?;
-    let sequence = match sequence.or(*next) {
-        Some(sequence) => sequence,
-        None => u64::try_from(stored::next_sequence(tx, &room_id).await?).map_err(|_| CORRUPT)?,
-    };
-    if tidings.alarm.room_id.is_none() {
-        *next = Some(sequence + 1);
-    }
-    tidings.into_message(sequence, us).map_err(|_| CORRUPT)
 }
 
 #[cfg(test)]

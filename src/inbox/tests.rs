@@ -10,8 +10,8 @@ use ruma::TransactionId;
 use serde_json::{Value, json};
 
 use super::{
+    pins::TrustSettings,
     rooms::Policy,
-    verdict::TrustSettings,
     worker::{Progress, Wakes, Worker, WorkerParts},
 };
 use crate::{
@@ -53,7 +53,7 @@ pub(super) async fn parts(
     }
 }
 
-async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> Worker {
+pub(super) async fn worker(store: &Store, relay: RelayPolicy, clock: &Arc<ManualClock>) -> Worker {
     let mut tx = store.begin().await.unwrap();
     let lease =
         leases::claim(&mut tx, "crypto", "test", START, Duration::from_hours(1)).await.unwrap().unwrap();

@@ -1,64 +1,32 @@
-//! Whom the worker believes: the bridges of the settings and those that were pinned, and what follows.
-//!
-//! A bridge that is not in the settings is *pinned* when it is first believed: its bot, the ghosts that its
-//! name tells, and the state key of its claim. A bot that claims another's state key, or that is another
-//! bridge's ghost, is refused. All of it is loaded with the worker and held in memory, as only the worker
-//! changes it; changes are written in the step's transaction.
+//! Whom the worker believes: what follows for each event from what is known of bridges.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value};
 
 use super::{
     event::WireEvent,
+    pins::Pins,
     worker::{Worker, room_keys},
 };
 use crate::{
     clock::Timestamp,
     crypto::{
         Clear, SessionDevice,
-        trust::{self, Bridges, Evidence},
+        trust::{self, Evidence},
     },
-    messages::{
-        self,
-        room::{Bridge, RoomState, Standing},
-    },
-    model::{Action, Encryption, Pattern, Trust, TrustPolicy},
+    messages,
+    model::{Action, Encryption, Pattern, Trust, naming},
     store::{
-        Db, StoreError,
-        bridges::{self, BridgeChanges, BridgeConflict, BridgeDevice, BridgeKey, DeviceChange, PinnedBridge},
+        StoreError,
+        bridges::{BridgeDevice, DeviceChange},
         pending,
     },
 };
 
-/// Bridges pinned at most; whoever may make rooms could make bots without end.
-const MOST_PINNED: usize = 1_000;
-
-/// State keys pinned at most.
-const MOST_KEYS: usize = 10_000;
-
 /// Devices remembered for one bot at most.
 const MOST_DEVICES: usize = 100;
-
-/// Conflicts reported at most.
-const MOST_CONFLICTS: usize = 10_000;
-
-/// What the settings say about trust.
-#[derive(Clone, Debug, Default)]
-pub struct TrustSettings {
-    /// What is done for each trust.
-    pub actions: TrustPolicy,
-    /// The bridges of the settings.
-    pub bridges: Vec<trust::Bridge>,
-    /// The owner of the conversations.
-    pub owner: Option<OwnedUserId>,
-    /// Whether only the bridges of the settings are believed.
-    pub only_configured: bool,
-}
 
 /// An event that may be relayed.
 #[derive(Debug)]
@@ -70,160 +38,37 @@ pub struct Admitted {
 }
 
 /// An event that may not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// Whether it may look better once more devices are known.
     pub is_open: bool,
+    /// The believed bridge that encrypted it, for somebody of whom nothing says that it may speak for them.
+    pub for_unknown: Option<ForUnknown>,
 }
 
-/// What is believed of bridges.
-#[derive(Debug)]
-pub struct Pins {
-    actions: TrustPolicy,
-    only_configured: bool,
-    bridges: Bridges,
-    /// Bots by the state keys that are theirs.
-    keys: HashMap<String, OwnedUserId>,
-    devices: HashMap<OwnedUserId, Vec<BridgeDevice>>,
-    /// Conflicts that were reported.
-    reported: HashSet<(OwnedRoomId, OwnedUserId)>,
-    changes: BridgeChanges,
+/// For whom a believed bridge spoke, though nothing says that it may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForUnknown {
+    /// The bridge's bot.
+    pub bot: OwnedUserId,
+    /// Its ghosts, or the users among whom its puppet is.
+    pub users: Pattern,
+    /// Whether it is a real user, as the bridge says.
+    pub is_puppet: bool,
+}
+
+impl ForUnknown {
+    /// Returns the line of the settings with which the bridge would be believed.
+    #[must_use]
+    pub fn settings_line(&self) -> String {
+        let Self { bot, users, is_puppet } = self;
+        let (ghosts, puppets) = if *is_puppet { (None, Some(users)) } else { (Some(users), None) };
+        naming::settings_line(bot, ghosts, puppets)
+    }
 }
 
 impl Pins {
-    /// What is believed when nothing was seen so far.
-    #[must_use]
-    pub fn new(settings: &TrustSettings) -> Self {
-        Self {
-            actions: settings.actions,
-            only_configured: settings.only_configured,
-            bridges: Bridges::new(settings.bridges.clone(), settings.owner.clone()),
-            keys: HashMap::new(),
-            devices: HashMap::new(),
-            reported: HashSet::new(),
-            changes: BridgeChanges::default(),
-        }
-    }
-
-    /// Adds what is stored.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn load(&mut self, db: &Db) -> Result<(), StoreError> {
-        for pinned in bridges::pinned(db).await? {
-            self.bridges.add(of_pinned(&pinned));
-        }
-        self.keys = bridges::keys(db).await?.into_iter().map(|key| (key.state_key, key.bot)).collect();
-        for conflict in bridges::conflicts(db, i64::try_from(MOST_CONFLICTS).unwrap_or(i64::MAX)).await? {
-            if let Ok(room_id) = conflict.room_id.try_into() {
-                self.reported.insert((room_id, conflict.bot));
-            }
-        }
-        for device in bridges::devices(db).await? {
-            self.devices.entry(device.bot.clone()).or_default().push(device);
-        }
-        Ok(())
-    }
-
-    /// What is known of a bot that claims a room.
-    #[must_use]
-    pub fn standing(&self, claim: &Bridge) -> Standing {
-        let known = self.bridges.find(&claim.bot);
-        if known.is_some_and(|bridge| bridge.is_configured) {
-            return Standing::Configured;
-        }
-        let is_full = known.is_none() && self.bridges.count() >= MOST_PINNED;
-        if self.only_configured || is_full || self.bridges.of_ghost(&claim.bot).is_some() {
-            return Standing::Refused;
-        }
-        match self.keys.get(&claim.state_key) {
-            Some(bot) if *bot != claim.bot => Standing::Refused,
-            _ => Standing::Open,
-        }
-    }
-
-    /// Notes the bridge of a relayed room, and who claims it in vain: pins what is new, and reports.
-    pub fn note(&mut self, room_id: &RoomId, state: &RoomState, now: Timestamp) {
-        if let Some(bridge) = &state.bridge {
-            self.pin(room_id, bridge, now);
-        }
-        self.report(room_id, state, now);
-    }
-
-    /// Reports who claims a room and is not believed, once.
-    pub fn report(&mut self, room_id: &RoomId, state: &RoomState, now: Timestamp) {
-        let Some(conflict) = &state.bridge_conflict else { return };
-        let report = (room_id.to_owned(), conflict.bot.clone());
-        if self.reported.contains(&report) || self.reported.len() >= MOST_CONFLICTS {
-            return;
-        }
-        let believed = state.bridge.as_ref().map(|bridge| bridge.bot.clone());
-        tracing::warn!(
-            room.id = %room_id,
-            claimed_by = %conflict.bot,
-            believed = believed.as_ref().map(|bot| bot.as_str()),
-            "a bot claims to be the bridge of a room and is not believed; if it is your bridge, name it under \
-             `bridges` in the settings"
-        );
-        self.reported.insert(report);
-        self.changes.conflicts.push(BridgeConflict {
-            room_id: room_id.to_string(),
-            bot: conflict.bot.clone(),
-            believed,
-            seen_at: now,
-        });
-    }
-
-    fn pin(&mut self, room_id: &RoomId, bridge: &Bridge, now: Timestamp) {
-        let Bridge { bot, state_key, protocol, .. } = bridge;
-        let report = (room_id.to_owned(), bot.clone());
-        if self.reported.remove(&report) {
-            self.changes.settled.push((room_id.to_string(), bot.clone()));
-        }
-        if self.bridges.find(bot).is_none() {
-            let pinned = PinnedBridge {
-                bot: bot.clone(),
-                ghosts: Pattern::ghosts_of(bot),
-                protocol: protocol.clone(),
-                room_id: room_id.to_string(),
-                pinned_at: now,
-            };
-            if let Some(ghosts) = &pinned.ghosts {
-                tracing::info!(%bot, %ghosts, room.id = %room_id, "a bridge is believed from now on");
-            } else {
-                tracing::warn!(
-                    %bot,
-                    room.id = %room_id,
-                    "a bridge is believed from now on, but its name does not tell its ghosts, so what it says \
-                     for them is held: name it under `bridges` in the settings"
-                );
-            }
-            self.bridges.add(of_pinned(&pinned));
-            self.changes.bridges.push(pinned);
-        }
-        // An empty key tells nothing, and a table cannot look up by everything that Matrix allows.
-        let can_be_pinned = !state_key.is_empty() && state_key.len() <= 255 && !state_key.contains('\0');
-        let is_full = self.keys.len() >= MOST_KEYS;
-        if can_be_pinned && !is_full && !self.keys.contains_key(state_key) {
-            self.keys.insert(state_key.clone(), bot.clone());
-            let (state_key, bot, room_id) = (state_key.clone(), bot.clone(), room_id.to_string());
-            self.changes.keys.push(BridgeKey { state_key, bot, room_id });
-        }
-    }
-
-    /// Whether a user is a ghost of a known bridge, by its name.
-    #[must_use]
-    pub fn is_ghost(&self, user: &UserId) -> bool {
-        self.bridges.of_ghost(user).is_some()
-    }
-
-    /// Whether a user is the bot of a known bridge.
-    #[must_use]
-    pub fn is_bot(&self, user: &UserId) -> bool {
-        self.bridges.find(user).is_some()
-    }
-
-    /// Judges an event that was decrypted to `content`, in a room with that bridge bot.
+    /// Judges an event that was decrypted to `content`, in a room with the bridges of these `bots`.
     ///
     /// # Errors
     /// [`Held`] when it must not be relayed. `again` says that it was held before.
@@ -232,28 +77,28 @@ impl Pins {
         event: &WireEvent,
         clear: &Clear,
         content: &Map<String, Value>,
-        bridge_bot: Option<&UserId>,
+        bots: &[&UserId],
         again: bool,
     ) -> Result<Admitted, Held> {
         let evidence = Evidence {
             sdk: clear.trust,
             session_owner: clear.session_owner.as_deref(),
             sender: &event.sender,
-            bridge_bot,
+            bots,
             marked: messages::is_puppets(content),
         };
         let verdict = trust::judge(&evidence, &self.bridges);
         let action = self.actions.action(verdict.trust);
         if action == Action::Hold {
+            let for_unknown = self.for_unknown(&evidence);
             if !again {
-                log_held(event, &evidence, verdict.trust);
+                log_held(event, &evidence, verdict.trust, for_unknown.as_ref());
             }
-            return Err(Held { is_open: verdict.is_open });
+            return Err(Held { is_open: verdict.is_open, for_unknown });
         }
         let speaker = match verdict.trust {
             Trust::Bridge => verdict.bridged_by.clone(),
-            _ if clear.session_owner.as_deref() == bridge_bot => bridge_bot.map(UserId::to_owned),
-            _ => None,
+            _ => clear.session_owner.clone().filter(|owner| bots.contains(&&**owner)),
         };
         Ok(Admitted {
             bridge_device: speaker.zip(clear.device.clone()),
@@ -303,10 +148,24 @@ impl Pins {
         self.changes.devices.push(device);
     }
 
-    /// What is to be written, once.
-    #[must_use]
-    pub fn take_changes(&mut self) -> BridgeChanges {
-        std::mem::take(&mut self.changes)
+    /// What a believed bridge has said for somebody who may be its ghost or puppet, and is not known to be another's.
+    fn for_unknown(&self, evidence: &Evidence<'_>) -> Option<ForUnknown> {
+        let Evidence { session_owner, sender, bots, marked, .. } = *evidence;
+        let bot = session_owner.filter(|owner| bots.contains(owner) && *owner != sender)?;
+        let is_anothers = self.is_bot(sender) || self.bridges.is_ghost(sender, bots);
+        let is_somebody = marked || naming::looks_like_ghost(sender);
+        if is_anothers || !is_somebody || bot.server_name() != sender.server_name() {
+            return None;
+        }
+        if self.bridges.may_speak(bot, sender, marked) {
+            return None;
+        }
+        let users = if marked {
+            Pattern::new(&format!("@*:{}", sender.server_name()))
+        } else {
+            naming::ghosts_like(sender)
+        };
+        Some(ForUnknown { bot: bot.to_owned(), users, is_puppet: marked })
     }
 }
 
@@ -337,22 +196,25 @@ fn change(known: &[BridgeDevice], device: &SessionDevice) -> Option<DeviceChange
     })
 }
 
-fn of_pinned(pinned: &PinnedBridge) -> trust::Bridge {
-    trust::Bridge {
-        bot: pinned.bot.clone(),
-        ghosts: pinned.ghosts.clone(),
-        puppets: None,
-        is_configured: false,
+fn log_held(event: &WireEvent, evidence: &Evidence<'_>, trust: Trust, unknown: Option<&ForUnknown>) {
+    if let Some(unknown) = unknown {
+        tracing::warn!(
+            event.id = %event.event_id,
+            room.id = %event.room_id,
+            sender = %event.sender,
+            bot = %unknown.bot,
+            "held: a bridge says it for somebody of whom nothing tells that it may; if it may, name them in the \
+             settings: {}",
+            unknown.settings_line(),
+        );
+        return;
     }
-}
-
-fn log_held(event: &WireEvent, evidence: &Evidence<'_>, trust: Trust) {
     tracing::warn!(
         event.id = %event.event_id,
         room.id = %event.room_id,
         sender = %event.sender,
         encrypted_by = evidence.session_owner.map(UserId::as_str),
-        bridge = evidence.bridge_bot.map(UserId::as_str),
+        bridges = ?evidence.bots,
         trust = trust.as_str(),
         "held: not who it says it is, as far as is known; a bridge that may speak for the sender is named under \
          `bridges` in the settings"

@@ -156,6 +156,7 @@ impl Worker {
         rooms.pins.load(parts.store.db()).await?;
         let ids = queued.iter().map(|(room_id, _)| &**room_id).collect();
         rooms.load(parts.store.db(), parts.store.seal()?, ids, since).await?;
+        rooms.look_for_logins(parts.store.db(), parts.store.seal()?, since).await?;
         let queues = queued
             .into_iter()
             .map(|(room_id, first)| {
@@ -257,12 +258,14 @@ impl Worker {
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
         touched.extend(told_of.iter().map(|id| &**id));
         self.rooms.load(db, seal, touched, now).await?;
+        self.rooms.foresee(&batch.events);
         self.drop_unwanted_keys(&keys).await?;
         let released = Box::pin(self.settle_rooms(&mut batch, &mut outcome)).await?;
         due.extend(released);
         Box::pin(self.relay(batch, &keys, due, now, &mut outcome)).await?;
         self.tell(untold, &mut outcome).await?;
         self.note_bots(&mut outcome);
+        outcome.unread.extend(self.rooms.pins.take_unread());
         Box::pin(self.commit(outcome, now)).await?;
         Ok(Progress::Worked)
     }

@@ -83,6 +83,9 @@ pub struct BridgeData<'a> {
     /// Only `login_lost`: which login, and what the bridge says of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub login: Option<BridgeLogin<'a>>,
+    /// Only `messages_held`: the line of coucou's settings with which the bridge would be believed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settings: Option<String>,
     /// The same in words, to be shown to people.
     pub text: String,
 }
@@ -185,6 +188,7 @@ impl Tidings {
                 room_id: alarm.room_id.as_deref(),
                 room: alarm.room_id.is_some().then_some(BridgeRoom { name: room_name.as_deref() }),
                 login,
+                settings: alarm.settings_line(),
                 text: words(alarm, is_over),
             },
         }
@@ -214,6 +218,15 @@ fn words(alarm: &Alarm, is_over: bool) -> String {
             format!("The bridge {bot} says that its login to {network} does not work: {status}.")
         }
         (AlarmReason::LoginLost, true) => format!("The bridge {bot} is connected to {network} again."),
+        (AlarmReason::MessagesHeld, false) => {
+            let users = alarm.held_users().map_or(String::new(), |users| format!(" for {users}"));
+            format!(
+                "Messages of {network} are held: the bridge {bot} says them{users}, and nothing tells that it may. \
+                 If it may, say so in the settings of coucou: {}",
+                alarm.settings_line().unwrap_or_default(),
+            )
+        }
+        (AlarmReason::MessagesHeld, true) => format!("What the bridge {bot} says is no longer held."),
     }
 }
 
@@ -227,11 +240,15 @@ mod tests {
 
     fn alarm(reason: AlarmReason) -> Alarm {
         let is_room = reason == AlarmReason::BotLeft;
-        let has_bot = matches!(reason, AlarmReason::BotLeft | AlarmReason::LoginLost);
+        let has_bot =
+            matches!(reason, AlarmReason::BotLeft | AlarmReason::LoginLost | AlarmReason::MessagesHeld);
         let is_login = reason == AlarmReason::LoginLost;
         Alarm {
             reason,
-            subject: "subject".to_owned(),
+            subject: match reason {
+                AlarmReason::MessagesHeld => "@instagrambot:localhost @ig_*:localhost".to_owned(),
+                _ => "subject".to_owned(),
+            },
             network: (reason != AlarmReason::NoTransactions).then(|| "instagram".to_owned()),
             room_id: is_room.then(|| owned_room_id!("!portal")),
             bot: has_bot.then(|| owned_user_id!("@instagrambot:localhost")),

@@ -43,14 +43,18 @@ fn meta(hints: &[&str]) -> &'static str {
 /// The id on the network of the person for whom `user` stands: `1784…` of `@instagram_1784…:example.org`.
 ///
 /// None unless the room has a believable bridge and `user` looks like one of its ghosts: on the bot's server,
-/// neither the bot nor one of us, the localpart a word and an underscore before the id. The word is the bot's
-/// own (`instagram` of `@instagrambot`), the network's or the protocol's; any other word only before digits,
+/// neither the bot nor one of us, and either among the ghosts that are known, or with a localpart of a word and an
+/// underscore before the id. The word is the bot's own (`instagram` of `@instagrambot`), the network's or the protocol's; any other word only before digits,
 /// so that `@jane_doe` is not taken for somebody called `doe`.
 #[must_use]
 pub fn network_id<'a>(room: &RoomContext, user: &'a UserId) -> Option<&'a str> {
     let bot = room.bridge_bot.as_ref()?;
     if bot == user || bot.server_name() != user.server_name() || room.our_users.contains(user) {
         return None;
+    }
+    let by_pattern = room.ghosts.iter().find_map(|ghosts| ghosts.capture(user.as_str()));
+    if let Some(id) = by_pattern.filter(|id| !id.is_empty()) {
+        return Some(id);
     }
     let words = [bot.localpart().strip_suffix("bot"), room.network.as_deref(), room.protocol.as_deref()];
     let localpart = user.localpart();
@@ -72,6 +76,7 @@ mod tests {
     use ruma::{owned_user_id, user_id};
 
     use super::*;
+    use crate::model::Pattern;
 
     #[test]
     fn protocol_ids_become_networks() {
@@ -113,6 +118,15 @@ mod tests {
         assert_eq!(id(user_id!("@instagrambot:localhost")), None);
         assert_eq!(id(user_id!("@instagram_17840:elsewhere")), None);
         assert_eq!(id(user_id!("@instagram_1:localhost")), None, "one of us");
+        let named = RoomContext {
+            ghosts: vec![Pattern::new("@ig-*:localhost"), Pattern::new("@facebook_*:localhost")],
+            ..room.clone()
+        };
+        let id = |user| network_id(&named, user);
+        assert_eq!(id(user_id!("@ig-alice:localhost")), Some("alice"), "as the settings say");
+        assert_eq!(id(user_id!("@facebook_alice:localhost")), Some("alice"));
+        assert_eq!(id(user_id!("@instagram_17840:localhost")), Some("17840"));
+        assert_eq!(id(user_id!("@ig-:localhost")), None);
         let plain = RoomContext { bridge_bot: None, ..room.clone() };
         assert_eq!(network_id(&plain, user_id!("@instagram_17840:localhost")), None);
     }

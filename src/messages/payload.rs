@@ -286,6 +286,9 @@ pub struct Room {
     pub kind: RoomKind,
     /// The conversation's id on the network; null when the room has no believable bridge.
     pub channel_id: Option<String>,
+    /// Which of the owner's logins the conversation belongs to, by its id on the network: what the bridge says, or else
+    /// the only login of that bridge that is known; null when that is not known.
+    pub login: Option<String>,
 }
 
 /// `data.sender`: who sent it.

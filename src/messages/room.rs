@@ -15,13 +15,15 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use bridge::ClaimFate;
-pub use bridge::{Bridge, BridgeConflict, Judge, Standing};
+pub use bridge::{Bridge, BridgeConflict, Claim, Judge, Standing};
 
 use crate::{
     messages::network,
-    model::{RoomContext, RoomKind, SenderProfile},
+    model::{RoomContext, RoomKind, SenderProfile, naming},
 };
+
+/// Members of a room that count as service members at most.
+const MAX_SERVICE_MEMBERS: usize = 50;
 
 /// What a state event changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,14 +58,21 @@ pub struct RoomState {
     pub replacement: Option<String>,
     /// The room that this one replaced (`predecessor` of `m.room.create`).
     pub predecessor: Option<String>,
-    /// The bridge that is believed.
+    /// The bridge that is believed; of several the first.
     pub bridge: Option<Bridge>,
+    /// The other bridges that are believed, each with a state key of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub further_bridges: Vec<Bridge>,
     /// The bot of the bridge that was believed last, which keeps the room from others when it lets go.
     pub pinned_bot: Option<OwnedUserId>,
     /// The latest other bridge bot that claims the room; the believed one stays.
     pub bridge_conflict: Option<BridgeConflict>,
     /// Whether somebody was invited to it as to a direct chat.
     pub direct: bool,
+    /// Who is in the room for technical reasons, as bridges say (`io.element.functional_members`): the bot, and the
+    /// ghosts of logins whose users are in the room themselves.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub service_members: BTreeSet<OwnedUserId>,
     /// Who is joined or invited. Kept apart by whoever stores large rooms row by row: see [`Change::Member`].
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub members: BTreeMap<OwnedUserId, Member>,
@@ -98,7 +107,7 @@ pub enum Membership {
 impl RoomState {
     /// Takes in one state event, full or stripped, when nothing is known of bridge bots beyond this room.
     pub fn apply(&mut self, event: &Value) -> Change {
-        self.apply_judged(event, &|_| Standing::Open)
+        self.apply_judged(event, &bridge::by_sender)
     }
 
     /// Takes in one state event, full or stripped. Anything else changes nothing.
@@ -110,7 +119,16 @@ impl RoomState {
         let content = event.get("content").unwrap_or(&Value::Null);
         match (event_type, state_key) {
             ("m.room.member", user) => {
-                self.apply_member(user, content, event.get("origin_server_ts").and_then(Value::as_i64))
+                let since = event.get("origin_server_ts").and_then(Value::as_i64);
+                match self.apply_member(user, content, since) {
+                    Change::Member(user) => any(self.reconsider_for(&user, standing), Change::Member(user)),
+                    change => change,
+                }
+            }
+            ("io.element.functional_members", "") => {
+                let members = content.get("service_members").and_then(Value::as_array).into_iter().flatten();
+                let users = members.filter_map(|user| UserId::parse(user.as_str()?).ok());
+                replace(&mut self.service_members, users.take(MAX_SERVICE_MEMBERS).collect())
             }
             ("m.bridge" | "uk.half-shot.bridge", key) => {
                 self.apply_bridge(event_type, key, text("sender"), content, standing)
@@ -141,7 +159,7 @@ impl RoomState {
     /// [`RoomState::rebuild_judged`], when nothing is known of bridge bots beyond this room.
     #[must_use]
     pub fn rebuild(&self, state: &[Value]) -> Self {
-        self.rebuild_judged(state, &|_| Standing::Open)
+        self.rebuild_judged(state, &bridge::by_sender)
     }
 
     /// Takes in the whole current state of a room, as `/state` lists it, in place of what was known. A bridge
@@ -160,30 +178,8 @@ impl RoomState {
         for event in state.iter().filter(|event| !is_bridge(event)) {
             fresh.apply(event);
         }
-        // The list has no order of its own: the bot believed before comes first, then the room's maker, then
-        // whoever spoke first.
-        let known = fresh.pinned_bot.as_ref().map(|bot| bot.as_str().to_owned());
-        let creator = fresh.creator.as_ref().map(|creator| creator.as_str().to_owned());
-        let mut bridges = state.iter().filter(is_bridge).collect::<Vec<_>>();
-        bridges.sort_by_key(|event| {
-            let sender = event.get("sender").and_then(Value::as_str);
-            let sent_at = event.get("origin_server_ts").and_then(Value::as_i64).unwrap_or(i64::MAX);
-            let is = |user: Option<&str>| user.is_some() && user == sender;
-            (!is(known.as_deref()), !is(creator.as_deref()), sent_at)
-        });
-        for event in bridges {
-            fresh.apply_judged(event, standing);
-        }
-        // Whoever writes over the claim of a bot, and is not believed, does not end it.
-        let known = self.bridge.as_ref().filter(|known| standing(known) != Standing::Refused);
-        if let Some(known) = known.filter(|_| fresh.bridge.is_none()) {
-            let fate = known.fate(state);
-            if fate == ClaimFate::Overwritten
-                || (fate == ClaimFate::Absent && fresh.bridge_conflict.is_some())
-            {
-                fresh.bridge = Some(known.clone());
-            }
-        }
+        let mut claims = state.iter().filter(is_bridge).collect::<Vec<_>>();
+        fresh.rebuild_bridges(self, state, &mut claims, standing);
         fresh
     }
 
@@ -204,15 +200,25 @@ impl RoomState {
         self.room_type.as_deref() == Some("m.space")
     }
 
-    /// What payloads need to know of the room. `our_users`: owner and accounts; `networks`: names for protocol
-    /// ids, before the built-in ones.
+    /// What payloads need to know of the room, for what is said by nobody of a certain bridge. `our_users`: owner and
+    /// accounts; `networks`: names for protocol ids, before the built-in ones.
     #[must_use]
     pub fn context(
         &self,
         our_users: &Arc<BTreeSet<OwnedUserId>>,
         networks: &BTreeMap<String, String>,
     ) -> RoomContext {
-        let bridge = self.bridge.as_ref();
+        self.context_of(self.bridge.as_ref(), our_users, networks)
+    }
+
+    /// As [`RoomState::context`], for what is said by the people of one of the room's bridges.
+    #[must_use]
+    pub fn context_of(
+        &self,
+        bridge: Option<&Bridge>,
+        our_users: &Arc<BTreeSet<OwnedUserId>>,
+        networks: &BTreeMap<String, String>,
+    ) -> RoomContext {
         let kind = self.kind(our_users);
         let channel_name = bridge.and_then(|bridge| bridge.channel_name.clone());
         let other = || self.other(our_users).and_then(|member| member.name.clone());
@@ -231,6 +237,8 @@ impl RoomState {
             channel_id: bridge.and_then(|bridge| bridge.channel_id.clone()),
             channel_name,
             bridge_bot: bridge.map(|bridge| bridge.bot.clone()),
+            login: bridge.and_then(|bridge| bridge.receiver.clone()),
+            ghosts: Vec::new(),
             our_users: Arc::clone(our_users),
         }
     }
@@ -255,17 +263,33 @@ impl RoomState {
         if dm { RoomKind::Dm } else { RoomKind::Group }
     }
 
-    /// The one member that is neither us nor the bridge bot; none when there are several. Looks at few members
-    /// however many there are.
+    /// The one member that is neither us, nor a bridge bot, nor the ghost of a login; none when there are several.
+    /// In a chat with oneself that ghost is the one. Looks at few members however many there are.
     fn other(&self, our_users: &BTreeSet<OwnedUserId>) -> Option<&Member> {
-        let bot = self.bridge.as_ref().map(|bridge| &bridge.bot);
-        let mut others = self
-            .members
-            .iter()
-            .filter(|(user, _)| Some(*user) != bot && !our_users.contains(*user))
-            .map(|(_, member)| member);
+        let is_bot = |user: &OwnedUserId| self.bridges().any(|bridge| bridge.bot == *user);
+        let others = || self.members.iter().filter(|(user, _)| !is_bot(user) && !our_users.contains(*user));
+        let is_other = |user: &OwnedUserId| !self.service_members.contains(user) && !self.is_login(user);
+        let mut people = others().filter(|(user, _)| is_other(user)).map(|(_, member)| member);
+        if let Some(first) = people.next() {
+            return people.next().is_none().then_some(first);
+        }
+        let mut others = others().map(|(_, member)| member);
         let first = others.next()?;
         others.next().is_none().then_some(first)
+    }
+
+    /// Whether a user is, by its name, the ghost of the login that receives the room.
+    fn is_login(&self, user: &UserId) -> bool {
+        self.bridges().any(|bridge| {
+            let protocol = bridge.protocol.as_deref();
+            let localpart = user.localpart();
+            let mut ids = localpart.match_indices(['_', '-']).filter_map(|(at, _)| localpart.get(at + 1..));
+            bridge.bot.server_name() == user.server_name()
+                && bridge
+                    .receiver
+                    .as_ref()
+                    .is_some_and(|login| ids.any(|id| naming::is_of_login(protocol, id, login)))
+        })
     }
 
     fn apply_member(&mut self, user: &str, content: &Value, since: Option<i64>) -> Change {

@@ -30,6 +30,9 @@ struct Fixture {
     received_after_ms: Option<i64>,
     #[serde(default)]
     late: bool,
+    /// Whether a bridge says it for the owner.
+    #[serde(default)]
+    is_owners: bool,
     event: FixtureEvent,
 }
 
@@ -94,6 +97,7 @@ fn event(event_type: &str, content: Value) -> ClearEvent {
         redacts: None,
         encryption: Encryption::default(),
         late: false,
+        is_owners: false,
     }
 }
 
@@ -131,6 +135,7 @@ fn read_fixture(text: &str) -> Draft {
         redacts,
         encryption,
         late: fixture.late,
+        is_owners: fixture.is_owners,
     };
     let received_at = Timestamp(origin_server_ts.0 + fixture.received_after_ms.unwrap_or(120));
     draft(event, &context(&room), profile, received_at)

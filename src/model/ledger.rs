@@ -135,6 +135,8 @@ pub struct Facts {
     pub backup: bool,
     /// A key of the session is stored by now.
     pub key_is_here: bool,
+    /// The room has a bridge, or somebody claims that it has.
+    pub is_bridged: bool,
 }
 
 /// What would fix an event on the ledger, in plain words for the operator.
@@ -144,12 +146,16 @@ pub fn next_step(reason: &Reason, facts: &Facts) -> String {
         Reason::NoKey => missing(*facts, "its key was never received"),
         Reason::BeforeJoin => missing(*facts, "it was sent before coucou joined the room"),
         Reason::UnknownIndex => missing(*facts, "the key that is here begins at a later message"),
-        Reason::Withheld(code) => withheld(code),
+        Reason::Withheld(code) => withheld(code, facts.is_bridged),
         Reason::BadCiphertext => "nothing: the ciphertext is damaged, or was not made with the session it \
                                   names. Ask the sender to send it again"
             .to_owned(),
         Reason::Replay => "nothing: the same ciphertext was sent before as another event, or belongs to \
                            another room. Look at who sent this one, and treat it as an attack"
+            .to_owned(),
+        Reason::UntrustedSender if !facts.is_bridged => "nothing: who encrypted it is not its sender, which is what a \
+                                                         forgery looks like. Set trust.mismatched_sender to flag to be \
+                                                         told of such messages"
             .to_owned(),
         Reason::UntrustedSender => "nothing if it is a forgery: who encrypted it is neither its sender nor \
                                     the room's bridge. If it is a bridge of yours, name its bot and ghosts \
@@ -176,10 +182,13 @@ fn missing(facts: Facts, why: &str) -> String {
             let backup = if backup { "" } else { ", or restore it from the key backup (coucou restore)" };
             format!("{why}, and who was asked for the key does not give it: {by_hand}{backup}")
         }
-        Facts { requested: true, .. } => format!(
+        Facts { requested: true, is_bridged: true, .. } => format!(
             "wait: {why}, and the key was asked for. If no answer comes, {by_hand}, or make coucou an admin \
              of the bridge, which answers nobody else"
         ),
+        Facts { requested: true, .. } => {
+            format!("wait: {why}, and the key was asked for. If no answer comes, {by_hand}")
+        }
         Facts { backup: true, .. } => format!("{why}, and the key backup does not have the key: {by_hand}"),
         Facts { .. } => {
             format!("{why}: {by_hand}, or restore it from a key backup (coucou restore)")
@@ -188,8 +197,12 @@ fn missing(facts: Facts, why: &str) -> String {
 }
 
 /// By the code of `m.room_key.withheld`.
-fn withheld(code: &str) -> String {
+fn withheld(code: &str, is_bridged: bool) -> String {
     match code {
+        "m.unverified" if !is_bridged => "the sender gives keys to verified or cross-signed devices only: verify \
+                                          coucou's device there, or see that the homeserver shows the device as \
+                                          signed (coucou check)"
+            .to_owned(),
         "m.unverified" => "the sender gives keys to verified or cross-signed devices only: let the bridge \
                            send to coucou's device (encryption.verification_levels of mautrix bridges), or \
                            see that the homeserver shows the device as signed (coucou check)"
@@ -252,14 +265,16 @@ mod tests {
     #[test]
     fn every_reason_has_a_next_step_in_words() {
         for reason in all() {
-            for bits in 0..16_u8 {
+            for bits in 0..32_u8 {
                 let facts = Facts {
                     requested: bits & 1 != 0,
                     refused: bits & 2 != 0,
                     backup: bits & 4 != 0,
                     key_is_here: bits & 8 != 0,
+                    is_bridged: bits & 16 != 0,
                 };
                 let step = next_step(&reason, &facts);
+                assert!(facts.is_bridged || !step.contains("bridge"), "there is none: {reason}: {step}");
                 assert!(step.len() > 20 && !step.contains("  ") && !step.ends_with('.'), "{reason}: {step}");
             }
         }

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::{Deserialize, Serialize};
 
-use super::Trust;
+use super::{Pattern, Trust};
 use crate::clock::Timestamp;
 
 /// The id of a message, for ever: `msg_` and 40 hexadecimal digits, no dots.
@@ -180,6 +180,10 @@ pub struct RoomContext {
     pub channel_name: Option<String>,
     /// The bridge bot, when a believable bridge is in the room.
     pub bridge_bot: Option<OwnedUserId>,
+    /// The owner's login on the network, by its id there.
+    pub login: Option<String>,
+    /// The user ids of the bridge's ghosts, as far as they are known.
+    pub ghosts: Vec<Pattern>,
     /// The users that count as us: the owner and the accounts. Shared by all rooms.
     pub our_users: Arc<BTreeSet<OwnedUserId>>,
 }

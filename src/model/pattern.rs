@@ -43,6 +43,19 @@ impl Pattern {
             .then(|| Self(format!("@{name}_*:{}", bot.server_name())))
     }
 
+    /// Returns what the only `*` stands for in `text`; `None` when the text does not match, or there are several.
+    #[must_use]
+    pub fn capture<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let (before, after) = self.0.split_once('*').filter(|(_, after)| !after.contains('*'))?;
+        text.strip_prefix(before)?.strip_suffix(after)
+    }
+
+    /// Returns whether it matches nothing but itself.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        !self.0.contains('*')
+    }
+
     /// The pattern as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -78,6 +91,17 @@ mod tests {
         for odd in ["bot", "_bot", "instagram", "bots", "*bot", "a*bot", "Instagrambot"] {
             assert_eq!(ghosts(odd), None, "{odd}");
         }
+    }
+
+    #[test]
+    fn a_star_stands_for_something() {
+        let capture = |pattern, text| Pattern::new(pattern).capture(text);
+        assert_eq!(capture("@ig_*:a.org", "@ig_42:a.org"), Some("42"));
+        assert_eq!(capture("@ig_*:a.org", "@ig_:a.org"), Some(""));
+        assert_eq!(capture("@ig_*:a.org", "@fb_42:a.org"), None);
+        assert_eq!(capture("ab*ba", "aba"), None);
+        assert_eq!(capture("@*_*:a.org", "@ig_42:a.org"), None);
+        assert!(Pattern::new("@jane:a.org").is_exact() && !Pattern::new("@*:a.org").is_exact());
     }
 
     #[test]

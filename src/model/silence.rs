@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use ruma::{OwnedRoomId, OwnedUserId};
+use ruma::{OwnedRoomId, OwnedUserId, UserId};
 use serde::Serialize;
 
-use super::MessageType;
+use super::{MessageType, Pattern, naming};
 use crate::clock::Timestamp;
 
 /// What can be wrong with a bridge, or between the homeserver and coucou.
@@ -19,11 +19,14 @@ pub enum AlarmReason {
     BotLeft,
     /// The bridge says that it is no longer logged in, or not connected.
     LoginLost,
+    /// Messages of the bridge are held, because nothing tells for whom it may speak.
+    MessagesHeld,
 }
 
 impl AlarmReason {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::NoMessages, Self::NoTransactions, Self::BotLeft, Self::LoginLost];
+    pub const ALL: [Self; 5] =
+        [Self::NoMessages, Self::NoTransactions, Self::BotLeft, Self::LoginLost, Self::MessagesHeld];
 
     /// The name in payloads, tables, metrics and logs.
     #[must_use]
@@ -33,6 +36,7 @@ impl AlarmReason {
             Self::NoTransactions => "no_transactions",
             Self::BotLeft => "bot_left",
             Self::LoginLost => "login_lost",
+            Self::MessagesHeld => "messages_held",
         }
     }
 
@@ -47,7 +51,7 @@ impl AlarmReason {
     pub fn message_type(self) -> MessageType {
         match self {
             Self::NoMessages | Self::NoTransactions => MessageType::BridgeSilent,
-            Self::BotLeft | Self::LoginLost => MessageType::BridgeDisconnected,
+            Self::BotLeft | Self::LoginLost | Self::MessagesHeld => MessageType::BridgeDisconnected,
         }
     }
 }
@@ -66,7 +70,8 @@ pub struct SilenceSettings {
 pub struct Alarm {
     /// What.
     pub reason: AlarmReason,
-    /// What it is about: a network, a room, a bot with one of its logins. One alarm for each.
+    /// What it is about: a network, a room, a bot with one of its logins or with those for whom it spoke. One alarm for
+    /// each.
     pub subject: String,
     /// The network, when it is known.
     pub network: Option<String>,
@@ -95,5 +100,29 @@ impl Alarm {
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.ended_at.is_none()
+    }
+
+    /// Returns the subject of [`AlarmReason::MessagesHeld`]: the bot, and for whom it spoke.
+    #[must_use]
+    pub fn subject_of_held(bot: &UserId, users: &Pattern) -> String {
+        format!("{bot} {users}")
+    }
+
+    /// Returns for whom the bridge of [`AlarmReason::MessagesHeld`] spoke.
+    #[must_use]
+    pub fn held_users(&self) -> Option<Pattern> {
+        let is_held = self.reason == AlarmReason::MessagesHeld;
+        let (_, users) = self.subject.split_once(' ').filter(|_| is_held)?;
+        Some(Pattern::new(users))
+    }
+
+    /// Returns the line of the settings that ends it, of [`AlarmReason::MessagesHeld`].
+    #[must_use]
+    pub fn settings_line(&self) -> Option<String> {
+        let (bot, users) = (self.bot.as_ref()?, self.held_users()?);
+        // Real users of a server have any names.
+        let is_puppets = users.as_str().starts_with("@*");
+        let (ghosts, puppets) = if is_puppets { (None, Some(&users)) } else { (Some(&users), None) };
+        Some(naming::settings_line(bot, ghosts, puppets))
     }
 }

@@ -21,8 +21,21 @@ pub struct PinnedBridge {
     pub protocol: Option<String>,
     /// The room in which it was first seen.
     pub room_id: String,
+    /// Who is answerable for it: who made that room, or that user's server; none when an earlier version pinned it.
+    pub creator: Option<String>,
     /// When.
     pub pinned_at: Timestamp,
+}
+
+/// A login of the owner's on a network, as its bridge states it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeLogin {
+    /// The bridge's bot.
+    pub bot: OwnedUserId,
+    /// The login, by its id on the network.
+    pub login: String,
+    /// The room in which it was first stated.
+    pub room_id: String,
 }
 
 /// A state key of `m.bridge`, and the bot that it belongs to.
@@ -107,8 +120,10 @@ pub struct BridgeDevice {
 pub struct BridgeChanges {
     /// Bots that are believed from now on.
     pub bridges: Vec<PinnedBridge>,
-    /// State keys that belong to a bot from now on.
+    /// State keys that belong to a bot from now on, whoever had them before.
     pub keys: Vec<BridgeKey>,
+    /// Logins that were not known.
+    pub logins: Vec<BridgeLogin>,
     /// Bots that were not believed.
     pub conflicts: Vec<BridgeConflict>,
     /// Rooms and bots whose conflict is over.
@@ -129,11 +144,12 @@ pub async fn put(tx: &mut Tx, changes: &BridgeChanges, now: Timestamp) -> Result
             ghosts,
             bridge.protocol.as_deref(),
             bridge.room_id.as_str(),
+            bridge.creator.as_deref(),
             bridge.pinned_at
         ]
     });
     tx.execute_many(
-        "INSERT INTO bridges (bot, ghosts, protocol, room_id, pinned_at) VALUES {rows} \
+        "INSERT INTO bridges (bot, ghosts, protocol, room_id, creator, pinned_at) VALUES {rows} \
          ON CONFLICT (bot) DO NOTHING",
         vec![],
         bridges.collect(),
@@ -145,9 +161,21 @@ pub async fn put(tx: &mut Tx, changes: &BridgeChanges, now: Timestamp) -> Result
         .map(|key| values![key.state_key.as_str(), key.bot.as_str(), key.room_id.as_str(), now]);
     tx.execute_many(
         "INSERT INTO bridge_keys (state_key, bot, room_id, pinned_at) VALUES {rows} \
-         ON CONFLICT (state_key) DO NOTHING",
+         ON CONFLICT (state_key) DO UPDATE SET bot = excluded.bot, room_id = excluded.room_id, \
+         pinned_at = excluded.pinned_at",
         vec![],
         keys.collect(),
+    )
+    .await?;
+    let logins = changes
+        .logins
+        .iter()
+        .map(|login| values![login.bot.as_str(), login.login.as_str(), login.room_id.as_str(), now]);
+    tx.execute_many(
+        "INSERT INTO bridge_logins (bot, login, room_id, seen_at) VALUES {rows} \
+         ON CONFLICT (bot, login) DO NOTHING",
+        vec![],
+        logins.collect(),
     )
     .await?;
     for (room_id, bot) in &changes.settled {
@@ -193,17 +221,17 @@ pub async fn put(tx: &mut Tx, changes: &BridgeChanges, now: Timestamp) -> Result
 /// # Errors
 /// When the database fails or holds what is no user id.
 pub async fn pinned(db: &Db) -> Result<Vec<PinnedBridge>, StoreError> {
-    type PinnedRow = (String, Option<String>, Option<String>, String, i64);
+    type PinnedRow = (String, Option<String>, Option<String>, String, Option<String>, i64);
     let rows: Vec<PinnedRow> = db
         .fetch_all(
-            "SELECT bot, ghosts, protocol, room_id, pinned_at FROM bridges ORDER BY pinned_at, bot",
+            "SELECT bot, ghosts, protocol, room_id, creator, pinned_at FROM bridges ORDER BY pinned_at, bot",
             vec![],
         )
         .await?;
     rows.into_iter()
-        .map(|(bot, ghosts, protocol, room_id, pinned_at)| {
+        .map(|(bot, ghosts, protocol, room_id, creator, pinned_at)| {
             let (bot, ghosts) = (user_id(bot)?, ghosts.as_deref().map(Pattern::new));
-            Ok(PinnedBridge { bot, ghosts, protocol, room_id, pinned_at: Timestamp(pinned_at) })
+            Ok(PinnedBridge { bot, ghosts, protocol, room_id, creator, pinned_at: Timestamp(pinned_at) })
         })
         .collect()
 }
@@ -217,6 +245,18 @@ pub async fn keys(db: &Db) -> Result<Vec<BridgeKey>, StoreError> {
         db.fetch_all("SELECT state_key, bot, room_id FROM bridge_keys ORDER BY state_key", vec![]).await?;
     rows.into_iter()
         .map(|(state_key, bot, room_id)| Ok(BridgeKey { state_key, bot: user_id(bot)?, room_id }))
+        .collect()
+}
+
+/// The owner's logins, as bridges have stated them.
+///
+/// # Errors
+/// When the database fails or holds what is no user id.
+pub async fn logins(db: &Db) -> Result<Vec<BridgeLogin>, StoreError> {
+    let rows: Vec<(String, String, String)> =
+        db.fetch_all("SELECT bot, login, room_id FROM bridge_logins ORDER BY bot, login", vec![]).await?;
+    rows.into_iter()
+        .map(|(bot, login, room_id)| Ok(BridgeLogin { bot: user_id(bot)?, login, room_id }))
         .collect()
 }
 

@@ -322,6 +322,21 @@ pub async fn held(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
     .await
 }
 
+/// Who sent events that are held because their sender was not believed, `most` at most.
+///
+/// # Errors
+/// When the database fails.
+pub async fn held_senders(db: &Db, most: i64) -> Result<Vec<String>, StoreError> {
+    let rows: Vec<(String,)> = db
+        .fetch_all(
+            "SELECT DISTINCT sender FROM pending_events \
+             WHERE state = 'ledger' AND reason = 'untrusted_sender' LIMIT $1",
+            values![most],
+        )
+        .await?;
+    Ok(rows.into_iter().map(|(sender,)| sender).collect())
+}
+
 /// As [`held`], in these rooms.
 ///
 /// # Errors

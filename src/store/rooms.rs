@@ -5,7 +5,7 @@
 
 pub mod read;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use ruma::{OwnedRoomId, OwnedUserId, RoomId};
 
@@ -157,6 +157,48 @@ pub async fn is_bridge_bot(
         )
         .await?;
     Ok(found.is_some())
+}
+
+/// Relayed rooms with a bridge, those first that became known last.
+///
+/// # Errors
+/// When the database fails.
+pub async fn latest_bridged(db: &Db, most: i64) -> Result<Vec<OwnedRoomId>, StoreError> {
+    let rows: Vec<(String,)> = db
+        .fetch_all(
+            "SELECT room_id FROM rooms WHERE relay = 'yes' AND bridge_bot IS NOT NULL \
+             ORDER BY created_at DESC, room_id LIMIT $1",
+            values![most],
+        )
+        .await?;
+    rows.into_iter().map(|(room_id,)| OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)).collect()
+}
+
+/// Those of these rooms that have a bridge, or that a bot claims in vain.
+///
+/// # Errors
+/// When the database fails.
+pub async fn bridged(
+    db: &Db,
+    room_ids: impl IntoIterator<Item = &str>,
+) -> Result<HashSet<String>, StoreError> {
+    let room_ids: BTreeSet<&str> = room_ids.into_iter().collect();
+    let row = || room_ids.iter().map(|id| values![*id]).collect::<Vec<_>>();
+    let with_bridge: Vec<(String,)> = db
+        .fetch_many(
+            "SELECT room_id FROM rooms WHERE bridge_bot IS NOT NULL AND room_id IN (VALUES {rows})",
+            vec![],
+            row(),
+        )
+        .await?;
+    let claimed: Vec<(String,)> = db
+        .fetch_many(
+            "SELECT DISTINCT room_id FROM bridge_conflicts WHERE room_id IN (VALUES {rows})",
+            vec![],
+            row(),
+        )
+        .await?;
+    Ok(with_bridge.into_iter().chain(claimed).map(|(room_id,)| room_id).collect())
 }
 
 /// Asks for rooms' state to be read at `due_at`; the rooms must be stored.

@@ -1,9 +1,13 @@
 //! What is wrong with bridges, as the running coucou noticed.
 
+use std::collections::BTreeMap;
+
+use ruma::UserId;
+
 use super::{Report, Scene, said};
 use crate::{
-    model::{Alarm, AlarmReason},
-    store::silence,
+    model::{Alarm, AlarmReason, naming},
+    store::{Db, bridges, silence},
 };
 
 /// How many findings of one kind are worth a line each.
@@ -20,7 +24,8 @@ pub(super) async fn look(scene: &Scene<'_>, report: &mut Report) {
         Ok(alarms) => alarms,
         Err(error) => return report.fail("bridges", said(&error), "see the line about the store"),
     };
-    if alarms.is_empty() {
+    let is_told = look_at_claims(store.db(), scene, report).await;
+    if alarms.is_empty() && !is_told {
         return report.ok("bridges", "none is known to be silent or disconnected");
     }
     for alarm in &alarms {
@@ -30,6 +35,33 @@ pub(super) async fn look(scene: &Scene<'_>, report: &mut Report) {
             _ => report.fail("bridges", says, remedy),
         }
     }
+}
+
+/// Looks at the bots that claim rooms and are not believed; answers whether there are any.
+async fn look_at_claims(db: &Db, scene: &Scene<'_>, report: &mut Report) -> bool {
+    let conflicts = match bridges::conflicts(db, MOST * MOST).await {
+        Ok(conflicts) => conflicts,
+        Err(error) => {
+            report.fail("bridges", said(&error), "see the line about the store");
+            return true;
+        }
+    };
+    let mut rooms = BTreeMap::<&UserId, usize>::new();
+    for conflict in &conflicts {
+        let is_configured = scene.config.bridges.iter().any(|bridge| bridge.bot == conflict.bot);
+        // Of a room that has its bridge another one's claim takes nothing.
+        if conflict.believed.is_none() && !is_configured {
+            *rooms.entry(&conflict.bot).or_default() += 1;
+        }
+    }
+    for (bot, count) in rooms.iter().take(usize::try_from(MOST).unwrap_or(usize::MAX)) {
+        let ghosts = naming::ghosts_of(bot, []).is_empty().then(|| naming::unknown_ghosts(bot));
+        let says =
+            format!("{count} rooms are said to be {bot}'s, which is not believed, so they are no bridge's");
+        let line = naming::settings_line(bot, ghosts.as_ref(), None);
+        report.warn("bridges", says, format!("if it is a bridge of yours, add to the settings: {line}"));
+    }
+    !rooms.is_empty()
 }
 
 fn words(alarm: &Alarm) -> (String, String) {
@@ -67,6 +99,17 @@ fn words(alarm: &Alarm) -> (String, String) {
                 format!("log in again with {bot}; coucou notices by itself that it works"),
             )
         }
+        AlarmReason::MessagesHeld => {
+            let users = alarm.held_users().map_or("somebody".to_owned(), |users| users.to_string());
+            let line = alarm.settings_line().unwrap_or_default();
+            (
+                format!(
+                    "messages of {network} are held since {since}: {bot} says them for {users}, and nothing tells that \
+                     it may"
+                ),
+                format!("if it may, add to the settings: {line}"),
+            )
+        }
     }
 }
 
@@ -80,7 +123,7 @@ mod tests {
         for reason in AlarmReason::ALL {
             let alarm = Alarm {
                 reason,
-                subject: String::new(),
+                subject: "@instagrambot:localhost @ig_*:localhost".to_owned(),
                 network: Some("instagram".to_owned()),
                 room_id: Some(ruma::owned_room_id!("!portal")),
                 bot: Some(ruma::owned_user_id!("@instagrambot:localhost")),
@@ -99,6 +142,7 @@ mod tests {
                 AlarmReason::NoTransactions => "pushed nothing",
                 AlarmReason::BotLeft => "!portal",
                 AlarmReason::LoginLost => "1784 to instagram does not work",
+                AlarmReason::MessagesHeld => "for @ig_*:localhost",
             };
             assert!(says.contains(named), "{says}");
         }

@@ -99,10 +99,12 @@ pub(super) async fn look_at_messages(scene: &Scene<'_>, report: &mut Report) {
     if lately.is_empty() {
         return report.ok("messages", "everything of the last seven days could be decrypted");
     }
+    let known = stats::rooms(store.db()).await.unwrap_or_default();
+    let is_bridged = known.iter().any(|(relay, network, _)| relay == "yes" && network.is_some());
     for failure in lately {
         let (reason, day, week) = (&failure.reason, failure.day, failure.week);
         let says = format!("{week} events of the last seven days, {day} of the last day, wait: {reason}");
-        let facts = Facts::default();
+        let facts = Facts { is_bridged, ..Facts::default() };
         let step = next_step(&Reason::parse(reason), &facts);
         report.warn("messages", says, format!("{step}; `coucou keys status` shows which"));
     }

@@ -182,7 +182,7 @@ pub(super) struct Inbox {
 pub(super) struct Bridges {
     /// The networks, and when something of them last came.
     networks: Vec<Heard>,
-    /// How much is wrong, by reason: `no_messages`, `no_transactions`, `bot_left`, `login_lost`.
+    /// How much is wrong, by reason: `no_messages`, `no_transactions`, `bot_left`, `login_lost`, `messages_held`.
     alarm_counts: BTreeMap<&'static str, u64>,
     /// What is wrong, a hundred at most.
     alarms: Vec<Alarm>,
@@ -202,7 +202,7 @@ pub(super) struct Heard {
 /// What is wrong with a bridge, or between the homeserver and coucou.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Alarm {
-    /// `no_messages`, `no_transactions`, `bot_left` or `login_lost`.
+    /// `no_messages`, `no_transactions`, `bot_left`, `login_lost` or `messages_held`.
     reason: &'static str,
     /// Since when: of a silence, when something last came.
     since: String,
@@ -220,6 +220,8 @@ pub(super) struct Alarm {
     status: Option<String>,
     /// The code of an error as the bridge calls it.
     error: Option<String>,
+    /// The line of the settings that ends it, of `messages_held`.
+    settings: Option<String>,
     /// The message that told of it.
     message_id: String,
 }
@@ -316,6 +318,7 @@ async fn bridges(state: &HttpState) -> Result<Bridges, Problem> {
     };
     let alarm = |alarm: model::Alarm| Alarm {
         reason: alarm.reason.as_str(),
+        settings: alarm.settings_line(),
         since: alarm.since.rfc3339(),
         told_at: alarm.told_at.rfc3339(),
         network: alarm.network,

@@ -15,7 +15,10 @@ use super::{
 use crate::{
     clock::Timestamp,
     model::ledger::{self, Facts, Reason},
-    store::pending::{self, Entry, Filter, NextTry, Order},
+    store::{
+        pending::{self, Entry, Filter, NextTry, Order},
+        rooms,
+    },
 };
 
 /// The most bytes of a reason: a withheld code is the sender's to choose.
@@ -66,8 +69,8 @@ pub(super) struct Event {
 }
 
 impl Event {
-    fn of(entry: Entry) -> Self {
-        let facts = Facts { key_is_here: entry.key_is_here, ..Facts::default() };
+    fn of(entry: Entry, is_bridged: bool) -> Self {
+        let facts = Facts { key_is_here: entry.key_is_here, is_bridged, ..Facts::default() };
         Self {
             next_step: ledger::next_step(&entry.reason, &facts),
             reason: entry.reason.to_string(),
@@ -116,6 +119,11 @@ pub(super) async fn list(
     let next = found.last().filter(|_| more).map(|last| List::Undecryptable.cursor(last.position));
     let counts = pending::counts(db).await?;
     let by_reason = counts.into_iter().map(|(reason, count)| (reason.to_string(), count)).collect();
-    let events: Vec<_> = found.into_iter().map(Event::of).collect();
+    let bridged = rooms::bridged(db, found.iter().map(|entry| &*entry.room_id)).await?;
+    let event = |entry: Entry| {
+        let is_bridged = bridged.contains(&entry.room_id);
+        Event::of(entry, is_bridged)
+    };
+    let events: Vec<_> = found.into_iter().map(event).collect();
     Ok(Json(Undecryptable { count: events.len(), by_reason, events, next }))
 }

@@ -1,17 +1,21 @@
-//! The bridge of a room: which one is believed
+//! The bridges of a room: which ones are believed
 //! ([MSC2346](https://github.com/matrix-org/matrix-spec-proposals/pull/2346)).
 //!
 //! Whoever may send state may claim to be a bridge. A claim counts only when it was sent by the very bot that
-//! it names; of several bots the first is kept, because what the room's messages are worth hangs on it, until
-//! the settings name another one.
+//! it names, or by one of that bot's ghosts, as older bridges do in rooms that a ghost has made. A state key belongs to
+//! the first bot that was believed under it, because what the room's messages are worth hangs on it, until the settings
+//! name another one. A room may have several bridges, each with a state key of its own.
 
 use ruma::{OwnedUserId, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, RoomState, filled};
+use super::{Change, Membership, RoomState, filled};
 
-/// A bridge that is believed: its claim was sent by the bot that it names.
+/// Bridges of one room at most.
+const MAX_BRIDGES: usize = 8;
+
+/// A bridge that is believed: its claim was sent by the bot that it names, or by a ghost of that bot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bridge {
     /// The bridge's bot, whose device encrypts for all ghosts.
@@ -20,6 +24,9 @@ pub struct Bridge {
     pub event_type: String,
     /// The state key of the claim.
     pub state_key: String,
+    /// The ghost that sent the claim; none when the bot did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<OwnedUserId>,
     /// Who made the portal, as the bridge says.
     #[serde(default)]
     pub creator: Option<OwnedUserId>,
@@ -58,20 +65,33 @@ pub struct BridgeConflict {
     pub claim: Option<Box<Bridge>>,
 }
 
+/// A claim that is to be judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// What it says.
+    pub bridge: &'a Bridge,
+    /// Whether the bot that it names has joined the room.
+    pub is_bot_in_room: bool,
+}
+
 /// What is known of a bot that claims a room, beyond the room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It is in the settings: it takes the place of a bot that is not.
     Configured,
+    /// It is believed elsewhere: it may join another bridge in a room, but take no place.
+    Known,
     /// It is believed where no other bot was before.
     Open,
     /// It is not believed.
     Refused,
+    /// The claim is by somebody who has nothing to do with the bot that it names: it is as if it were not there.
+    Unrelated,
 }
 
 /// What the current state of a room shows of a claim that was believed and is not there any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ClaimFate {
+enum ClaimFate {
     /// The bot itself has emptied it.
     Ended,
     /// Somebody else has written over it, or redacted it.
@@ -81,9 +101,33 @@ pub(super) enum ClaimFate {
 }
 
 /// Tells the [`Standing`] of a claim.
-pub type Judge<'a> = &'a dyn Fn(&Bridge) -> Standing;
+pub type Judge<'a> = &'a dyn Fn(&Claim<'_>) -> Standing;
+
+/// Judges a claim when nothing is known of bridge bots beyond its room.
+pub(super) fn by_sender(claim: &Claim<'_>) -> Standing {
+    if claim.bridge.claimed_by.is_none() { Standing::Open } else { Standing::Unrelated }
+}
+
+/// What becomes of a claim.
+enum Place {
+    /// It becomes the room's first bridge, and this one ends.
+    First(Option<Bridge>),
+    /// It joins the room's other bridges.
+    Further,
+    /// It is not believed.
+    Nowhere,
+}
 
 impl RoomState {
+    /// The bridges that are believed, the first one first.
+    pub fn bridges(&self) -> impl Iterator<Item = &Bridge> {
+        self.bridge.iter().chain(&self.further_bridges)
+    }
+
+    fn bridges_mut(&mut self) -> impl Iterator<Item = &mut Bridge> {
+        self.bridge.iter_mut().chain(&mut self.further_bridges)
+    }
+
     pub(super) fn apply_bridge(
         &mut self,
         event_type: &str,
@@ -93,45 +137,88 @@ impl RoomState {
         standing: Judge<'_>,
     ) -> Change {
         let Some(sender) = sender.and_then(|id| UserId::parse(id).ok()) else { return Change::None };
-        let claim = Bridge::read(event_type, state_key, content);
-        match (claim, &self.bridge) {
-            (Some(claim), _) if claim.bot != sender => Change::None,
-            (Some(claim), Some(known)) if claim.bot == known.bot => {
-                // Bridges send both types with the same content; the newer type is the one that counts.
-                let older = known.event_type == "m.bridge" && event_type != "m.bridge";
-                if older || *known == claim || standing(&claim) == Standing::Refused {
-                    return Change::None;
+        let Some(claim) = Bridge::read(event_type, state_key, &sender, content) else {
+            return self.withdraw(event_type, state_key, &sender);
+        };
+        let standing_of_it = self.judge(&claim, standing);
+        if standing_of_it == Standing::Unrelated {
+            return Change::None;
+        }
+        let is_taken = self.bridges().any(|it| it.bot != claim.bot && it.state_key == claim.state_key);
+        if let Some(known) = self.bridges_mut().find(|known| known.bot == claim.bot) {
+            // Bridges send both types with the same content; the newer type is the one that counts. What a bot says
+            // itself is no ghost's to change.
+            let older = known.event_type == "m.bridge" && event_type != "m.bridge";
+            let by_less = known.claimed_by.is_none() && claim.claimed_by.is_some();
+            if older || by_less || is_taken || *known == claim || standing_of_it == Standing::Refused {
+                return Change::None;
+            }
+            *known = claim;
+            return Change::Bridge;
+        }
+        match self.place(&claim, standing) {
+            Place::Nowhere => self.refuse(claim),
+            place => {
+                self.believe(claim, place);
+                Change::Bridge
+            }
+        }
+    }
+
+    fn judge(&self, claim: &Bridge, standing: Judge<'_>) -> Standing {
+        let bot = self.members.get(&claim.bot);
+        let is_bot_in_room = bot.is_some_and(|bot| bot.membership == Membership::Join);
+        standing(&Claim { bridge: claim, is_bot_in_room })
+    }
+
+    /// Where a claim by a bot that has no place in the room yet belongs.
+    fn place(&self, claim: &Bridge, standing: Judge<'_>) -> Place {
+        let is_configured = |bridge: &Bridge| self.judge(bridge, standing) == Standing::Configured;
+        let holder = self.bridges().find(|bridge| bridge.state_key == claim.state_key);
+        let has_room = self.bridges().count() < MAX_BRIDGES;
+        match self.judge(claim, standing) {
+            Standing::Refused | Standing::Unrelated => Place::Nowhere,
+            Standing::Configured => match holder {
+                Some(holder) if is_configured(holder) => Place::Nowhere,
+                Some(holder) => Place::First(Some(holder.clone())),
+                None if !has_room => Place::Nowhere,
+                None if self.bridge.as_ref().is_some_and(is_configured) => Place::Further,
+                None => Place::First(None),
+            },
+            Standing::Known if self.bridge.is_some() => {
+                if holder.is_none() && has_room {
+                    Place::Further
+                } else {
+                    Place::Nowhere
                 }
-                self.bridge = Some(claim);
-                Change::Bridge
             }
-            (Some(claim), _) if self.accepts(&claim, standing) => {
-                self.believe(claim);
-                Change::Bridge
-            }
-            (Some(claim), _) => self.refuse(claim),
-            (None, Some(known)) => self.withdraw(event_type, state_key, &sender, known.bot == sender),
-            (None, None) => self.withdraw(event_type, state_key, &sender, false),
-        }
-    }
-
-    /// Whether a claim takes the room: nobody had it, or its bot is in the settings and the other's is not.
-    fn accepts(&self, claim: &Bridge, standing: Judge<'_>) -> bool {
-        match standing(claim) {
-            Standing::Refused => false,
-            Standing::Configured => {
-                self.bridge.as_ref().is_none_or(|known| standing(known) != Standing::Configured)
-            }
-            Standing::Open => {
-                self.bridge.is_none() && self.pinned_bot.as_ref().is_none_or(|bot| *bot == claim.bot)
+            Standing::Known | Standing::Open => {
+                let is_free =
+                    self.bridge.is_none() && self.pinned_bot.as_ref().is_none_or(|bot| *bot == claim.bot);
+                if is_free { Place::First(None) } else { Place::Nowhere }
             }
         }
     }
 
-    fn believe(&mut self, claim: Bridge) {
+    fn believe(&mut self, claim: Bridge, place: Place) {
         self.bridge_conflict.take_if(|conflict| conflict.bot == claim.bot);
-        self.pinned_bot = Some(claim.bot.clone());
-        self.bridge = Some(claim);
+        match place {
+            Place::First(ended) => {
+                let before = self.bridge.take();
+                if let Some(ended) = ended {
+                    self.further_bridges.retain(|bridge| bridge.bot != ended.bot);
+                    let others = before.filter(|bridge| bridge.bot != ended.bot);
+                    self.further_bridges.splice(0..0, others);
+                    self.refuse(ended);
+                } else {
+                    self.further_bridges.splice(0..0, before);
+                }
+                self.pinned_bot = Some(claim.bot.clone());
+                self.bridge = Some(claim);
+            }
+            Place::Further => self.further_bridges.push(claim),
+            Place::Nowhere => {}
+        }
     }
 
     fn refuse(&mut self, claim: Bridge) -> Change {
@@ -151,16 +238,24 @@ impl RoomState {
         if self.pinned_bot.is_none() {
             self.pinned_bot = self.bridge.as_ref().map(|bridge| bridge.bot.clone());
         }
+        let is_refused = |bridge: &Bridge, state: &Self| {
+            matches!(state.judge(bridge, standing), Standing::Refused | Standing::Unrelated)
+        };
+        let bots: Vec<_> = self.bridges().filter(|bridge| is_refused(bridge, self)).cloned().collect();
         let mut refused = None;
-        if self.bridge.as_ref().is_some_and(|known| standing(known) == Standing::Refused) {
-            refused = self.bridge.take();
+        for bridge in bots {
+            self.remove(&bridge.bot);
+            refused = Some(bridge);
             change = Change::Bridge;
         }
-        let claim = self.bridge_conflict.as_ref().and_then(|conflict| conflict.claim.as_deref());
-        if let Some(claim) = claim.filter(|claim| self.accepts(claim, standing)).cloned() {
-            refused = refused.or(self.bridge.take());
-            self.believe(claim);
-            change = Change::Bridge;
+        if let Some(claim) = self.bridge_conflict.as_ref().and_then(|conflict| conflict.claim.clone()) {
+            match self.place(&claim, standing) {
+                Place::Nowhere => {}
+                place => {
+                    self.believe(*claim, place);
+                    change = Change::Bridge;
+                }
+            }
         }
         if let Some(refused) = refused {
             self.refuse(refused);
@@ -168,27 +263,94 @@ impl RoomState {
         change
     }
 
-    /// A bot empties its claim when it lets go of a room.
-    fn withdraw(&mut self, event_type: &str, state_key: &str, sender: &UserId, believed: bool) -> Change {
-        if believed {
-            let same = |known: &Bridge| known.event_type == event_type && known.state_key == state_key;
-            if self.bridge.as_ref().is_some_and(same) {
-                self.bridge = None;
+    /// Judges anew a claim that waits for the bot that has just come.
+    pub(super) fn reconsider_for(&mut self, user: &UserId, standing: Judge<'_>) -> Change {
+        let waits = self.bridge_conflict.as_ref().is_some_and(|conflict| conflict.bot == user);
+        if waits { self.reconsider(standing) } else { Change::None }
+    }
+
+    /// Takes a bridge out; the next one becomes the first.
+    fn remove(&mut self, bot: &UserId) {
+        self.further_bridges.retain(|bridge| bridge.bot != bot);
+        if self.bridge.take_if(|bridge| bridge.bot == bot).is_some() && !self.further_bridges.is_empty() {
+            self.bridge = Some(self.further_bridges.remove(0));
+        }
+    }
+
+    /// A bot empties its claim when it lets go of a room; so does the ghost that made it.
+    fn withdraw(&mut self, event_type: &str, state_key: &str, sender: &UserId) -> Change {
+        let is_by = |claim: &Bridge| claim.bot == sender || claim.claimed_by.as_deref() == Some(sender);
+        let known = self.bridges().find(|known| is_by(known));
+        if let Some(known) = known {
+            if known.event_type == event_type && known.state_key == state_key {
+                let bot = known.bot.clone();
+                self.remove(&bot);
                 return Change::Bridge;
             }
-        } else if self.bridge_conflict.as_ref().is_some_and(|other| other.bot == sender) {
-            self.bridge_conflict = None;
-            return Change::Bridge;
+            return Change::None;
         }
-        Change::None
+        let is_conflicts = |other: &BridgeConflict| {
+            other.bot == sender || other.claim.as_ref().is_some_and(|claim| is_by(claim))
+        };
+        if self.bridge_conflict.take_if(|other| is_conflicts(other)).is_some() {
+            Change::Bridge
+        } else {
+            Change::None
+        }
+    }
+
+    /// Takes in all claims of a room's current state, in place of what was known; `before` is how it was.
+    ///
+    /// Whoever writes over the claim of a bot, and is not believed, does not end it.
+    pub(super) fn rebuild_bridges(
+        &mut self,
+        before: &Self,
+        state: &[Value],
+        claims: &mut [&Value],
+        standing: Judge<'_>,
+    ) {
+        // The list has no order of its own: the bots believed before come first, then the room's maker, then
+        // whoever spoke first.
+        let first = self.pinned_bot.as_ref().map(|bot| bot.as_str().to_owned());
+        let known: Vec<_> = before.bridges().map(|bridge| bridge.bot.as_str().to_owned()).collect();
+        let creator = self.creator.as_ref().map(|creator| creator.as_str().to_owned());
+        let text = |event: &Value, key| event.get(key).and_then(Value::as_str).map(str::to_owned);
+        claims.sort_by_key(|event| {
+            let sender = text(event, "sender");
+            let sent_at = event.get("origin_server_ts").and_then(Value::as_i64).unwrap_or(i64::MAX);
+            let is = |user: &Option<String>| user.is_some() && *user == sender;
+            let is_known = sender.as_ref().is_some_and(|sender| known.contains(sender));
+            (!is(&first), !is_known, !is(&creator), sent_at)
+        });
+        for event in &*claims {
+            self.apply_judged(event, standing);
+        }
+        for bridge in before.bridges() {
+            let is_ended = match bridge.fate(state) {
+                ClaimFate::Ended => true,
+                ClaimFate::Overwritten => false,
+                ClaimFate::Absent => self.bridge_conflict.is_none(),
+            };
+            let is_free =
+                self.bridges().all(|other| other.bot != bridge.bot && other.state_key != bridge.state_key);
+            let is_believed =
+                !matches!(self.judge(bridge, standing), Standing::Refused | Standing::Unrelated);
+            if !is_ended && is_free && is_believed {
+                match self.bridge {
+                    None => self.bridge = Some(bridge.clone()),
+                    Some(_) => self.further_bridges.push(bridge.clone()),
+                }
+            }
+        }
     }
 }
 
 impl Bridge {
     /// Returns what became of this claim, which `state` does not make any more.
     ///
-    /// Whoever may send state can write over it, and whoever may redact can empty it; only its own bot ends it.
-    pub(super) fn fate(&self, state: &[Value]) -> ClaimFate {
+    /// Whoever may send state can write over it, and whoever may redact can empty it; only its own bot ends it, or the
+    /// ghost that made it.
+    fn fate(&self, state: &[Value]) -> ClaimFate {
         let text = |event: &Value, key: &str| event.get(key).and_then(Value::as_str).map(str::to_owned);
         let is_of_claim = |event: &&Value| {
             let event_type = text(event, "type");
@@ -196,9 +358,11 @@ impl Bridge {
                 && text(event, "state_key").as_deref() == Some(&*self.state_key)
         };
         let bot = Some(self.bot.as_str());
+        let ghost = self.claimed_by.as_ref().map(|ghost| ghost.as_str());
         let is_the_bots = |event: &Value| {
             let redacted_by = event.pointer("/unsigned/redacted_because/sender").and_then(Value::as_str);
-            text(event, "sender").as_deref() == bot && (redacted_by.is_none() || redacted_by == bot)
+            let is = |user: Option<&str>| user.is_some() && (user == bot || user == ghost);
+            is(text(event, "sender").as_deref()) && (redacted_by.is_none() || is(redacted_by))
         };
         let mut of_claim = state.iter().filter(is_of_claim).peekable();
         if of_claim.peek().is_none() {
@@ -207,16 +371,26 @@ impl Bridge {
         if of_claim.any(is_the_bots) { ClaimFate::Ended } else { ClaimFate::Overwritten }
     }
 
+    /// The claim of a state event; none when it makes none.
+    #[must_use]
+    pub fn of_event(event: &Value) -> Option<Self> {
+        let text = |key| event.get(key).and_then(Value::as_str);
+        let sender = UserId::parse(text("sender")?).ok()?;
+        Self::read(text("type")?, text("state_key")?, &sender, event.get("content")?)
+    }
+
     /// A claim; none when it names no bot.
-    fn read(event_type: &str, state_key: &str, content: &Value) -> Option<Self> {
+    fn read(event_type: &str, state_key: &str, sender: &UserId, content: &Value) -> Option<Self> {
         let user = |key| {
             let id = content.get(key).and_then(Value::as_str).filter(|id| is_short(id))?;
             UserId::parse(id).ok()
         };
         let protocol = content.get("protocol").unwrap_or(&Value::Null);
         let channel = content.get("channel").unwrap_or(&Value::Null);
+        let bot = user("bridgebot")?;
         Some(Self {
-            bot: user("bridgebot")?,
+            claimed_by: (bot != sender).then(|| sender.to_owned()),
+            bot,
             event_type: event_type.to_owned(),
             state_key: state_key.to_owned(),
             creator: user("creator"),

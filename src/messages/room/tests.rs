@@ -176,7 +176,9 @@ fn a_space_is_no_conversation() {
 #[test]
 fn the_settings_can_give_a_room_to_another_bot() {
     let new = "@metabot:localhost";
-    let standing = |claim: &Bridge| if claim.bot == new { Standing::Configured } else { Standing::Open };
+    let standing = |claim: &Claim<'_>| {
+        if claim.bridge.bot == new { Standing::Configured } else { Standing::Open }
+    };
     let mut room = bridged();
     room.apply(&state("m.bridge", "key", new, &claim(new, "2")));
     assert_eq!(room.clone().reconsider(&|_| Standing::Open), Change::None);
@@ -200,6 +202,164 @@ fn a_bot_that_is_refused_is_no_rooms_bridge() {
     assert_eq!(room.bridge.as_ref().unwrap().bot, BOT);
     assert_eq!(room.reconsider(&|_| Standing::Refused), Change::Bridge);
     assert_eq!((&room.bridge, room.bridge_conflict.unwrap().bot.as_str()), (&None, BOT));
+}
+
+const OTHER_BOT: &str = "@facebookbot:localhost";
+
+/// A room after a claim of each bot, with a state key of its own.
+fn two_bridges(standing: Judge<'_>) -> RoomState {
+    let mut room = bridged();
+    room.apply_judged(&state("m.bridge", "other", OTHER_BOT, &claim(OTHER_BOT, "2")), standing);
+    room
+}
+
+fn bots(room: &RoomState) -> Vec<String> {
+    room.bridges().map(|bridge| bridge.bot.to_string()).collect()
+}
+
+#[test]
+fn two_bridges_share_a_room_each_with_its_state_key() {
+    for standing in [Standing::Configured, Standing::Known] {
+        let judge = |_: &Claim<'_>| standing;
+        let mut room = two_bridges(&judge);
+        assert_eq!(
+            (bots(&room), &room.bridge_conflict),
+            (vec![BOT.to_owned(), OTHER_BOT.to_owned()], &None),
+            "{standing:?}"
+        );
+        // What is stored is read again, also by a version that knows of one bridge alone.
+        let stored = serde_json::to_value(&room).unwrap();
+        assert_eq!(stored["bridge"]["bot"], BOT);
+        assert_eq!(serde_json::from_value::<RoomState>(stored).unwrap(), room);
+        // Each changes and ends its own claim alone.
+        let renamed = state("m.bridge", "other", OTHER_BOT, &claim(OTHER_BOT, "3"));
+        assert_eq!(room.apply_judged(&renamed, &judge), Change::Bridge);
+        let channels = |room: &RoomState| {
+            room.bridges().map(|bridge| bridge.channel_id.clone().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(channels(&room), ["1", "3"]);
+        let moved = state("m.bridge", "key", OTHER_BOT, &claim(OTHER_BOT, "4"));
+        assert_eq!(room.apply_judged(&moved, &judge), Change::None, "that key is the other's");
+        assert_eq!(room.apply_judged(&state("m.bridge", "key", BOT, &json!({})), &judge), Change::Bridge);
+        assert_eq!(bots(&room), [OTHER_BOT], "who stays is the first now");
+        let mut other = two_bridges(&judge);
+        assert_eq!(other.apply(&state("m.bridge", "other", OTHER_BOT, &json!({}))), Change::Bridge);
+        assert_eq!(bots(&other), [BOT]);
+    }
+    // Of a bot of which nothing is known a room needs no second.
+    let room = two_bridges(&|_| Standing::Open);
+    assert_eq!((bots(&room), room.bridge_conflict.unwrap().bot.as_str()), (vec![BOT.to_owned()], OTHER_BOT));
+}
+
+#[test]
+fn a_bridge_of_the_settings_comes_first_and_keeps_another_company() {
+    let standing = |claim: &Claim<'_>| {
+        if claim.bridge.bot == OTHER_BOT { Standing::Configured } else { Standing::Known }
+    };
+    let mut room = two_bridges(&standing);
+    assert_eq!(bots(&room), [OTHER_BOT, BOT]);
+    assert_eq!(room.reconsider(&standing), Change::None);
+    assert_eq!(
+        room.reconsider(&|claim| match claim.bridge.bot == BOT {
+            true => Standing::Refused,
+            false => Standing::Configured,
+        }),
+        Change::Bridge
+    );
+    assert_eq!((bots(&room), room.bridge_conflict.unwrap().bot.as_str()), (vec![OTHER_BOT.to_owned()], BOT));
+    // What was refused by an earlier version is believed by the settings.
+    let mut room = two_bridges(&|_| Standing::Open);
+    assert_eq!(room.reconsider(&standing), Change::Bridge);
+    assert_eq!((bots(&room), room.bridge_conflict), (vec![OTHER_BOT.to_owned(), BOT.to_owned()], None));
+}
+
+#[test]
+fn bridges_without_end_have_no_room() {
+    let mut room = bridged();
+    for n in 0..20 {
+        let bot = format!("@b{n}bot:localhost");
+        room.apply_judged(&state("m.bridge", &bot, &bot, &claim(&bot, "2")), &|_| Standing::Configured);
+    }
+    assert_eq!(room.bridges().count(), 8);
+}
+
+#[test]
+fn reading_the_state_anew_keeps_both_bridges() {
+    let claims = [
+        state("m.bridge", "other", OTHER_BOT, &claim(OTHER_BOT, "2")),
+        state("m.bridge", "key", BOT, &claim(BOT, "1")),
+    ];
+    let judge = |_: &Claim<'_>| Standing::Known;
+    let room = two_bridges(&judge);
+    assert_eq!(bots(&room.rebuild_judged(&claims, &judge)), [BOT, OTHER_BOT]);
+    // Whoever may send state writes over a claim, and does not end it.
+    let emptied = state("m.bridge", "other", "@mallory:localhost", &json!({}));
+    let rebuilt = room.rebuild_judged(&[emptied, claims[1].clone()], &judge);
+    assert_eq!(bots(&rebuilt), [BOT, OTHER_BOT]);
+    let emptied = state("m.bridge", "key", "@mallory:localhost", &json!({}));
+    assert_eq!(bots(&bridged().rebuild(&[emptied])), [BOT]);
+    let let_go = state("m.bridge", "other", OTHER_BOT, &json!({}));
+    assert_eq!(bots(&room.rebuild_judged(&[let_go, claims[1].clone()], &judge)), [BOT]);
+}
+
+#[test]
+fn a_ghost_claims_a_room_for_its_bridge() {
+    const GHOST: &str = "@instagram_1:localhost";
+    let theirs = state("m.bridge", "key", GHOST, &claim(BOT, "1"));
+    // Somebody of whom nothing is known says nothing.
+    assert_eq!(RoomState::default().apply(&theirs), Change::None);
+    let standing = |claim: &Claim<'_>| match &claim.bridge.claimed_by {
+        Some(ghost) if ghost != GHOST => Standing::Unrelated,
+        _ if claim.is_bot_in_room => Standing::Open,
+        _ => Standing::Refused,
+    };
+    // It counts once the bot is there, whichever comes first.
+    let mut room = RoomState::default();
+    assert_eq!(room.apply_judged(&theirs, &standing), Change::Bridge);
+    assert_eq!(
+        (bots(&room), room.bridge_conflict.clone().unwrap().bot.as_str()),
+        (Vec::<String>::new(), BOT)
+    );
+    assert_eq!(room.apply_judged(&join(BOT, "bot"), &standing), Change::Bridge);
+    assert_eq!((bots(&room), &room.bridge_conflict), (vec![BOT.to_owned()], &None));
+    assert_eq!(room.bridge.as_ref().unwrap().claimed_by.as_deref(), Some(user_id!("@instagram_1:localhost")));
+    let rebuilt = RoomState::default().rebuild_judged(&[theirs.clone(), join(BOT, "bot")], &standing);
+    assert_eq!(rebuilt.bridge, room.bridge);
+    // What the bot says itself is no ghost's to change, but its own to take back.
+    let mut ours = bridged();
+    assert_eq!(
+        ours.apply_judged(&join(BOT, "bot"), &standing),
+        Change::Member(owned_user_id!("@instagrambot:localhost"))
+    );
+    let other = state("m.bridge", "key", GHOST, &claim(BOT, "2"));
+    assert_eq!(ours.apply_judged(&other, &standing), Change::None);
+    assert_eq!(ours.bridge, bridged().bridge);
+    assert_eq!(room.apply(&state("m.bridge", "key", GHOST, &json!({}))), Change::Bridge);
+    assert_eq!(bots(&room), Vec::<String>::new());
+}
+
+#[test]
+fn the_ghost_of_a_login_is_not_the_other_person() {
+    let (own, other) = ("@instagram_178:localhost", "@instagram_1:localhost");
+    let mut room = bridged();
+    for (user, name) in [(BOT, "bot"), (own, "Me"), (other, "Alice"), ("@owner:localhost", "Owner")] {
+        room.apply(&join(user, name));
+    }
+    let bridge = room.bridge.as_mut().unwrap();
+    (bridge.channel_name, bridge.room_type) = (None, None);
+    let told = |room: &RoomState| (context(room).kind, context(room).name);
+    assert_eq!(told(&room), (RoomKind::Dm, Some("Alice".to_owned())));
+    assert_eq!(context(&room).login.as_deref(), Some("178"));
+    // Where the id does not tell, the bridge does.
+    room.bridge.as_mut().unwrap().receiver = None;
+    assert_eq!(told(&room), (RoomKind::Group, None));
+    let service = json!({"service_members": [BOT, own, 7, "nobody"]});
+    assert_eq!(room.apply(&state("io.element.functional_members", "", BOT, &service)), Change::Room);
+    assert_eq!(told(&room), (RoomKind::Dm, Some("Alice".to_owned())));
+    // In a chat with oneself the login's ghost is the only other one.
+    let left = json!({"membership": "leave"});
+    room.apply(&state("m.room.member", other, other, &left));
+    assert_eq!(told(&room), (RoomKind::Dm, Some("Me".to_owned())));
 }
 
 #[test]

@@ -6,7 +6,10 @@ use crate::{
     model::{Membership, Pattern, Relay, Role, ledger::Reason},
     store::{
         accounts,
-        bridges::{self, BridgeChanges, BridgeConflict, BridgeDevice, BridgeKey, DeviceChange, PinnedBridge},
+        bridges::{
+            self, BridgeChanges, BridgeConflict, BridgeDevice, BridgeKey, BridgeLogin, DeviceChange,
+            PinnedBridge,
+        },
         memberships::{self, MembershipChange},
         pending::{self, NewPending, Waits},
         rooms::{self, RoomRow},
@@ -24,6 +27,7 @@ async fn a_bridge_that_is_pinned_stays_as_it_is() {
             ghosts: ghosts.map(Pattern::new),
             protocol: Some("instagramgo".to_owned()),
             room_id: room.to_owned(),
+            creator: Some("@owner:a.org".to_owned()),
             pinned_at: START,
         };
         let key = |bot: &str| BridgeKey {
@@ -38,6 +42,11 @@ async fn a_bridge_that_is_pinned_stays_as_it_is() {
             master_key: master.map(str::to_owned),
             change,
         };
+        let login = |login: &str, room: &str| BridgeLogin {
+            bot: bot.clone(),
+            login: login.to_owned(),
+            room_id: room.to_owned(),
+        };
         let conflict = BridgeConflict {
             room_id: "!1".to_owned(),
             bot: owned_user_id!("@mallory:a.org"),
@@ -47,6 +56,7 @@ async fn a_bridge_that_is_pinned_stays_as_it_is() {
         let first = BridgeChanges {
             bridges: vec![pinned(Some("@instagram_*:a.org"), "!1")],
             keys: vec![key("@instagrambot:a.org")],
+            logins: vec![login("178", "!1")],
             conflicts: vec![conflict.clone()],
             settled: vec![],
             devices: vec![device("k1", None, DeviceChange::First)],
@@ -54,6 +64,7 @@ async fn a_bridge_that_is_pinned_stays_as_it_is() {
         let second = BridgeChanges {
             bridges: vec![pinned(None, "!2")],
             keys: vec![key("@mallory:a.org")],
+            logins: vec![login("178", "!2"), login("179", "!2")],
             conflicts: vec![conflict.clone()],
             settled: vec![],
             devices: vec![
@@ -68,7 +79,9 @@ async fn a_bridge_that_is_pinned_stays_as_it_is() {
         }
         let db = store.db();
         assert_eq!(bridges::pinned(db).await.unwrap(), first.bridges);
-        assert_eq!(bridges::keys(db).await.unwrap(), first.keys);
+        assert_eq!(bridges::keys(db).await.unwrap(), second.keys, "who takes a key over has it");
+        let logins = [first.logins[0].clone(), second.logins[1].clone()];
+        assert_eq!(bridges::logins(db).await.unwrap(), logins);
         assert_eq!(bridges::conflicts(db, 10).await.unwrap(), first.conflicts);
         let devices = [first.devices[0].clone(), second.devices[1].clone()];
         assert_eq!(bridges::devices(db).await.unwrap(), devices);

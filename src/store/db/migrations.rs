@@ -46,6 +46,7 @@ migrations! {
     "0016_flow"
     "0017_operator"
     "0018_silence"
+    "0023_bridge_logins"
 }
 
 /// The leading number of a migration's file name.
