@@ -242,8 +242,8 @@ async fn a_bridge_whose_ghosts_nobody_can_tell_is_an_alarm_with_its_remedy() {
     let findings = scene.check().await;
     assert_eq!((findings.len(), &findings[0]["status"]), (1, &json!("fail")), "{findings:?}");
     assert!(findings[0]["remedy"].as_str().unwrap().contains(line), "{findings:?}");
-    let metrics =
-        reqwest::get(format!("{}/metrics", scene.coucou.url())).await.unwrap().text().await.unwrap();
+    let metrics = http().get(format!("{}/metrics", scene.coucou.url())).bearer_auth(API_TOKEN);
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains(r#"coucou_bridge_alarms{reason="messages_held"} 1"#), "{metrics}");
     assert!(scene.coucou.log().contains("@facebook_*:localhost"), "{}", scene.coucou.log());
     let told = |taken: &[Attempt], event: &str| {
@@ -285,7 +285,7 @@ async fn a_portal_that_a_ghost_has_made_is_a_bridges() {
     let findings = scene.check().await;
     let line = r#"bridges: [{bot: "@googlechatbot:localhost"}]"#;
     assert!(findings[0]["remedy"].as_str().unwrap().contains(line), "{findings:?}");
-    assert!(scene.coucou.log().contains("whose ghost he may be"), "{}", scene.coucou.log());
+    assert!(scene.coucou.log().contains("whose ghost it may be"), "{}", scene.coucou.log());
 
     // In an encrypted one it is there. By then the bridge is known, and so is the first room.
     let sent = scene.portal(bridge.send(&url).made_by_ghost().receiver("none").messages("text,image")).await;

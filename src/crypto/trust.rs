@@ -85,7 +85,7 @@ impl Bridges {
         self.find(bot).map_or_else(|| Cow::Owned(Bridge::of_bot(bot)), Cow::Borrowed)
     }
 
-    /// How many of them are not in the settings.
+    /// Returns the number of bridges that are not in the settings.
     #[must_use]
     pub fn pinned_count(&self) -> usize {
         self.known.iter().filter(|bridge| !bridge.is_configured).count()

@@ -50,7 +50,7 @@ pub struct TrustSettings {
     pub bridges: Vec<trust::Bridge>,
     /// The owner of the conversations.
     pub owner: Option<OwnedUserId>,
-    /// Whether only the bridges of the settings are believed.
+    /// Set when only the bridges of the settings are believed.
     pub only_configured: bool,
 }
 
@@ -65,7 +65,7 @@ pub struct Pins {
     pub(super) bridges: Bridges,
     /// Bots by the state keys that are theirs.
     keys: HashMap<String, OwnedUserId>,
-    /// How many bridges are pinned of those that somebody has made rooms for.
+    /// Counts of pinned bridges by the one who has made their first rooms.
     creators: HashMap<String, usize>,
     /// The owner's logins by the bots of their bridges.
     logins: HashMap<OwnedUserId, BTreeSet<String>>,
@@ -180,8 +180,8 @@ impl Pins {
         if known.is_some() { Standing::Known } else { Standing::Open }
     }
 
-    /// Whether a state key is not another bot's. A bot that is installed under such a key is not kept from it by
-    /// somebody who came first.
+    /// Returns whether a bot may have a state key: when no other bot has it, or when the bot is installed under such a
+    /// key and whoever came first is not.
     fn may_have(&self, bot: &UserId, state_key: &str) -> bool {
         let holder = self.keys.get(state_key);
         holder.is_none_or(|holder| holder == bot) || naming::is_installed_as(bot, state_key)
@@ -201,7 +201,7 @@ impl Pins {
         self.report(room_id, state, now);
     }
 
-    /// Whether the conversation of a room is the owner's, as far as is known.
+    /// Returns whether the owner is in a room; without an owner in the settings, every room counts.
     fn is_owners(&self, state: &RoomState) -> bool {
         self.owner.as_ref().is_none_or(|owner| state.members.contains_key(owner))
     }
@@ -257,13 +257,13 @@ impl Pins {
                 claimed_by = %ghost,
                 %bot,
                 believed,
-                "somebody says that a room is a bridge's, whose ghost he may be, and is not believed; if it is your \
+                "a user says that a room is a bridge's, whose ghost it may be, and is not believed; if it is your \
                  bridge, name it in the settings: {line}"
             ),
         }
     }
 
-    /// Whether a claim of a bot's to a room was reported as not believed.
+    /// Returns whether a bot's claim to a room was reported as not believed.
     #[must_use]
     pub fn is_reported(&self, room_id: &RoomId, bot: &UserId) -> bool {
         !self.reported.is_empty() && self.reported.contains(&(room_id.to_owned(), bot.to_owned()))
@@ -306,7 +306,8 @@ impl Pins {
         }
     }
 
-    /// Who is answerable for a bridge: of other servers, whose users anybody can make, the server.
+    /// Returns who is answerable for a bridge: the maker of its room, or the whole server for users of other servers,
+    /// who can be made without end.
     fn creator(&self, creator: &UserId) -> String {
         match &self.server_name {
             Some(ours) if ours != creator.server_name() => creator.server_name().to_string(),
@@ -325,7 +326,7 @@ impl Pins {
         }
     }
 
-    /// Pins a state key; answers whether it is the bot's.
+    /// Pins a state key and returns whether it is the bot's.
     fn pin_key(&mut self, room_id: &RoomId, bot: &OwnedUserId, state_key: &str) -> bool {
         // An empty key tells nothing, and a table cannot look up by everything that Matrix allows.
         let can_be_pinned = !state_key.is_empty() && state_key.len() <= 255 && !state_key.contains('\0');
@@ -356,19 +357,19 @@ impl Pins {
         true
     }
 
-    /// Whether a user is a ghost of a known bridge, or of one of a room's, by more than anybody's choice of a name.
+    /// Returns whether a user is a ghost, see [`Bridges::is_ghost`], in a room of this state.
     #[must_use]
     pub fn is_ghost(&self, user: &UserId, state: &RoomState) -> bool {
         self.bridges.is_ghost(user, &bots(state))
     }
 
-    /// Whether a user is the bot of a known bridge.
+    /// Returns whether a user is the bot of a known bridge.
     #[must_use]
     pub fn is_bot(&self, user: &UserId) -> bool {
         self.bridges.find(user).is_some()
     }
 
-    /// Whether a bridge may speak for users of which only a pattern is known: for one of such a name.
+    /// Returns whether a bridge may speak for a user of a name that matches the pattern.
     #[must_use]
     pub fn may_speak_for(&self, bot: &UserId, users: &Pattern) -> bool {
         let example = UserId::parse(users.as_str().replace('*', "0"));
@@ -382,8 +383,8 @@ impl Pins {
         bridge.ghosts.iter().map(|ghosts| ghosts.pattern.clone()).collect()
     }
 
-    /// Which of a room's bridges a user belongs to, by its place among them: as its bot, as its ghost, or as one for
-    /// whom it has spoken. `None` for a user of none.
+    /// Returns the place, among a room's bridges, of the bridge that a user belongs to: as its bot, as its ghost, or
+    /// because it has encrypted the event (`bridged_by`). `None` for a user of no bridge.
     #[must_use]
     pub fn bridge_of(&self, state: &RoomState, user: &UserId, bridged_by: Option<&UserId>) -> Option<usize> {
         let place = |bot: &UserId| state.bridges().position(|bridge| bridge.bot == bot);

@@ -142,8 +142,8 @@ impl Worker {
         Ok(id)
     }
 
-    /// Whether a state event may make a room that is not relayed a bridge's: a claim, or that the bot of a claim which
-    /// was not believed has come.
+    /// Returns whether a state event may make a room that is not relayed a bridge's: a claim, or the join of a bot whose
+    /// claim was not believed.
     pub(super) fn may_bridge(&self, event: &WireEvent) -> bool {
         match event.event_type.as_str() {
             "m.bridge" | "uk.half-shot.bridge" => true,

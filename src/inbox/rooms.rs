@@ -68,9 +68,9 @@ pub struct Room {
     pub relay: Relay,
     /// Its state; empty unless it is relayed.
     pub state: RoomState,
-    /// What payloads say of it, for what its first bridge brings, or nobody of a bridge says.
+    /// Data of its payloads, as its first bridge has it.
     pub context: RoomContext,
-    /// The same for what its other bridges bring.
+    /// The same, as each of its other bridges has it.
     further_contexts: Vec<RoomContext>,
     /// The sequence of its newest message.
     pub last_sequence: i64,

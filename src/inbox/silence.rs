@@ -312,7 +312,8 @@ impl Worker {
         let is_ghost = network_id(speaker.context, &event.sender).is_some()
             || self.rooms.pins.is_ghost(&event.sender, &room.state);
         let is_full = self.silence.networks.len() >= MOST_NETWORKS;
-        if !is_ghost || (is_full && !self.silence.networks.contains_key(&network)) {
+        // What the owner writes is no sign of others.
+        if !is_ghost || speaker.is_owners || (is_full && !self.silence.networks.contains_key(&network)) {
             return;
         }
         let receiver = speaker.bridge.and_then(|bridge| bridge.receiver.clone());

@@ -42,18 +42,18 @@ pub struct Admitted {
 pub struct Held {
     /// Whether it may look better once more devices are known.
     pub is_open: bool,
-    /// The believed bridge that encrypted it, for somebody of whom nothing says that it may speak for them.
+    /// The believed bridge that encrypted it, for users of whom nothing says that it may.
     pub for_unknown: Option<ForUnknown>,
 }
 
-/// For whom a believed bridge spoke, though nothing says that it may.
+/// Users for whom a believed bridge spoke, though nothing says that it may.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForUnknown {
     /// The bridge's bot.
     pub bot: OwnedUserId,
     /// Its ghosts, or the users among whom its puppet is.
     pub users: Pattern,
-    /// Whether it is a real user, as the bridge says.
+    /// Set when the bridge marks the sender as a real user.
     pub is_puppet: bool,
 }
 
@@ -148,7 +148,8 @@ impl Pins {
         self.changes.devices.push(device);
     }
 
-    /// What a believed bridge has said for somebody who may be its ghost or puppet, and is not known to be another's.
+    /// Returns for whom a believed bridge has encrypted, when the sender may be its ghost or puppet but is not known to
+    /// be, and is not known to be another bridge's.
     fn for_unknown(&self, evidence: &Evidence<'_>) -> Option<ForUnknown> {
         let Evidence { session_owner, sender, bots, marked, .. } = *evidence;
         let bot = session_owner.filter(|owner| bots.contains(owner) && *owner != sender)?;
@@ -203,7 +204,7 @@ fn log_held(event: &WireEvent, evidence: &Evidence<'_>, trust: Trust, unknown: O
             room.id = %event.room_id,
             sender = %event.sender,
             bot = %unknown.bot,
-            "held: a bridge says it for somebody of whom nothing tells that it may; if it may, name them in the \
+            "held: a bridge says it for a user for whom nothing says that it may; if it may, name them in the \
              settings: {}",
             unknown.settings_line(),
         );

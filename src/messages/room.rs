@@ -69,7 +69,7 @@ pub struct RoomState {
     pub bridge_conflict: Option<BridgeConflict>,
     /// Whether somebody was invited to it as to a direct chat.
     pub direct: bool,
-    /// Who is in the room for technical reasons, as bridges say (`io.element.functional_members`): the bot, and the
+    /// Users that are in the room for technical reasons, as bridges say (`io.element.functional_members`): the bot, and the
     /// ghosts of logins whose users are in the room themselves.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub service_members: BTreeSet<OwnedUserId>,
@@ -200,8 +200,7 @@ impl RoomState {
         self.room_type.as_deref() == Some("m.space")
     }
 
-    /// What payloads need to know of the room, for what is said by nobody of a certain bridge. `our_users`: owner and
-    /// accounts; `networks`: names for protocol ids, before the built-in ones.
+    /// Returns the data of payloads about the room, as its first bridge has it. `our_users`: owner and accounts; `networks`: names for protocol ids, before the built-in ones.
     #[must_use]
     pub fn context(
         &self,
@@ -278,7 +277,7 @@ impl RoomState {
         others.next().is_none().then_some(first)
     }
 
-    /// Whether a user is, by its name, the ghost of the login that receives the room.
+    /// Returns whether a user is, by its name, the ghost of the login that receives the room.
     fn is_login(&self, user: &UserId) -> bool {
         self.bridges().any(|bridge| {
             let protocol = bridge.protocol.as_deref();

@@ -30,7 +30,7 @@ pub struct ClearEvent {
     pub encryption: Encryption,
     /// Whether it had to wait for its key, so that newer events of its room were relayed first.
     pub late: bool,
-    /// Whether a bridge said it for the owner of the conversation: through the owner's account, or through the ghost
+    /// Set when a bridge said it for the owner of the conversation: through the owner's account, or through the ghost
     /// of the owner's login.
     pub is_owners: bool,
 }

@@ -2,7 +2,7 @@
 //!
 //! The names in [`INSTALLED`] are those of mautrix-go's `example-config.yaml` (`<network>bot` and `<network>_<id>`), of
 //! the older bridges, and of matrix-docker-ansible-deploy's templates. A registered bridge has them in an exclusive
-//! namespace of its homeserver, so nobody else can take such a name there
+//! namespace of its homeserver, so no one else can take such a name there
 //! ([spec](https://spec.matrix.org/latest/application-service-api/#registration)).
 
 use ruma::UserId;
@@ -52,7 +52,7 @@ const INSTALLED: [(&str, &[&str]); 36] = [
     ("zulipbot", &["zulip_"]),
 ];
 
-/// How surely a name belongs to a bridge, the surest last.
+/// The strength of a bridge's claim to a name, the strongest last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Strength {
     /// The bot's name suggests it, but anybody may bear such a name.
@@ -70,7 +70,7 @@ pub enum Strength {
 pub struct Ghosts {
     /// Their user ids.
     pub pattern: Pattern,
-    /// How surely they are the bridge's.
+    /// The strength of the bridge's claim to them.
     pub strength: Strength,
 }
 

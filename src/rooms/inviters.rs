@@ -1,4 +1,4 @@
-//! Whose invites are accepted.
+//! The rule for accepting invites.
 
 use ruma::UserId;
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Errands {
-    /// Whether an account accepts an invite of that user's.
+    /// Returns whether an account accepts an invite of that user's.
     pub(super) async fn accepts(
         &self,
         account: &Account,
@@ -32,8 +32,8 @@ impl Errands {
         }
     }
 
-    /// Whether a user is a ghost of a bridge that is installed under such names, and is known from a room that the account
-    /// has joined: in conversations of two, older bridges let the ghost make the room.
+    /// Returns whether a user is a ghost of a bridge that is installed under such names, and is known from a room that the
+    /// account has joined. In conversations of two, older bridges let the ghost make the room.
     async fn is_ghost(&self, account: &Account, user: &UserId) -> Result<bool, StoreError> {
         let db = self.store.db();
         if !naming::looks_like_ghost(user) {

@@ -21,7 +21,7 @@ pub struct PinnedBridge {
     pub protocol: Option<String>,
     /// The room in which it was first seen.
     pub room_id: String,
-    /// Who is answerable for it: who made that room, or that user's server; none when an earlier version pinned it.
+    /// The maker of that room, or the maker's server; none when an earlier version pinned it.
     pub creator: Option<String>,
     /// When.
     pub pinned_at: Timestamp,
@@ -120,7 +120,7 @@ pub struct BridgeDevice {
 pub struct BridgeChanges {
     /// Bots that are believed from now on.
     pub bridges: Vec<PinnedBridge>,
-    /// State keys that belong to a bot from now on, whoever had them before.
+    /// State keys that belong to a bot from now on, also when another had them.
     pub keys: Vec<BridgeKey>,
     /// Logins that were not known.
     pub logins: Vec<BridgeLogin>,

@@ -322,7 +322,7 @@ pub async fn held(db: &Db) -> Result<Vec<(String, String)>, StoreError> {
     .await
 }
 
-/// Who sent events that are held because their sender was not believed, `most` at most.
+/// Returns the senders of events that are held because they were not believed, `most` at most.
 ///
 /// # Errors
 /// When the database fails.

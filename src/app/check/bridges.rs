@@ -37,7 +37,7 @@ pub(super) async fn look(scene: &Scene<'_>, report: &mut Report) {
     }
 }
 
-/// Looks at the bots that claim rooms and are not believed; answers whether there are any.
+/// Reports the bots that claim rooms and are not believed, and returns whether there are any.
 async fn look_at_claims(db: &Db, scene: &Scene<'_>, report: &mut Report) -> bool {
     let conflicts = match bridges::conflicts(db, MOST * MOST).await {
         Ok(conflicts) => conflicts,

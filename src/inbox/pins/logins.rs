@@ -62,7 +62,7 @@ impl Pins {
         }
     }
 
-    /// Whether any login is known.
+    /// Returns whether any login is known.
     #[must_use]
     pub fn has_logins(&self) -> bool {
         !self.logins.is_empty()
@@ -74,8 +74,10 @@ impl Pins {
         self.owner.as_deref()
     }
 
-    /// Whether what a user has marked as a puppet's, without encryption, counts as such. Anybody can write the mark: it
-    /// does of a user whom the settings name as a puppet, or of the only real user in the room.
+    /// Returns whether the mark of a puppet counts on an unencrypted event of that user.
+    ///
+    /// Every member can write the mark. It counts for a user whom the settings name as a puppet, and for the only real
+    /// user in the room.
     #[must_use]
     pub fn is_puppet_in_clear(
         &self,
@@ -102,8 +104,8 @@ impl Pins {
         logins.first().map(String::as_str)
     }
 
-    /// Whether a user is the ghost of the owner's login in a room of that bridge: of the login that receives the room,
-    /// or of any that is known where the bridge names none.
+    /// Returns whether a user is the ghost of the owner's login in a room of that bridge: of the login that receives the
+    /// room, or of any known login where the bridge names none.
     #[must_use]
     pub fn is_login(&self, bridge: &Bridge, state: &RoomState, user: &UserId) -> bool {
         let known = self.bridges.of_bot(&bridge.bot);

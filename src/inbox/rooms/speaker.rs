@@ -1,7 +1,7 @@
 //! Who says something in a room, and for whom: by the bridge to which the speaker belongs.
 //!
 //! A room may have several bridges, and each has its own network, conversation and logins. What payloads say of the
-//! room is kept for each of them, and made anew when a login becomes known.
+//! room is kept for each of them, and renewed when a login becomes known.
 
 use ruma::{RoomId, UserId};
 use serde_json::{Map, Value};
@@ -21,19 +21,19 @@ use crate::{
 /// Rooms looked at for logins at a first start; as many as the cache keeps.
 const MAX_ROOMS_FOR_LOGINS: i64 = 2_000;
 
-/// Who says something in a room.
+/// The sender of an event, as the room's bridges have it.
 #[derive(Clone, Copy, Debug)]
 pub struct Speaker<'a> {
-    /// What payloads say of the room, as the bridge of the speaker has it.
+    /// Data of the payload about the room, as the bridge of the speaker has it.
     pub context: &'a RoomContext,
     /// That bridge; the room's first one for a speaker of none.
     pub bridge: Option<&'a Bridge>,
-    /// Whether the bridge says it for the owner.
+    /// Set when the bridge says it for the owner.
     pub is_owners: bool,
 }
 
 impl Policy {
-    /// What payloads say of a room: of its first bridge, and of the others.
+    /// Returns the data of payloads about a room: as its first bridge has it, and as the others have it.
     pub(super) fn contexts(&self, state: &RoomState, pins: &Pins) -> (RoomContext, Vec<RoomContext>) {
         let further = state.further_bridges.iter().map(|bridge| self.context_of(state, Some(bridge), pins));
         (self.context_of(state, state.bridge.as_ref(), pins), further.collect())
@@ -49,7 +49,7 @@ impl Policy {
     }
 }
 
-/// Whether a bridge says with its bot what its user has said: Google Voice has no ghost for that.
+/// Returns whether a bridge says with its bot what its user has said: Google Voice has no ghost for that.
 fn says_as_bot(bridge: &Bridge, sender: &UserId, content: &Map<String, Value>) -> bool {
     let is_notice = content.get("msgtype").is_some_and(|msgtype| msgtype == "m.notice");
     bridge.protocol.as_deref() == Some("gvoice") && bridge.bot == sender && !is_notice
@@ -85,7 +85,7 @@ impl Rooms {
         self.load(db, seal, rooms.iter().map(|room_id| &**room_id).collect(), now).await
     }
 
-    /// Whether the owner is in a room, by what is known or by what these events say; without an owner, all are.
+    /// Returns whether the owner is in a room, by its known state or by these events; without an owner, always.
     fn is_owners(&self, room_id: &RoomId, events: &[WireEvent]) -> bool {
         let Some(owner) = self.pins.owner() else { return true };
         let is_member = |room: &Room| room.state.members.contains_key(owner);
@@ -98,13 +98,13 @@ impl Rooms {
         self.known.get(room_id).is_some_and(is_member) || events.iter().any(comes)
     }
 
-    /// What payloads say of a room, as one of its bridges has it.
+    /// Returns the data of payloads about a room, as one of its bridges has it.
     #[must_use]
     pub fn context_of(&self, state: &RoomState, bridge: Option<&Bridge>) -> RoomContext {
         self.policy.context_of(state, bridge, &self.pins)
     }
 
-    /// Makes anew what payloads say of a room where a bridge of it has stated a login that was not known.
+    /// Renews the data of payloads about rooms of bridges whose login has become known.
     pub(super) fn renew_contexts(&mut self) {
         let bots = self.pins.take_news();
         if bots.is_empty() {
@@ -117,7 +117,7 @@ impl Rooms {
         }
     }
 
-    /// Who says something in a room, and for whom.
+    /// Returns the speaker of an event with that content and encryption; `None` in a room that is not known.
     #[must_use]
     pub fn speaker(
         &self,

@@ -13,7 +13,7 @@ use crate::{
     store::pending,
 };
 
-/// Alarms of this kind at one time: whoever speaks for a bridge chooses the names.
+/// Alarms of this kind at one time: a bridge chooses the names.
 const MAX_ALARMS: usize = 50;
 
 /// Senders of held events that are looked at.

@@ -68,9 +68,9 @@ pub struct BridgeConflict {
 /// A claim that is to be judged.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
-    /// What it says.
+    /// The claim's content.
     pub bridge: &'a Bridge,
-    /// Whether the bot that it names has joined the room.
+    /// Set when the bot that it names has joined the room.
     pub is_bot_in_room: bool,
 }
 
@@ -85,7 +85,7 @@ pub enum Standing {
     Open,
     /// It is not believed.
     Refused,
-    /// The claim is by somebody who has nothing to do with the bot that it names: it is as if it were not there.
+    /// The sender has nothing to do with the bot that the claim names: the claim is ignored.
     Unrelated,
 }
 
@@ -108,7 +108,7 @@ pub(super) fn by_sender(claim: &Claim<'_>) -> Standing {
     if claim.bridge.claimed_by.is_none() { Standing::Open } else { Standing::Unrelated }
 }
 
-/// What becomes of a claim.
+/// The place of a claim among a room's bridges.
 enum Place {
     /// It becomes the room's first bridge, and this one ends.
     First(Option<Bridge>),
@@ -171,7 +171,7 @@ impl RoomState {
         standing(&Claim { bridge: claim, is_bot_in_room })
     }
 
-    /// Where a claim by a bot that has no place in the room yet belongs.
+    /// Returns the place of a claim whose bot has none in the room yet.
     fn place(&self, claim: &Bridge, standing: Judge<'_>) -> Place {
         let is_configured = |bridge: &Bridge| self.judge(bridge, standing) == Standing::Configured;
         let holder = self.bridges().find(|bridge| bridge.state_key == claim.state_key);
@@ -263,7 +263,7 @@ impl RoomState {
         change
     }
 
-    /// Judges anew a claim that waits for the bot that has just come.
+    /// Judges again a claim that waits for the bot that has just come.
     pub(super) fn reconsider_for(&mut self, user: &UserId, standing: Judge<'_>) -> Change {
         let waits = self.bridge_conflict.as_ref().is_some_and(|conflict| conflict.bot == user);
         if waits { self.reconsider(standing) } else { Change::None }
