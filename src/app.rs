@@ -22,7 +22,7 @@ mod webhooks;
 pub use crate::crypto::recovery::Progress as RestoreProgress;
 pub use commands::{ListedWebhook, WebhookStatus, enable_webhook, list_webhooks, migrate, webhook_status};
 pub use init::{InitDevice, InitError, Initialized, init};
-pub use restore::{History, RestoreError, RestoreOptions, recovery_key, restore};
+pub use restore::{History, RestoreError, RestoreOptions, print_recovery_key, restore};
 
 use std::{
     collections::BTreeSet,

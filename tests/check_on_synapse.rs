@@ -116,7 +116,13 @@ async fn before_the_first_start(scene: &Scene) {
 /// The check answers the homeserver itself.
 async fn while_it_does_not_run(scene: &mut Scene) {
     let report = check(&scene.coucou).await;
+    assert_only(&report, &["http", "lease", "recovery_key", "rooms"]);
+    assert_finds(&report, "recovery_key", "warn", "never printed", "coucou recovery-key");
+    let printed = scene.coucou.run(&["recovery-key"]).await;
+    assert!(printed.status.success() && printed.stderr.is_empty(), "{printed:?}");
+    let report = check(&scene.coucou).await;
     assert_only(&report, &["http", "lease", "rooms"]);
+    assert_finds(&report, "recovery_key", "ok", "printed it at 20", "");
     assert_finds(&report, "ping", "ok", "reaches coucou", "");
     assert_finds(&report, "to_device", "ok", "by push and by the key lane", "");
     assert_finds(&report, "rooms", "warn", "not invited to any room", &format!("invite {BOT}"));
@@ -361,7 +367,7 @@ async fn an_owner_is_told_whose_invites_to_accept() {
     let coucou = coucou.homeserver(&synapse.url());
     assert!(coucou.run(&["init"]).await.status.success());
     let report = check(&coucou).await;
-    assert_only(&report, &["http", "lease", "rooms", "webhooks"]);
+    assert_only(&report, &["http", "lease", "recovery_key", "rooms", "webhooks"]);
     assert_finds(
         &report,
         "rooms",

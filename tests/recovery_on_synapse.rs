@@ -96,6 +96,14 @@ fn complaint(output: &Output) -> String {
     line
 }
 
+/// Waits until a text was logged so often.
+async fn wait_for_lines(coucou: &Coucou, text: &str, count: usize) {
+    until(&format!("{count} lines with: {text}"), ARRIVAL, async || {
+        (coucou.log().matches(text).count() == count).then_some(())
+    })
+    .await;
+}
+
 fn ids(messages: &[Attempt]) -> Vec<(String, String)> {
     messages.iter().map(|message| (message.id.clone(), message.event_id().to_owned())).collect()
 }
@@ -123,7 +131,15 @@ async fn a_lost_database_is_brought_back_with_the_recovery_key() {
     let printed = coucou.run(&["recovery-key"]).await;
     let key = String::from_utf8(printed.stdout).unwrap().trim().to_owned();
     assert!(key.starts_with("Es") && printed.status.success(), "{key}");
-    assert!(!coucou.log().contains(&key[..9]) && coucou.log().contains("coucou recovery-key"));
+    assert!(!coucou.log().contains(&key[..9]));
+
+    // The start before it was printed reminded of it, the next one does not.
+    wait_for_lines(&coucou, "the key backup is in use", 1).await;
+    assert_eq!(coucou.log().matches("write down the recovery key").count(), 1, "{}", coucou.log());
+    coucou.restart().await;
+    wait_for_lines(&coucou, "the key backup is in use", 2).await;
+    assert_eq!(coucou.log().matches("write down the recovery key").count(), 1, "{}", coucou.log());
+    assert_eq!(coucou.api("stats").await.1["stored"]["crypto"]["recovery_key"], "printed");
 
     // The database is lost, and the bridge goes on in the old session.
     coucou.kill9();
@@ -342,6 +358,15 @@ async fn the_owners_recovery_key_signs_the_device_and_opens_the_owners_backup() 
     let told = told.iter().find(|message| message.event_id() == said.event_id).unwrap();
     assert_eq!(told.data()["matrix"]["content"], said.content);
     assert_eq!(secrets_of(&owner).await, secrets, "coucou only reads what is the owner's");
+
+    // Neither the start that signed nor one that found the device signed speaks of devices that are not there.
+    coucou.restart().await;
+    wait_for_lines(&coucou, "the owner's key backup can be read", 2).await;
+    for nonsense in ["might have been deleted", "NOBODY"] {
+        let said: Vec<_> =
+            coucou.log().lines().filter(|line| line.contains(nonsense)).map(str::to_owned).collect();
+        assert_eq!(said, [""; 0]);
+    }
 }
 
 /// The owner's secrets, identity and backup.

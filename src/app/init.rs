@@ -61,8 +61,8 @@ pub struct Initialized {
     pub busy: Option<String>,
     /// The devices.
     pub devices: Vec<InitDevice>,
-    /// Whether coucou made the recovery key, so that somebody has to write it down.
-    pub made_recovery_key: bool,
+    /// Whether coucou made the recovery key and no one has printed it, so that somebody has to write it down.
+    pub must_write_down_recovery_key: bool,
 }
 
 /// Sets coucou up.
@@ -98,7 +98,7 @@ async fn set_up(shared: &Shared) -> Result<Initialized, InitError> {
             lost = leader::renew(shared, &lease) => Err(lost.into()),
         };
         leader::give_back(shared, &lease).await;
-        done.made_recovery_key = established?;
+        done.must_write_down_recovery_key = established?;
     } else {
         let holder = crate::store::stats::holder(shared.store.db()).await?;
         done.busy = holder.map(|holder| holder.holder);
@@ -110,12 +110,12 @@ async fn set_up(shared: &Shared) -> Result<Initialized, InitError> {
     Ok(done)
 }
 
-/// Does what is to be done under the lease; answers whether the recovery key is one that coucou made.
+/// Does what is to be done under the lease; answers whether the recovery key is to be written down.
 async fn establish(shared: &Shared, lease: &Lease) -> Result<bool, InitError> {
     let engines = Term::new(shared.clone(), Vec::new(), lease.clone(), false).establish().await?;
     let bot = engines.iter().find(|engine| engine.account().role == Role::Bot);
     Ok(match bot {
-        Some(bot) => bot.made_recovery_key().await?,
+        Some(bot) => bot.must_write_down_recovery_key().await?,
         None => false,
     })
 }

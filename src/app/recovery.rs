@@ -235,7 +235,7 @@ impl Recovery {
         for engine in &self.engines {
             engine.back_up_to(backup.version()).await?;
         }
-        if bot.made_recovery_key().await? {
+        if bot.must_write_down_recovery_key().await? {
             tracing::warn!(account.user_id = %bot.account().user_id,
                 "write down the recovery key that `coucou recovery-key` prints: if this database is lost, \
                  nothing else brings back the bot's identity and its room keys");

@@ -1,6 +1,7 @@
 //! `coucou restore` and `coucou recovery-key`: a lost database's account brought back, and the key for it.
 
 use std::{
+    io,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -14,14 +15,14 @@ use crate::{
     config::Config,
     crypto::{
         CryptoError, Engine, RecoveryError,
-        recovery::{self, Found, KEPT_KEY, Progress, Restored},
+        recovery::{self, Found, Progress, Restored},
         setup,
     },
     homeserver::{Homeserver, HomeserverError},
     inbox::worker::Wakes,
     model::{RecoveryKey, Role},
     rooms::HISTORY_SINCE,
-    store::{Lease, Store, StoreError, accounts, crypto},
+    store::{Lease, Store, StoreError, accounts, crypto::recovery_key},
 };
 
 /// What is to be restored.
@@ -79,6 +80,9 @@ pub enum RestoreError {
     /// The settings cannot be used.
     #[error(transparent)]
     App(#[from] AppError),
+    /// The key could not be printed.
+    #[error("the recovery key cannot be printed")]
+    Print(#[from] io::Error),
 }
 
 /// Brings the bot's account back into an empty store: a new device with the old identity, and the room keys
@@ -178,23 +182,29 @@ async fn apply(
     Ok(Restored::default())
 }
 
-/// The bot's recovery key as the store keeps it, in groups as people write it.
+/// Prints the bot's recovery key as the store keeps it, in groups as people write it, and then notes that it was
+/// printed: coucou reminds of it no more. Returns what kept it from noting that, if anything did.
 ///
 /// # Errors
-/// When the store cannot be used or has none.
-pub async fn recovery_key(config: &Config) -> Result<SecretString, RestoreError> {
+/// When the store cannot be used or has no key, or the key cannot be printed.
+pub async fn print_recovery_key(
+    config: &Config,
+    print: impl FnOnce(&SecretString) -> io::Result<()>,
+) -> Result<Option<StoreError>, RestoreError> {
     let store = Store::open(&config.store.location, config.store.pickle_key.clone())?;
-    let kept = kept_key(&store).await;
+    let printed = print_kept_key(&store, print).await;
     store.close().await;
-    kept
+    printed
 }
 
-async fn kept_key(store: &Store) -> Result<SecretString, RestoreError> {
+async fn print_kept_key(
+    store: &Store,
+    print: impl FnOnce(&SecretString) -> io::Result<()>,
+) -> Result<Option<StoreError>, RestoreError> {
     store.prepare(SystemClock.now()).await?;
     let accounts = accounts::all(store.db()).await?;
     let bot = accounts.iter().find(|account| account.role == Role::Bot).ok_or(RestoreError::NoKeptKey)?;
-    let scope = crypto::Scope::new(store.seal()?, bot.id);
-    let kept = crypto::values::find_custom(store.db(), &scope, KEPT_KEY).await?;
-    let key = kept.and_then(|text| RecoveryKey::parse(std::str::from_utf8(&text).ok()?).ok());
-    Ok(key.ok_or(RestoreError::NoKeptKey)?.in_groups())
+    let key = recovery_key::find(store, bot.id).await?.ok_or(RestoreError::NoKeptKey)?;
+    print(&key.in_groups())?;
+    Ok(recovery_key::note_printed(store, bot.id, &key, SystemClock.now()).await.err())
 }

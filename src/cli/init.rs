@@ -30,7 +30,7 @@ fn print(out: &mut impl Write, done: &Initialized) -> io::Result<()> {
     for device in &done.devices {
         print_device(out, device)?;
     }
-    if done.made_recovery_key {
+    if done.must_write_down_recovery_key {
         writeln!(
             out,
             "write down the recovery key that `coucou recovery-key` prints, and keep it where the database is not: \

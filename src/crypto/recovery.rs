@@ -8,7 +8,9 @@
 use matrix_sdk_crypto::{
     CrossSigningKeyExport, OlmMachine, SecretImportError, store::types::BackupDecryptionKey,
 };
-use ruma::{UserId, api::client::keys::get_keys, events::secret::request::SecretName};
+use ruma::{
+    OwnedDeviceId, UserId, api::client::keys::get_keys, events::secret::request::SecretName, serde::Raw,
+};
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
@@ -20,13 +22,8 @@ use super::{
 use crate::{
     homeserver::{BackupVersion, Homeserver, Identity},
     model::RecoveryKey,
+    store::crypto::recovery_key::{self, KEPT_KEY, MADE_HERE, RecoveryKeyHolder},
 };
-
-/// The name under which the store keeps the bot's recovery key.
-pub const KEPT_KEY: &str = "coucou.recovery_key";
-
-/// The name under which it remembers that coucou made that key itself.
-const MADE_HERE: &str = "coucou.recovery_key_made";
 
 /// How a restore goes on: keys taken in so far, of how many if that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,11 +311,18 @@ async fn checked_machine(
     user_id: &UserId,
     export: CrossSigningKeyExport,
 ) -> Result<OlmMachine, RecoveryError> {
-    let machine = OlmMachine::new(user_id, "NOBODY".into()).await;
+    let device_id: OwnedDeviceId = "NOBODY".into();
+    let machine = OlmMachine::new(user_id, &device_id).await;
     let (id, request) = machine.query_keys_for_users([user_id]);
     let mut query = get_keys::v3::Request::new();
     query.device_keys = request.device_keys;
-    let response = homeserver.send(&Identity::user(user_id), query).await?;
+    let mut response = homeserver.send(&Identity::user(user_id), query).await?;
+    // The homeserver cannot know the machine's own device, and the machine would warn that it was deleted.
+    if let Some(own) = machine.get_device(user_id, &device_id, None).await? {
+        let keys = Raw::new(own.as_device_keys()).map_err(matrix_sdk_crypto::OlmError::from);
+        let keys = keys.map_err(CryptoError::from)?.cast_unchecked();
+        response.device_keys.entry(user_id.to_owned()).or_default().insert(device_id, keys);
+    }
     machine.mark_request_as_sent(&id, &response).await.map_err(CryptoError::from)?;
     if machine.get_identity(user_id, None).await?.is_none() {
         return Err(RecoveryError::Unusable(format!("{user_id} has no cross-signing identity any more")));
@@ -383,8 +387,7 @@ impl Engine {
     /// # Errors
     /// When the store fails.
     pub async fn kept_recovery_key(&self) -> Result<Option<RecoveryKey>, CryptoError> {
-        let kept = self.machine.store().get_custom_value(KEPT_KEY).await?.map(Zeroizing::new);
-        Ok(kept.and_then(|text| RecoveryKey::parse(std::str::from_utf8(&text).ok()?).ok()))
+        Ok(recovery_key::find(&self.whole, self.account().id).await?)
     }
 
     /// Keeps a note of the application's beside the keys, sealed like them.
@@ -395,11 +398,16 @@ impl Engine {
         Ok(self.machine.store().set_custom_value(name, text.as_bytes().to_vec()).await?)
     }
 
-    /// Whether the recovery key is one that coucou made and nobody has given it.
+    /// Whether coucou made the recovery key and no one has printed it, so that it is in this database alone.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn made_recovery_key(&self) -> Result<bool, CryptoError> {
+    pub async fn must_write_down_recovery_key(&self) -> Result<bool, CryptoError> {
+        let holder = recovery_key::holder(&self.whole, self.account().id).await?;
+        Ok(holder == Some(RecoveryKeyHolder::NobodyElse))
+    }
+
+    async fn made_recovery_key(&self) -> Result<bool, CryptoError> {
         Ok(self.machine.store().get_custom_value(MADE_HERE).await?.is_some())
     }
 

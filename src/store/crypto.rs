@@ -9,6 +9,7 @@ pub mod listed;
 pub mod olm;
 #[cfg(test)]
 pub(super) mod plans;
+pub mod recovery_key;
 pub mod requests;
 pub mod rooms;
 pub mod users;

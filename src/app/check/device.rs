@@ -9,7 +9,10 @@ use crate::{
     crypto::store::own_keys,
     homeserver::{Identity, PublishedDevice, PublishedKeys},
     model::{Account, Role},
-    store::Store,
+    store::{
+        Store,
+        crypto::recovery_key::{self, RecoveryKeyHolder},
+    },
 };
 
 /// What coucou calls its devices begins so.
@@ -25,6 +28,7 @@ pub(super) async fn look(scene: &Scene<'_>, report: &mut Report) -> Vec<Account>
         strangers_of_an_empty_store(scene, report).await;
         return Vec::new();
     }
+    recovery_key(scene, store, report).await;
     let mut usable = Vec::new();
     for account in &scene.accounts {
         let shown = match scene.homeserver.published_keys(&account.user_id).await {
@@ -60,6 +64,33 @@ async fn strangers_of_an_empty_store(scene: &Scene<'_>, report: &mut Report) {
             format!("{bot} has no device yet"),
             "`coucou init` or `coucou serve` makes it",
         ),
+    }
+}
+
+/// Whether somebody has the recovery key besides the database that it is to bring back.
+async fn recovery_key(scene: &Scene<'_>, store: &Store, report: &mut Report) {
+    let Some(bot) = scene.accounts.iter().find(|account| account.role == Role::Bot) else { return };
+    match recovery_key::holder(store, bot.id).await {
+        Ok(Some(RecoveryKeyHolder::Given)) => {
+            report.ok("recovery_key", "the recovery key was given to coucou, so it is kept elsewhere too");
+        }
+        Ok(Some(RecoveryKeyHolder::Printed(at))) => {
+            report.ok(
+                "recovery_key",
+                format!("coucou made the recovery key, and printed it at {}", at.rfc3339()),
+            );
+        }
+        Ok(Some(RecoveryKeyHolder::NobodyElse)) => report.warn(
+            "recovery_key",
+            "coucou made the recovery key, and it was never printed: it would be lost with the database",
+            "write down what `coucou recovery-key` prints, and keep it where the database is not",
+        ),
+        // `serve` and `init` make it when they have made the device.
+        Ok(None) => {}
+        Err(error) => {
+            let says = format!("the recovery key cannot be read: {}", said(&error));
+            report.fail("recovery_key", says, "look at the store, and bring it back from a backup");
+        }
     }
 }
 

@@ -16,8 +16,12 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    model,
-    store::{accounts, inbox, messages, silence, stats},
+    model::{self, Role},
+    store::{
+        accounts,
+        crypto::recovery_key::{self, RecoveryKeyHolder},
+        inbox, messages, silence, stats,
+    },
 };
 
 /// How coucou is.
@@ -80,6 +84,9 @@ pub(super) struct Crypto {
     fence: i64,
     /// The Matrix users that coucou reads as, with its device on each.
     accounts: Vec<Account>,
+    /// Who has the bot's recovery key besides the database: `given` to coucou, or made by it and `printed` or
+    /// `not_printed`; null before there is one.
+    recovery_key: Option<&'static str>,
 }
 
 /// A Matrix user that coucou reads as.
@@ -295,7 +302,12 @@ async fn inbox(state: &HttpState, now: Timestamp) -> Result<Inbox, Problem> {
 async fn crypto(state: &HttpState, now: Timestamp) -> Result<Crypto, Problem> {
     let db = state.api.store.db();
     let holder = stats::holder(db).await?;
-    let accounts = accounts::all(db).await?.into_iter().map(|account| Account {
+    let accounts = accounts::all(db).await?;
+    let recovery_key = match accounts.iter().find(|account| account.role == Role::Bot) {
+        Some(bot) => recovery_key::holder(&state.api.store, bot.id).await?,
+        None => None,
+    };
+    let accounts = accounts.into_iter().map(|account| Account {
         user_id: account.user_id.into(),
         device_id: account.device_id.to_string(),
         role: account.role.as_str(),
@@ -305,6 +317,7 @@ async fn crypto(state: &HttpState, now: Timestamp) -> Result<Crypto, Problem> {
         fence: holder.as_ref().map_or(0, |holder| holder.fence),
         holder: holder.map(|holder| holder.holder),
         accounts: accounts.collect(),
+        recovery_key: recovery_key.map(RecoveryKeyHolder::as_str),
     })
 }
 

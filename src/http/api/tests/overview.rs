@@ -81,7 +81,10 @@ async fn stats_tell_how_it_is() {
             (&stored["deliveries"][0]["dead"], &stored["deliveries"][0]["pending"]),
             (&json!(1), &json!(0))
         );
-        assert_eq!(stored["crypto"], json!({"holder": null, "is_held": false, "fence": 0, "accounts": []}));
+        assert_eq!(
+            stored["crypto"],
+            json!({"holder": null, "is_held": false, "fence": 0, "accounts": [], "recovery_key": null})
+        );
         assert_eq!(stored["inbox"]["depth"], 0);
         assert_eq!(stored["inbox"]["last_transaction_at"], Value::Null);
         rig.ask("PUT", "/_matrix/app/v1/transactions/1", Some("hs-secret"), b"{}".to_vec()).await;
