@@ -16,6 +16,7 @@ mod support;
 mod architecture;
 mod bad_input;
 mod check_on_synapse;
+mod contents_on_synapse;
 mod dashboard_on_prometheus;
 mod database_down_on_synapse;
 mod deliveries_on_fake;
