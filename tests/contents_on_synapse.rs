@@ -54,7 +54,7 @@ impl Scene {
         let lines: Vec<&Line> = sent.messages().filter(|line| wanted.contains(&&*line.kind)).collect();
         assert_eq!(lines.len(), wanted.len(), "each was sent");
         let of = |taken: &[Attempt], line: &Line| {
-            taken.iter().find(|attempt| attempt.event_id() == line.event_id && attempt.is_message()).cloned()
+            taken.iter().find(|attempt| attempt.event_id() == line.event_id).cloned()
         };
         let what = format!("{} messages", lines.len());
         let all = |taken: &[Attempt]| lines.iter().all(|line| of(taken, line).is_some());
