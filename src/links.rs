@@ -62,7 +62,7 @@ impl Signer {
     }
 
     /// The signature for a file of a message, valid until a time in seconds.
-    fn sign(&self, message_id: &str, part: MediaPart, until: i64) -> Option<String> {
+    fn sign(&self, message_id: &str, part: &MediaPart, until: i64) -> Option<String> {
         let mac = mac(self.keys.first()?, message_id, part, until)?;
         Some(URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()))
     }
@@ -72,7 +72,7 @@ impl Signer {
     pub fn verify(
         &self,
         message_id: &str,
-        part: MediaPart,
+        part: &MediaPart,
         expires: &str,
         signature: &str,
         now: Timestamp,
@@ -91,7 +91,7 @@ impl Signer {
     }
 }
 
-fn mac(key: &Zeroizing<[u8; 32]>, message_id: &str, part: MediaPart, until: i64) -> Option<Hmac<Sha256>> {
+fn mac(key: &Zeroizing<[u8; 32]>, message_id: &str, part: &MediaPart, until: i64) -> Option<Hmac<Sha256>> {
     let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&**key).ok()?;
     // No part of it has a NUL, so no two of them give the same bytes.
     mac.update(format!("{message_id}\0{}\0{until}", part.as_str()).as_bytes());
@@ -125,14 +125,14 @@ impl Links {
     }
 
     /// The address of a file of a message, valid until a time in seconds.
-    fn url(&self, message_id: &str, part: MediaPart, until: i64) -> Option<String> {
+    fn url(&self, message_id: &str, part: &MediaPart, until: i64) -> Option<String> {
         let signature = self.signer.sign(message_id, part, until)?;
         let mut url = self.base.clone();
-        let thumbnail = (part == MediaPart::Thumbnail).then_some("thumbnail");
+        let part = (*part != MediaPart::File).then_some(part.as_str());
         url.path_segments_mut()
             .ok()?
             .pop_if_empty()
-            .extend(["api", "v1", "media", message_id].into_iter().chain(thumbnail));
+            .extend(["api", "v1", "media", message_id].into_iter().chain(part));
         url.query_pairs_mut().append_pair("expires", &until.to_string()).append_pair("signature", &signature);
         Some(url.into())
     }
@@ -145,7 +145,7 @@ impl Links {
             return Cow::Borrowed(payload);
         }
         let until = self.until(now);
-        let url = |message_id: &str, part| self.url(message_id, part, until);
+        let url = |message_id: &str, part: &MediaPart| self.url(message_id, part, until);
         let expires_at = Timestamp(until.saturating_mul(1000)).rfc3339();
         payload::with_urls(payload, &expires_at, url).map_or(Cow::Borrowed(payload), Cow::Owned)
     }
@@ -184,7 +184,7 @@ mod tests {
     fn a_link_opens_its_file_until_its_time_and_nothing_else() {
         let links = links();
         let until = links.until(NOW);
-        let url = links.url("msg_1", MediaPart::File, until).unwrap();
+        let url = links.url("msg_1", &MediaPart::File, until).unwrap();
         assert!(url.starts_with("https://coucou.example.org/below/api/v1/media/msg_1?expires="), "{url}");
         let (expires, signature) = query(&url);
         let verify = |id: &str, part, expires: &str, signature: &str, now| {
@@ -192,23 +192,26 @@ mod tests {
         };
         let last = Timestamp(until * 1000 - 1);
         for now in [NOW, last] {
-            assert_eq!(verify("msg_1", MediaPart::File, &expires, &signature, now), Verdict::Valid { until });
+            assert_eq!(
+                verify("msg_1", &MediaPart::File, &expires, &signature, now),
+                Verdict::Valid { until }
+            );
         }
         let over = Timestamp(until * 1000);
-        assert_eq!(verify("msg_1", MediaPart::File, &expires, &signature, over), Verdict::Expired);
+        assert_eq!(verify("msg_1", &MediaPart::File, &expires, &signature, over), Verdict::Expired);
         assert!(until - NOW.0 / 1000 >= 3600 && until - NOW.0 / 1000 <= 3600 + 150, "{until}");
 
         let later = (until + 1).to_string();
         for (id, part, expires, signature) in [
-            ("msg_2", MediaPart::File, &*expires, &*signature),
-            ("msg_1", MediaPart::Thumbnail, &expires, &signature),
-            ("msg_1", MediaPart::File, &later, &signature),
-            ("msg_1", MediaPart::File, &format!("+{expires}"), &signature),
-            ("msg_1", MediaPart::File, &format!("0{expires}"), &signature),
-            ("msg_1", MediaPart::File, "", &signature),
-            ("msg_1", MediaPart::File, &expires, ""),
-            ("msg_1", MediaPart::File, &expires, &signature[1..]),
-            ("msg_1", MediaPart::File, &expires, &format!("{signature}=")),
+            ("msg_2", &MediaPart::File, &*expires, &*signature),
+            ("msg_1", &MediaPart::Thumbnail, &expires, &signature),
+            ("msg_1", &MediaPart::File, &later, &signature),
+            ("msg_1", &MediaPart::File, &format!("+{expires}"), &signature),
+            ("msg_1", &MediaPart::File, &format!("0{expires}"), &signature),
+            ("msg_1", &MediaPart::File, "", &signature),
+            ("msg_1", &MediaPart::File, &expires, ""),
+            ("msg_1", &MediaPart::File, &expires, &signature[1..]),
+            ("msg_1", &MediaPart::File, &expires, &format!("{signature}=")),
         ] {
             assert_eq!(
                 verify(id, part, expires, signature, NOW),
@@ -220,16 +223,19 @@ mod tests {
             let mut altered = signature.clone().into_bytes();
             altered[at] = if altered[at] == b'A' { b'B' } else { b'A' };
             let altered = String::from_utf8(altered).unwrap();
-            assert_eq!(verify("msg_1", MediaPart::File, &expires, &altered, NOW), Verdict::Invalid, "{at}");
+            assert_eq!(verify("msg_1", &MediaPart::File, &expires, &altered, NOW), Verdict::Invalid, "{at}");
         }
         // By an older data key's, and by a stranger's.
         let (both, other) = (signer(&[2, 1]), signer(&[2]));
         assert_eq!(
-            both.verify("msg_1", MediaPart::File, &expires, &signature, NOW),
+            both.verify("msg_1", &MediaPart::File, &expires, &signature, NOW),
             Verdict::Valid { until }
         );
-        assert_eq!(other.verify("msg_1", MediaPart::File, &expires, &signature, NOW), Verdict::Invalid);
-        assert_eq!(signer(&[]).verify("msg_1", MediaPart::File, &expires, &signature, NOW), Verdict::Invalid);
+        assert_eq!(other.verify("msg_1", &MediaPart::File, &expires, &signature, NOW), Verdict::Invalid);
+        assert_eq!(
+            signer(&[]).verify("msg_1", &MediaPart::File, &expires, &signature, NOW),
+            Verdict::Invalid
+        );
         assert_eq!(format!("{other:?}"), "Signer { keys: 1 }");
     }
 

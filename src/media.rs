@@ -170,10 +170,10 @@ impl Media {
     ///
     /// # Errors
     /// [`MediaError::NotFound`] when there is none, and when the store fails.
-    pub async fn find(&self, message_id: &str, part: MediaPart) -> Result<Found, MediaError> {
+    pub async fn find(&self, message_id: &str, part: &MediaPart) -> Result<Found, MediaError> {
         let store = &self.inner.store;
         let stored = read::find(store.db(), store.seal()?, message_id).await?;
-        let key = (message_id.to_owned(), part);
+        let key = (message_id.to_owned(), part.clone());
         let found = stored.and_then(|stored| {
             let source = Source::read(&stored.payload?, part)?;
             Some((stored.room_id, source))

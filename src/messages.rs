@@ -5,11 +5,14 @@
 //! event can hold makes them fail: what cannot be read is relayed as kind `unknown`, with the raw content.
 
 pub mod bridge;
+pub mod control;
 pub mod filter;
+mod html;
 pub mod ids;
 pub mod kinds;
 pub mod network;
 pub mod payload;
+pub mod profile;
 pub mod relations;
 pub mod room;
 
@@ -24,8 +27,9 @@ pub use payload::{Draft, redacted, render_test, renumbered, target};
 use crate::{
     clock::Timestamp,
     messages::{
-        kinds::{Content, Kind},
+        kinds::{Content, Kind, ReadContext},
         payload::{Matrix, Membership, Profile, Room, Undecryptable},
+        profile::MessageProfile,
         relations::RelatesTo,
     },
     model::{ClearEvent, Direction, MessageType, RoomContext, SenderProfile},
@@ -47,11 +51,12 @@ const HISTORICAL: [&str; 2] = ["m.historical", "org.matrix.msc2716.historical"];
 /// every time. State events do not belong here; they would be relayed as kind `unknown`.
 #[must_use]
 pub fn draft(event: ClearEvent, room: &RoomContext, profile: SenderProfile, received_at: Timestamp) -> Draft {
-    let read = read(&event);
+    let read = read(&event, room);
     let mut draft = bare(PayloadClass::Event, read.message_type, event, room, profile, received_at);
     draft.content = Some(read.content);
     draft.relates_to = read.relates_to;
     draft.redacts = read.redacts;
+    draft.profile.profile = read.profile;
     draft
 }
 
@@ -122,7 +127,7 @@ fn bare(
             channel_id: room.channel_id.clone(),
             login: room.login.clone(),
         },
-        profile: Profile { name: profile.name, avatar: profile.avatar, network_id },
+        profile: Profile { name: profile.name, avatar: profile.avatar, network_id, profile: None },
         content: None,
         relates_to: None,
         redacts: None,
@@ -159,9 +164,16 @@ struct Read {
     content: Content,
     relates_to: Option<RelatesTo>,
     redacts: Option<OwnedEventId>,
+    profile: Option<MessageProfile>,
 }
 
-fn read(event: &ClearEvent) -> Read {
+impl Read {
+    fn of(message_type: MessageType, content: Content, relates_to: Option<RelatesTo>) -> Self {
+        Self { message_type, content, relates_to, redacts: None, profile: None }
+    }
+}
+
+fn read(event: &ClearEvent, room: &RoomContext) -> Read {
     let content = &event.content;
     let relates_to = RelatesTo::read(content);
     match event.event_type.as_str() {
@@ -169,16 +181,36 @@ fn read(event: &ClearEvent) -> Read {
         // Homeservers check who may take back what, and see nothing of what is encrypted.
         "m.room.redaction" if !event.encryption.encrypted => read_redaction(event, relates_to),
         event_type => {
-            let edit = relates_to.as_ref().is_some_and(|to| to.replaces.is_some());
-            let reply = relates_to.as_ref().is_some_and(|to| to.is_reply);
-            let (message_type, content) = if edit {
-                (MessageType::MessageEdited, kinds::read_edit(event_type, content))
-            } else {
-                (MessageType::MessageCreated, kinds::read(event_type, content, reply))
+            let is_edit = relates_to.as_ref().is_some_and(|to| to.replaces.is_some());
+            let context = ReadContext {
+                is_reply: relates_to.as_ref().is_some_and(|to| to.is_reply),
+                is_edit: false,
+                is_bridged: is_bridged(event, room),
+                network: room.network.as_deref(),
+                protocol: room.protocol.as_deref(),
+                base: "",
             };
-            Read { message_type, content, relates_to, redacts: None }
+            let new = content.get("m.new_content").and_then(Value::as_object).filter(|_| is_edit);
+            let profile = match new {
+                Some(new) => MessageProfile::read(new, "/m.new_content"),
+                None => MessageProfile::read(content, ""),
+            };
+            let read = if is_edit {
+                let content = kinds::read_edit(event_type, content, &context);
+                Read::of(MessageType::MessageEdited, content, relates_to)
+            } else {
+                let content = kinds::read(event_type, content, &context);
+                Read::of(MessageType::MessageCreated, content, relates_to)
+            };
+            Read { profile, ..read }
         }
     }
+}
+
+/// Whether a bridge wrote the event: for one of its ghosts, or for a user in whose name it speaks.
+fn is_bridged(event: &ClearEvent, room: &RoomContext) -> bool {
+    room.bridge_bot.is_some()
+        && (is_puppets(&event.content) || network::network_id(room, &event.sender).is_some())
 }
 
 fn read_reaction(content: &Map<String, Value>, relates_to: Option<RelatesTo>) -> Read {
@@ -186,24 +218,24 @@ fn read_reaction(content: &Map<String, Value>, relates_to: Option<RelatesTo>) ->
     let known = relates_to.as_ref().is_some_and(|to| to.reacts_to.is_some());
     let (message_type, content) = match key {
         Some(key) if known => {
-            let content = Content { key: Some(key.to_owned()), ..Content::of(Kind::Reaction) };
+            let files = kinds::files(content);
+            let content = Content { key: Some(key.to_owned()), files, ..Content::of(Kind::Reaction) };
             (MessageType::ReactionCreated, content)
         }
         _ => (MessageType::MessageCreated, kinds::unknown(content)),
     };
-    Read { message_type, content, relates_to, redacts: None }
+    Read::of(message_type, content, relates_to)
 }
 
 fn read_redaction(event: &ClearEvent, relates_to: Option<RelatesTo>) -> Read {
     let inside = || event.content.get("redacts").and_then(Value::as_str);
     let redacts = event.redacts.clone().or_else(|| inside().and_then(|id| EventId::parse(id).ok()));
     if redacts.is_none() {
-        let content = kinds::unknown(&event.content);
-        return Read { message_type: MessageType::MessageCreated, content, relates_to, redacts };
+        return Read::of(MessageType::MessageCreated, kinds::unknown(&event.content), relates_to);
     }
     let reason = event.content.get("reason").and_then(Value::as_str).map(str::to_owned);
     let content = Content { reason, ..Content::of(Kind::Redaction) };
-    Read { message_type: MessageType::MessageRedacted, content, relates_to, redacts }
+    Read { redacts, ..Read::of(MessageType::MessageRedacted, content, relates_to) }
 }
 
 #[cfg(test)]

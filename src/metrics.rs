@@ -291,6 +291,8 @@ metrics! {
         "Messages that were stored for delivery, by type (as docs/webhook.md lists them), direction and whether they were encrypted."
     message_at: Gauge "coucou_messages_newest_timestamp_seconds" []
         "When the newest message was stored, as Unix time."
+    control_events: Counter "coucou_control_events_total" ["kind"]
+        "Events that are no messages (as docs/webhook.md lists them): status, error_notice, verification, command, dummy, receipt or key."
     undecryptable: Counter "coucou_ledger_events_total" ["reason"]
         "Events that could not be decrypted or believed when they came, by reason (as docs/keys.md lists them)."
     ledger: Gauge "coucou_ledger_waiting" ["reason"]

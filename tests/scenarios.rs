@@ -17,6 +17,7 @@ mod architecture;
 mod bad_input;
 mod bridges_on_synapse;
 mod check_on_synapse;
+mod contents_on_synapse;
 mod dashboard_on_prometheus;
 mod database_down_on_synapse;
 mod deliveries_on_fake;

@@ -140,6 +140,7 @@ pub(super) fn routes(state: &HttpState) -> Router<HttpState> {
         // A signature stands for a token.
         .route("/api/v1/media/{id}", get(media::file))
         .route("/api/v1/media/{id}/thumbnail", get(media::thumbnail))
+        .route("/api/v1/media/{id}/{part}", get(media::part))
         .route("/api/v1/openapi.json", get(openapi::serve))
 }
 

@@ -11,7 +11,7 @@ use super::{silence::Changes, worker::Worker};
 use crate::{
     clock::Timestamp,
     crypto::CryptoError,
-    messages::filter,
+    messages::{control::Control, filter},
     metrics::metrics,
     model::{Flow, Message, Relay, WebhookId, ledger::Reason},
     store::{
@@ -63,6 +63,8 @@ pub(super) struct Outcome {
     pub successors: Vec<Successor>,
     /// Events that were taken back, with their rooms.
     pub redacted: Vec<redactions::Target>,
+    /// Events that are no messages.
+    pub controls: Vec<Control>,
     /// How long the encrypted ones of the messages waited since they came.
     pub waited: Vec<Duration>,
     /// Probes of `coucou check` that came in, and how.
@@ -91,6 +93,9 @@ impl Outcome {
             on_ledger.map(|pending| &pending.reason).chain(self.to_ledger.iter().map(|(_, why)| why))
         {
             metrics.undecryptable.inc(&[reason.class()]);
+        }
+        for control in &self.controls {
+            metrics.control_events.inc(&[control.as_str()]);
         }
         let waits = metrics.key_wait.of(&[]);
         for waited in &self.waited {

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     crypto::{Clear, CryptoError, RoomKey},
-    messages::{self, PayloadClass, room::Change},
+    messages::{self, PayloadClass, control, room::Change},
     model::{ClearEvent, Encryption, Membership, MessageId, Relay, ledger::Reason},
     store::{
         StoreError,
@@ -389,6 +389,11 @@ impl Worker {
         let content = content.unwrap_or_else(|| event.content());
         if !encryption.flagged {
             self.read_notice(event, &content, outcome);
+        }
+        if let Some(control) = control::read(&event_type, &content, self.rooms.pins.is_bot(&event.sender)) {
+            tracing::debug!(event.id = %event.event_id, kind = control.as_str(), "passed over what is no message");
+            outcome.controls.push(control);
+            return Ok(true);
         }
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
         let profile = room.state.profile(&event.sender);

@@ -397,3 +397,53 @@ async fn a_member_of_a_bridge_may_be_dated_back() {
         assert_eq!(payloads(store).await[0]["data"]["sender"]["name"], "After");
     }
 }
+
+#[tokio::test]
+async fn statuses_error_notices_and_verifications_are_no_messages() {
+    for test in testing::both().await {
+        let (store, clock) = (&test.store, ManualClock::at(START));
+        let mut worker = worker(store, RelayPolicy::All, &clock).await;
+        let bot = "@instagrambot:example.org";
+        let claim = json!({"bridgebot": bot, "protocol": {"id": "instagramgo"}});
+        let claim = json!({"type": "m.bridge", "state_key": "example.org/instagram", "sender": bot, "content": claim});
+        settle(store, ROOM, json!([claim])).await;
+        let of = |id: &str, sender: &str, event_type: &str, content: Value| {
+            json!({"event_id": id, "room_id": ROOM, "sender": sender, "type": event_type,
+                "origin_server_ts": START.0, "content": content})
+        };
+        let refers = json!({"m.in_reply_to": {"event_id": "$ours"}});
+        let error = json!({"msgtype": "m.notice", "m.relates_to": refers,
+            "body": "\u{26a0}\u{fe0f} Your message was not bridged: the bridge hasn't received the decryption keys"});
+        let edit = json!({"msgtype": "m.notice", "body": "* \u{26a0}\u{fe0f} …", "m.new_content": error,
+            "m.relates_to": {"rel_type": "m.replace", "event_id": "$error"}});
+        let status =
+            json!({"m.relates_to": {"rel_type": "m.reference", "event_id": "$ours"}, "status": "SUCCESS"});
+        let request =
+            json!({"msgtype": "m.key.verification.request", "body": "…", "to": "@coucou:example.org"});
+        let person = "@a:example.org";
+        push(
+            store,
+            "1",
+            &[
+                text("$1", ROOM, "one"),
+                of("$status", bot, "com.beeper.message_send_status", status),
+                of("$error", bot, "m.room.message", error.clone()),
+                of("$edit", bot, "m.room.message", edit),
+                of("$request", person, "m.room.message", request),
+                of("$start", person, "m.key.verification.start", json!({"method": "m.sas.v1"})),
+                of("$forged", person, "m.room.message", error),
+                of("$answer", bot, "m.room.message", json!({"msgtype": "m.notice", "body": "Help: …"})),
+                of("$unknown", person, "org.example.type", json!({"body": "unknown"})),
+            ],
+        )
+        .await;
+        work(&mut worker).await;
+        let said = said(store).await;
+        let texts: Vec<&str> = said.iter().map(|(text, _)| &**text).collect();
+        assert_eq!(texts.len(), 4, "{texts:?}");
+        assert!(
+            texts[0] == "one" && texts[1].contains("not bridged") && texts[2..] == ["Help: …", "unknown"]
+        );
+        assert_eq!(said.last().unwrap().1, 4, "they take no number");
+    }
+}

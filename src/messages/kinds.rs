@@ -5,18 +5,30 @@
 
 mod bridged;
 mod call;
+mod extensible;
+mod files;
+mod gallery;
 mod media;
+mod mentions;
+mod notices;
 mod poll;
+mod share;
+mod spoiler;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 pub use bridged::{Bridged, LinkPreview};
 pub use call::Call;
+pub use files::File;
+pub use gallery::{Album, GalleryItem};
 pub use media::{Media, Thumbnail};
+pub use mentions::Mentions;
 pub use poll::{Answer, Poll};
+pub use share::{Share, Story};
+pub use spoiler::Spoiler;
 
-use crate::messages::relations;
+use crate::messages::{profile::MessageProfile, relations};
 
 /// What sort of thing was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -39,6 +51,8 @@ pub enum Kind {
     Voice,
     /// Any other file.
     File,
+    /// Several files in one message.
+    Gallery,
     /// A sticker.
     Sticker,
     /// A place.
@@ -63,7 +77,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Text,
         Self::Notice,
         Self::Emote,
@@ -72,6 +86,7 @@ impl Kind {
         Self::Audio,
         Self::Voice,
         Self::File,
+        Self::Gallery,
         Self::Sticker,
         Self::Location,
         Self::Poll,
@@ -96,6 +111,7 @@ impl Kind {
             Self::Audio => "audio",
             Self::Voice => "voice",
             Self::File => "file",
+            Self::Gallery => "gallery",
             Self::Sticker => "sticker",
             Self::Location => "location",
             Self::Poll => "poll",
@@ -117,8 +133,8 @@ pub struct Content {
     /// What sort of thing it is. New kinds may come: treat one you do not know as `unknown`.
     pub kind: Kind,
     /// What there is to read: the text of `text`, `notice` and `emote`, the caption of media (also in
-    /// `media.caption`), the description of a `sticker` or `location`, the fallback text of `unknown`. Without the
-    /// quotation that older clients put before replies. May be empty.
+    /// `media.caption`) and of a `gallery`, the description of a `sticker` or `location`, the fallback text of `unknown`.
+    /// Without the quotation that older clients put before replies. May be empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// The same as HTML, as the sender wrote it: sanitise it before showing it.
@@ -136,7 +152,7 @@ pub struct Content {
     /// The ids of the answers that a `poll_response` chooses; none takes an earlier choice back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selections: Option<Vec<String>>,
-    /// What a `call` is about.
+    /// What a `call` is about; also of a `notice` whose words tell of a call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub call: Option<Call>,
     /// The reaction of `reaction`: an emoji as a rule, but any text or an `mxc://` address is possible.
@@ -154,6 +170,31 @@ pub struct Content {
     /// What the bridge says of it beyond Matrix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge: Option<Bridged>,
+    /// The files of a `gallery`, in their order; `text` is its caption.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gallery: Vec<GalleryItem>,
+    /// Which album the message is a part of, where several messages are one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub album: Option<Album>,
+    /// Of an answer to a story: what it answers, and the answer alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub story: Option<Story>,
+    /// What of the network the message shares: a post, a reel, a story.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
+    /// Set when something of it is to be hidden until the reader asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spoiler: Option<Spoiler>,
+    /// Whether the bridge could not bridge what there was: the text says so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unsupported: bool,
+    /// Whether it is something that can be looked at once. With `unsupported` it can be looked at only in the
+    /// network's own app.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub view_once: bool,
+    /// The files that stand elsewhere in the content: pictures amid the text, those of types that have no kind.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
 }
 
 /// `data.content.location`: a place.
@@ -167,15 +208,67 @@ pub struct Location {
     pub description: Option<String>,
 }
 
-/// `data.content.mentions`: who is meant in particular.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Mentions {
-    /// Matrix users, as the sender wrote them.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub user_ids: Vec<String>,
-    /// Whether everybody in the room is meant.
-    pub room: bool,
+/// What is known of a content beyond itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadContext<'a> {
+    /// Whether the message answers another, so that a quotation may stand before its text.
+    pub is_reply: bool,
+    /// Whether it is the new content of an edit, which need not say whether the message answers another.
+    pub is_edit: bool,
+    /// Whether a bridge wrote it: for one of its ghosts, or for a user in whose name it may speak.
+    pub is_bridged: bool,
+    /// The network of the bridge.
+    pub network: Option<&'a str>,
+    /// The protocol of the bridge, as it calls it.
+    pub protocol: Option<&'a str>,
+    /// Where the content stands in the event's, a JSON pointer.
+    pub base: &'a str,
+}
+
+impl ReadContext<'_> {
+    /// Returns whether the network is one of Meta's.
+    fn is_of_meta(&self) -> bool {
+        const NAMES: [&str; 6] = ["instagram", "instagramgo", "messenger", "facebook", "facebookgo", "meta"];
+        [self.protocol, self.network].into_iter().flatten().any(|name| NAMES.contains(&name))
+    }
+}
+
+/// The words of a content.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Said {
+    text: Option<String>,
+    html: Option<String>,
+}
+
+impl Said {
+    /// Reads the words without what stands before them for older clients.
+    fn read(content: &Map<String, Value>, context: &ReadContext<'_>) -> Self {
+        let Self { text, html } = Self::as_written(content);
+        let Some(text) = text else { return Self { text, html } };
+        let has_fallback = html.as_deref().is_some_and(relations::has_fallback);
+        let (mut text, mut html) = if context.is_reply || (context.is_edit && has_fallback) {
+            let (text, html) = relations::without_fallback(&text, html.as_deref());
+            (text.to_owned(), html.map(str::to_owned))
+        } else {
+            (text, html)
+        };
+        if let Some(profile) = MessageProfile::read(content, context.base) {
+            text = profile.without_fallback(&text).into();
+            html = html.map(|html| profile.without_html_fallback(&html));
+        }
+        Self { text: Some(text), html: html.filter(|html| !html.is_empty()) }
+    }
+
+    /// Reads the words with all that stands before them.
+    fn as_written(content: &Map<String, Value>) -> Self {
+        let html = text(content, "formatted_body")
+            .filter(|html| text(content, "format") == Some("org.matrix.custom.html") && !html.is_empty());
+        match text(content, "body") {
+            Some(body) => Self { text: Some(body.to_owned()), html: html.map(str::to_owned) },
+            None => extensible::words(content)
+                .map_or_else(Self::default, |(text, html)| Self { text: Some(text), html }),
+        }
+    }
 }
 
 impl Content {
@@ -196,30 +289,84 @@ impl Content {
             mentions: None,
             link_previews: Vec::new(),
             bridge: None,
+            gallery: Vec::new(),
+            album: None,
+            story: None,
+            share: None,
+            spoiler: None,
+            unsupported: false,
+            view_once: false,
+            files: Vec::new(),
         }
+    }
+
+    /// Returns the addresses of the files that are told.
+    fn addresses(&self) -> Vec<String> {
+        let of_media = |media: &Media| {
+            let thumbnail = media.thumbnail.as_ref().map(|thumbnail| thumbnail.mxc.clone());
+            [Some(media.mxc.clone()), thumbnail].into_iter().flatten().collect::<Vec<_>>()
+        };
+        let items = self.gallery.iter().map(|item| &item.media).chain(&self.media).flat_map(of_media);
+        let pictures = self.link_previews.iter().filter_map(|preview| preview.image.clone());
+        items.chain(pictures).collect()
     }
 }
 
-/// What the content of an event of that type says. `reply`: whether the text may begin with a reply's fallback.
+/// What the content of an event of that type says.
 #[must_use]
-pub fn read(event_type: &str, content: &Map<String, Value>, reply: bool) -> Content {
+pub fn read(event_type: &str, content: &Map<String, Value>, context: &ReadContext<'_>) -> Content {
     let known = match event_type {
-        "m.room.message" => read_message(content, reply),
-        "m.sticker" => media::read(Kind::Sticker, content, reply),
-        other => poll::read(other, content).or_else(|| call::read(other, content)),
+        "m.room.message" => read_message(content, context),
+        "m.sticker" => media::read(Kind::Sticker, content, Said::read(content, context), None),
+        other => poll::read(other, content)
+            .or_else(|| call::read(other, content))
+            .or_else(|| extensible::read(other, content, context)),
     };
     let mut read = known.unwrap_or_else(|| unknown(content));
-    read.mentions = mentions(content);
-    read.link_previews = bridged::link_previews(content);
-    read.bridge = bridged::read(content);
+    let html =
+        read.html.clone().or_else(|| read.text.as_ref().and_then(|_| Said::read(content, context).html));
+    read.mentions = mentions::read(content, read.text.as_deref(), html.as_deref());
+    read.spoiler = spoiler::read(content, html.as_deref());
+    read.link_previews = bridged::link_previews(content, context.base);
+    let notice = notices::read(content, context);
+    (read.unsupported, read.view_once) = (notice.is_unsupported, notice.is_view_once);
+    read.bridge = bridged::read(content, notice.is_unsupported);
+    read.call = read.call.take().or_else(|| notices::call(content, context));
+    read.album = gallery::album(content);
+    share::read(&mut read, content, context);
+    read.files = files_elsewhere(&read, content, context);
     read
+}
+
+/// The files of a content that is told of by its files alone.
+#[must_use]
+pub fn files(content: &Map<String, Value>) -> Vec<File> {
+    files::Search::beside(Vec::new()).through(content, "")
+}
+
+/// The files of a content that `read` does not tell of.
+fn files_elsewhere(read: &Content, content: &Map<String, Value>, context: &ReadContext<'_>) -> Vec<File> {
+    let mut told = read.addresses();
+    let profile = MessageProfile::read(content, context.base);
+    told.extend(profile.and_then(|profile| profile.avatar).map(|avatar| avatar.mxc));
+    files::Search::beside(told).through(content, context.base)
 }
 
 /// What an edit makes of the event that it replaces: `m.new_content`, and `unknown` without one.
 #[must_use]
-pub fn read_edit(event_type: &str, content: &Map<String, Value>) -> Content {
+pub fn read_edit(event_type: &str, content: &Map<String, Value>, context: &ReadContext<'_>) -> Content {
     match content.get("m.new_content") {
-        Some(Value::Object(new)) => read(event_type, new, true),
+        Some(Value::Object(new)) => {
+            let answers = |content: &Map<String, Value>| {
+                content
+                    .get("m.relates_to")
+                    .and_then(|to| to.get("m.in_reply_to"))
+                    .is_some_and(Value::is_object)
+            };
+            let is_reply = context.is_reply || answers(new);
+            let context = ReadContext { is_edit: true, is_reply, base: "/m.new_content", ..*context };
+            read(event_type, new, &context)
+        }
         _ => unknown(content),
     }
 }
@@ -227,63 +374,30 @@ pub fn read_edit(event_type: &str, content: &Map<String, Value>) -> Content {
 /// A content that says nothing we understand, with whatever text it has for clients like us.
 #[must_use]
 pub fn unknown(content: &Map<String, Value>) -> Content {
-    let text = text(content, "body").or_else(|| text(content, "org.matrix.msc1767.text"));
-    Content { text: text.map(str::to_owned), ..Content::of(Kind::Unknown) }
+    Content { text: Said::as_written(content).text, ..Content::of(Kind::Unknown) }
 }
 
-fn read_message(content: &Map<String, Value>, reply: bool) -> Option<Content> {
+fn read_message(content: &Map<String, Value>, context: &ReadContext<'_>) -> Option<Content> {
     if let Some(call) = call::read_notice(content) {
         return Some(call);
     }
-    match text(content, "msgtype")? {
-        "m.text" => read_text(Kind::Text, content, reply),
-        "m.notice" | "m.server_notice" => read_text(Kind::Notice, content, reply),
-        "m.emote" => read_text(Kind::Emote, content, reply),
-        "m.image" => media::read(Kind::Image, content, reply),
-        "m.video" => media::read(Kind::Video, content, reply),
-        "m.audio" if media::is_voice(content) => media::read(Kind::Voice, content, reply),
-        "m.audio" => media::read(Kind::Audio, content, reply),
-        "m.file" => media::read(Kind::File, content, reply),
-        "m.location" => read_location(content),
-        _ => None,
+    let Some(msgtype) = text(content, "msgtype") else { return extensible::read_untyped(content, context) };
+    match msgtype {
+        "m.text" => read_text(Kind::Text, content, context),
+        "m.notice" | "m.server_notice" => read_text(Kind::Notice, content, context),
+        "m.emote" => read_text(Kind::Emote, content, context),
+        "m.location" => extensible::location(content, context),
+        msgtype => match media::kind(msgtype, content) {
+            Some(kind) => media::read(kind, content, Said::read(content, context), None)
+                .or_else(|| extensible::file(msgtype.strip_prefix("m."), content, context)),
+            None => gallery::read(msgtype, content, context),
+        },
     }
 }
 
-fn read_text(kind: Kind, content: &Map<String, Value>, reply: bool) -> Option<Content> {
-    let body = text(content, "body")?;
-    let body = if reply { relations::strip_text(body) } else { body };
-    Some(Content { text: Some(body.to_owned()), html: html(content, reply), ..Content::of(kind) })
-}
-
-fn read_location(content: &Map<String, Value>) -> Option<Content> {
-    let inner = content.get("m.location").or_else(|| content.get("org.matrix.msc3488.location"));
-    let of_inner = |key| inner.and_then(|inner| inner.get(key)).and_then(Value::as_str);
-    let geo_uri =
-        text(content, "geo_uri").or_else(|| of_inner("uri")).filter(|uri| uri.starts_with("geo:"))?;
-    let body = text(content, "body");
-    let location = Location {
-        geo_uri: geo_uri.to_owned(),
-        description: of_inner("description").or(body).filter(|text| !text.is_empty()).map(str::to_owned),
-    };
-    let content = Content::of(Kind::Location);
-    Some(Content { text: body.map(str::to_owned), location: Some(location), ..content })
-}
-
-/// The HTML of a content that has some.
-fn html(content: &Map<String, Value>, reply: bool) -> Option<String> {
-    let html = text(content, "formatted_body")
-        .filter(|_| text(content, "format") == Some("org.matrix.custom.html"))?;
-    let html = if reply { relations::strip_html(html) } else { html };
-    (!html.is_empty()).then(|| html.to_owned())
-}
-
-fn mentions(content: &Map<String, Value>) -> Option<Mentions> {
-    let raw = content.get("m.mentions")?.as_object()?;
-    let user_ids = raw.get("user_ids").and_then(Value::as_array).map_or_else(Vec::new, |ids| {
-        ids.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>()
-    });
-    let room = raw.get("room") == Some(&Value::Bool(true));
-    (room || !user_ids.is_empty()).then_some(Mentions { user_ids, room })
+fn read_text(kind: Kind, content: &Map<String, Value>, context: &ReadContext<'_>) -> Option<Content> {
+    let Said { text, html } = Said::read(content, context);
+    Some(Content { text: Some(text?), html, ..Content::of(kind) })
 }
 
 fn text<'a>(content: &'a Map<String, Value>, key: &str) -> Option<&'a str> {

@@ -16,6 +16,7 @@ use crate::{
     messages::{
         ids::{PayloadClass, message_id},
         kinds::{Content, Kind},
+        profile::MessageProfile,
         relations::RelatesTo,
     },
     model::{Direction, Encryption, Message, MessageId, MessageType, RoomKind},
@@ -313,6 +314,9 @@ pub struct Profile {
     pub avatar: Option<String>,
     /// The person's id on the network, taken from the ghost's user id; null when the sender is no ghost.
     pub network_id: Option<String>,
+    /// How the sender presents itself in this message alone; left out when as ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<MessageProfile>,
 }
 
 /// `data.membership` of `room.joined` and `room.left`.
@@ -365,6 +369,10 @@ pub fn redacted(payload: &[u8]) -> Option<Vec<u8>> {
     }
     if let Some(matrix) = data.get_mut("matrix").and_then(Value::as_object_mut) {
         matrix.insert("content".to_owned(), Value::Object(Map::new()));
+    }
+    if let Some(sender) = data.get_mut("sender").and_then(Value::as_object_mut) {
+        // It stood in the content.
+        sender.remove("profile");
     }
     serde_json::to_vec(&payload).ok()
 }

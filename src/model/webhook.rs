@@ -25,7 +25,7 @@ pub struct Filter {
 
 impl Filter {
     /// The kinds of content there are.
-    pub const KINDS: [&str; 18] = [
+    pub const KINDS: [&str; 19] = [
         "text",
         "notice",
         "emote",
@@ -34,6 +34,7 @@ impl Filter {
         "audio",
         "voice",
         "file",
+        "gallery",
         "sticker",
         "location",
         "poll",

@@ -375,15 +375,30 @@ impl Shared {
 /// The body without the addresses of files; as it came when there are none.
 fn without_addresses(attempt: &Attempt) -> String {
     let mut body = String::from_utf8_lossy(&attempt.body).into_owned();
-    for file in ["/data/content/media", "/data/content/media/thumbnail"] {
-        let Some(file) = attempt.payload.pointer(file) else { continue };
-        for key in ["url", "url_expires_at"] {
-            if let Some(value) = file.get(key) {
-                body = body.replacen(&value.to_string(), "null", 1);
-            }
-        }
+    let mut files = Vec::new();
+    for part in ["/data/content", "/data/sender"] {
+        attempt.payload.pointer(part).into_iter().for_each(|value| find_files(value, &mut files));
+    }
+    for value in
+        files.into_iter().flat_map(|file| ["url", "url_expires_at"].map(|key| file.get(key))).flatten()
+    {
+        body = body.replacen(&value.to_string(), "null", 1);
     }
     body
+}
+
+/// The objects below a value that are files: those with an `mxc` address.
+fn find_files<'a>(value: &'a Value, found: &mut Vec<&'a Value>) {
+    match value {
+        Value::Object(object) => {
+            if object.contains_key("mxc") {
+                found.push(value);
+            }
+            object.values().for_each(|value| find_files(value, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| find_files(value, found)),
+        _ => {}
+    }
 }
 
 /// Counts a request as under way until it is answered or its sender hangs up.

@@ -12,7 +12,7 @@ use axum::{
 
 use super::{
     super::{HttpState, error::Problem},
-    query::{Query, Segment},
+    query::{Query, Segment, Segments},
 };
 use crate::{
     links::Verdict,
@@ -78,7 +78,7 @@ pub(super) async fn file(
     headers: HeaderMap,
     query: Query,
 ) -> Result<Response, Problem> {
-    serve(&state, &id, MediaPart::File, &headers, query).await
+    serve(&state, &id, &MediaPart::File, &headers, query).await
 }
 
 /// The smaller picture of a message's file
@@ -103,13 +103,42 @@ pub(super) async fn thumbnail(
     headers: HeaderMap,
     query: Query,
 ) -> Result<Response, Problem> {
-    serve(&state, &id, MediaPart::Thumbnail, &headers, query).await
+    serve(&state, &id, &MediaPart::Thumbnail, &headers, query).await
+}
+
+/// Another of a message's files
+///
+/// As `/media/{id}`, for every file that a message has beside its own: one of a gallery, the picture of a link's
+/// preview, the sender's avatar. Each comes in the payload with its `part` and its `url`.
+#[utoipa::path(
+    get, path = "/api/v1/media/{id}/{part}", tag = "media", security(()),
+    params(
+        ("id" = String, Path, description = "The message's id."),
+        ("part" = String, Path, description = "Which of its files: `part` in the payload."),
+        ("expires" = String, Query, description = "Of the address."),
+        ("signature" = String, Query, description = "Of the address."),
+    ),
+    responses(
+        (status = 200, description = "The file.", content_type = "*/*"),
+        (status = 206, description = "A part of it.", content_type = "*/*"),
+        super::openapi::MediaRefusals,
+    ),
+)]
+pub(super) async fn part(
+    State(state): State<HttpState>,
+    Segments([id, part]): Segments<2>,
+    headers: HeaderMap,
+    query: Query,
+) -> Result<Response, Problem> {
+    // Nothing was signed that is called otherwise.
+    let part = MediaPart::named(&part).ok_or_else(Problem::url_invalid)?;
+    serve(&state, &id, &part, &headers, query).await
 }
 
 async fn serve(
     state: &HttpState,
     id: &str,
-    part: MediaPart,
+    part: &MediaPart,
     headers: &HeaderMap,
     mut query: Query,
 ) -> Result<Response, Problem> {

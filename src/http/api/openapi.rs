@@ -145,6 +145,7 @@ impl Modify for Tokens {
         events::list,
         media::file,
         media::thumbnail,
+        media::part,
         undecryptable::list,
         rooms::list,
         rooms::one,

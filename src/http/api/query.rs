@@ -181,9 +181,27 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let bad = || Problem::bad_parameter("the path is not UTF-8, too long, or holds control characters");
         let Path(segment) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| bad())?;
-        let fits = segment.len() <= VALUE_LENGTH && !segment.chars().any(char::is_control);
-        if fits { Ok(Self(segment)) } else { Err(bad()) }
+        if fits(&segment) { Ok(Self(segment)) } else { Err(bad()) }
     }
+}
+
+/// Several of the path's segments, decoded.
+pub(super) struct Segments<const N: usize>(pub(super) [String; N]);
+
+impl<const N: usize, S: Send + Sync> FromRequestParts<S> for Segments<N> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let bad = || Problem::bad_parameter("the path is not UTF-8, too long, or holds control characters");
+        let Path(segments) =
+            Path::<Vec<String>>::from_request_parts(parts, state).await.map_err(|_| bad())?;
+        let segments: [String; N] = segments.try_into().map_err(|_| bad())?;
+        if segments.iter().all(|segment| fits(segment)) { Ok(Self(segments)) } else { Err(bad()) }
+    }
+}
+
+fn fits(segment: &str) -> bool {
+    segment.len() <= VALUE_LENGTH && !segment.chars().any(char::is_control)
 }
 
 /// The most bytes of a body.

@@ -26,6 +26,7 @@ fn every_type_and_kind_is_on_the_page() {
         Kind::Audio,
         Kind::Voice,
         Kind::File,
+        Kind::Gallery,
         Kind::Sticker,
         Kind::Location,
         Kind::Poll,
@@ -61,7 +62,19 @@ fn every_field_is_on_the_page() {
         include_str!("../../../tests/fixtures/events/story_reply.json"),
         include_str!("../../../tests/fixtures/events/story_reaction.json"),
         include_str!("../../../tests/fixtures/events/link_preview.json"),
-        include_str!("../../../tests/fixtures/events/mention.json"),
+        include_str!("../../../tests/fixtures/events/mention_pills.json"),
+        include_str!("../../../tests/fixtures/events/gallery.json"),
+        include_str!("../../../tests/fixtures/events/album.json"),
+        include_str!("../../../tests/fixtures/events/sticker_msgtype.json"),
+        include_str!("../../../tests/fixtures/events/extensible_image.json"),
+        include_str!("../../../tests/fixtures/events/profile.json"),
+        include_str!("../../../tests/fixtures/events/profile_edit.json"),
+        include_str!("../../../tests/fixtures/events/content_warning.json"),
+        include_str!("../../../tests/fixtures/events/instagram_link.json"),
+        include_str!("../../../tests/fixtures/events/instagram_story_picture.json"),
+        include_str!("../../../tests/fixtures/events/instagram_share_reel.json"),
+        include_str!("../../../tests/fixtures/events/instagram_view_once.json"),
+        include_str!("../../../tests/fixtures/events/file_unknown.json"),
     ] {
         let mut payload = serde_json::to_value(read_fixture(fixture).payload(1)).unwrap();
         payload["data"]["matrix"]["content"].take();
@@ -71,11 +84,16 @@ fn every_field_is_on_the_page() {
 
 /// Every key of `value`, at any depth, stands on the page as the last part of something in code style.
 fn on_page(value: &Value) {
-    if let Value::Object(fields) = value {
-        for (key, inner) in fields {
-            let found = [format!("`{key}`"), format!(".{key}`")].iter().any(|written| PAGE.contains(written));
-            assert!(found || key == "data" || inner.is_object(), "{key}");
-            on_page(inner);
+    match value {
+        Value::Object(fields) => {
+            for (key, inner) in fields {
+                let found =
+                    [format!("`{key}`"), format!(".{key}`")].iter().any(|written| PAGE.contains(written));
+                assert!(found || key == "data" || inner.is_object(), "{key}");
+                on_page(inner);
+            }
         }
+        Value::Array(list) => list.iter().for_each(on_page),
+        _ => {}
     }
 }
