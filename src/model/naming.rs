@@ -78,6 +78,7 @@ pub struct Ghosts {
 ///
 /// A bot that is not in [`INSTALLED`] has the ghosts that mautrix bridges would have: `@igbot:example.org` speaks for
 /// `@ig_*:example.org`. A name without such a form tells none.
+#[must_use]
 pub fn ghosts_of<'a>(bot: &UserId, state_keys: impl IntoIterator<Item = &'a str>) -> Vec<Ghosts> {
     let Some(prefixes) = installed(bot) else {
         let guessed = Pattern::ghosts_of(bot).into_iter();
