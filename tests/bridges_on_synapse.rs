@@ -120,7 +120,7 @@ fn network_id(line: &Line) -> Option<&str> {
 }
 
 /// Another member of groups.
-fn somebody<'a>(send: crate::support::synapse::Send<'a>) -> crate::support::synapse::Send<'a> {
+fn somebody(send: crate::support::synapse::Send<'_>) -> crate::support::synapse::Send<'_> {
     send.arg("--ghost", "17840000000000007").name("Carol")
 }
 
@@ -135,13 +135,13 @@ async fn what_the_owner_writes_in_the_networks_app_is_out_in_plain_rooms() {
 }
 
 async fn own_messages_are_out(database: Option<Database>, plain: bool) {
+    const ALL: &str = "text,reply,edit,reaction,redaction,image,sticker";
     let bridge = Bridge::new("instagram", &["^@owner:localhost$"]).await;
     let mut scene = Scene::with(database, &[&bridge], "").await;
     let url = scene.synapse.url();
     let send = || if plain { bridge.send(&url).plain() } else { bridge.send(&url) };
     let bot = bridge.bot();
     let expected = |direction, login: Value| Expected { direction, network: "instagram", login, bot: &bot };
-    const ALL: &str = "text,reply,edit,reaction,redaction,image,sticker";
 
     // A group, before anything tells which login is the owner's: nobody can know.
     let sent = scene.portal(somebody(send()).group().messages("text")).await;

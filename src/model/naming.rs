@@ -1,6 +1,6 @@
 //! How bridges name their bots and ghosts, as they are installed.
 //!
-//! The names in [`INSTALLED`] are those of mautrix-go's `example-config.yaml` (`<network>bot` and `<network>_<id>`), of
+//! The names in `INSTALLED` are those of mautrix-go's `example-config.yaml` (`<network>bot` and `<network>_<id>`), of
 //! the older bridges, and of matrix-docker-ansible-deploy's templates. A registered bridge has them in an exclusive
 //! namespace of its homeserver, so no one else can take such a name there
 //! ([spec](https://spec.matrix.org/latest/application-service-api/#registration)).
@@ -76,8 +76,9 @@ pub struct Ghosts {
 
 /// Returns the ghosts of a bridge by the name of its bot and the state keys of its claims, the likeliest first.
 ///
-/// A bot that is not in [`INSTALLED`] has the ghosts that mautrix bridges would have: `@igbot:example.org` speaks for
+/// A bot that is not in `INSTALLED` has the ghosts that mautrix bridges would have: `@igbot:example.org` speaks for
 /// `@ig_*:example.org`. A name without such a form tells none.
+#[must_use]
 pub fn ghosts_of<'a>(bot: &UserId, state_keys: impl IntoIterator<Item = &'a str>) -> Vec<Ghosts> {
     let Some(prefixes) = installed(bot) else {
         let guessed = Pattern::ghosts_of(bot).into_iter();

@@ -111,7 +111,7 @@ pub(super) fn by_sender(claim: &Claim<'_>) -> Standing {
 /// The place of a claim among a room's bridges.
 enum Place {
     /// It becomes the room's first bridge, and this one ends.
-    First(Option<Bridge>),
+    First(Option<Box<Bridge>>),
     /// It joins the room's other bridges.
     Further,
     /// It is not believed.
@@ -180,7 +180,7 @@ impl RoomState {
             Standing::Refused | Standing::Unrelated => Place::Nowhere,
             Standing::Configured => match holder {
                 Some(holder) if is_configured(holder) => Place::Nowhere,
-                Some(holder) => Place::First(Some(holder.clone())),
+                Some(holder) => Place::First(Some(Box::new(holder.clone()))),
                 None if !has_room => Place::Nowhere,
                 None if self.bridge.as_ref().is_some_and(is_configured) => Place::Further,
                 None => Place::First(None),
@@ -209,7 +209,7 @@ impl RoomState {
                     self.further_bridges.retain(|bridge| bridge.bot != ended.bot);
                     let others = before.filter(|bridge| bridge.bot != ended.bot);
                     self.further_bridges.splice(0..0, others);
-                    self.refuse(ended);
+                    self.refuse(*ended);
                 } else {
                     self.further_bridges.splice(0..0, before);
                 }

@@ -260,9 +260,8 @@ fn a_bridge_of_the_settings_comes_first_and_keeps_another_company() {
     assert_eq!(bots(&room), [OTHER_BOT, BOT]);
     assert_eq!(room.reconsider(&standing), Change::None);
     assert_eq!(
-        room.reconsider(&|claim| match claim.bridge.bot == BOT {
-            true => Standing::Refused,
-            false => Standing::Configured,
+        room.reconsider(&|claim| {
+            if claim.bridge.bot == BOT { Standing::Refused } else { Standing::Configured }
         }),
         Change::Bridge
     );
