@@ -149,16 +149,16 @@ async fn own_messages_are_out(database: Option<Database>, plain: bool) {
     scene.assert_told(&sent, &expected("in", Value::Null)).await;
 
     // A conversation of two names the login: what its ghost says there is the owner's, and in the group from now on.
-    let sent = scene.portal(send().receiver(LOGIN).as_login(LOGIN).messages(ALL)).await;
+    let sent = scene.portal(send().receiver(LOGIN).by_login(LOGIN).messages(ALL)).await;
     let dm = sent.portal().to_owned();
     scene.assert_told(&sent, &expected("out", json!(LOGIN))).await;
     scene.assert_told(&send().room(&dm).messages(ALL).run().await, &expected("in", json!(LOGIN))).await;
-    let own = somebody(send()).room(&group).as_login(LOGIN).messages(ALL);
+    let own = somebody(send()).room(&group).by_login(LOGIN).messages(ALL);
     scene.assert_told(&own.run().await, &expected("out", json!(LOGIN))).await;
     let others = somebody(send()).room(&group).messages("text");
     scene.assert_told(&others.run().await, &expected("in", json!(LOGIN))).await;
     // History as well, from before there was a room.
-    let history = send().room(&dm).as_login(LOGIN).arg("--timestamp", "1600000000000").messages("text");
+    let history = send().room(&dm).by_login(LOGIN).arg("--timestamp", "1600000000000").messages("text");
     let history = history.run().await;
     scene.assert_told(&history, &expected("out", json!(LOGIN))).await;
     let told = scene.told(history.messages().next().unwrap().event_id.as_str()).await;
@@ -177,21 +177,21 @@ async fn own_messages_are_out(database: Option<Database>, plain: bool) {
     assert_eq!((&told.data()["room"]["type"], &told.data()["room"]["name"]), (&json!("dm"), &json!("Me")));
 
     // A second login of the same owner: in the group both ghosts are the owner's, and which one it is nobody says.
-    let second = scene.portal(send().receiver(SECOND_LOGIN).as_login(SECOND_LOGIN).messages("text")).await;
+    let second = scene.portal(send().receiver(SECOND_LOGIN).by_login(SECOND_LOGIN).messages("text")).await;
     scene.assert_told(&second, &expected("out", json!(SECOND_LOGIN))).await;
     for login in [LOGIN, SECOND_LOGIN] {
-        let own = somebody(send()).room(&group).as_login(login).messages("text,reaction");
+        let own = somebody(send()).room(&group).by_login(login).messages("text,reaction");
         scene.assert_told(&own.run().await, &expected("out", Value::Null)).await;
     }
     // In a conversation of one login the other one is the other person.
-    let other = send().room(&dm).as_login(SECOND_LOGIN).messages("text").run().await;
+    let other = send().room(&dm).by_login(SECOND_LOGIN).messages("text").run().await;
     scene.assert_told(&other, &expected("in", json!(LOGIN))).await;
 
     // What was learned outlives the process, and holds in rooms that are new.
     scene.restart("").await;
-    let own = somebody(send()).room(&group).as_login(SECOND_LOGIN).messages("text");
+    let own = somebody(send()).room(&group).by_login(SECOND_LOGIN).messages("text");
     scene.assert_told(&own.run().await, &expected("out", Value::Null)).await;
-    let fresh = scene.portal(somebody(send()).group().as_login(LOGIN).messages("text")).await;
+    let fresh = scene.portal(somebody(send()).group().by_login(LOGIN).messages("text")).await;
     scene.assert_told(&fresh, &expected("out", Value::Null)).await;
     // A customer's words are never taken for the owner's, whatever a member claims.
     let claim = json!({"bridgebot": bot, "protocol": {"id": "instagramgo"},
@@ -213,7 +213,7 @@ async fn messenger_in_facebook_mode_arrives_as_its_playbook_installs_it() {
     let bot = messenger.bot();
     let expected = Expected { direction: "in", network: "messenger", login: json!("100"), bot: &bot };
     scene.assert_told(&sent, &expected).await;
-    let own = messenger.send(&url).room(sent.portal()).as_login("100").messages("text").run().await;
+    let own = messenger.send(&url).room(sent.portal()).by_login("100").messages("text").run().await;
     scene.assert_told(&own, &Expected { direction: "out", ..expected }).await;
     assert_eq!(scene.check().await[0]["status"], "ok");
     let number = async |statement| scene.database.as_ref().unwrap().number(statement).await;
@@ -301,9 +301,9 @@ async fn a_portal_that_a_ghost_has_made_is_a_bridges() {
     let bob = bridge.send(&url).made_by_ghost().receiver("none").arg("--ghost", "2").invite(OWNER);
     scene.assert_told(&bob.messages("text").run().await, &expected("in")).await;
     // What the other ghost of such a conversation says is the owner's; where the room names the login, it is that one's.
-    let own = bridge.send(&url).room(sent.portal()).made_by_ghost().as_login("8").messages("text,reaction");
+    let own = bridge.send(&url).room(sent.portal()).made_by_ghost().by_login("8").messages("text,reaction");
     scene.assert_told(&own.run().await, &expected("out")).await;
-    let own = bridge.send(&url).made_by_ghost().receiver("9").as_login("9").invite(OWNER).messages("text");
+    let own = bridge.send(&url).made_by_ghost().receiver("9").by_login("9").invite(OWNER).messages("text");
     let named = Expected { login: json!("9"), ..expected("out") };
     scene.assert_told(&own.run().await, &named).await;
     assert_eq!(scene.check().await[0]["status"], "ok");
@@ -362,9 +362,9 @@ async fn two_bridges_share_a_room_and_each_speaks_for_its_own() {
         let sent = instagram.send(&url).room(&room).messages("text,reaction").run().await;
         scene.assert_told(&sent, &in_instagram("in")).await;
         assert_ne!(channel(&scene.told(&sent.messages().next().unwrap().event_id).await), of_second);
-        let own = facebook.send(&url).room(&room).as_login("100").messages("text").run().await;
+        let own = facebook.send(&url).room(&room).by_login("100").messages("text").run().await;
         scene.assert_told(&own, &in_messenger("out")).await;
-        let own = instagram.send(&url).room(&room).as_login(LOGIN).messages("text,reaction").run().await;
+        let own = instagram.send(&url).room(&room).by_login(LOGIN).messages("text,reaction").run().await;
         scene.assert_told(&own, &in_instagram("out")).await;
         assert_eq!(scene.check().await[0]["status"], "ok", "{}", scene.coucou.log());
     }

