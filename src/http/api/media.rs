@@ -114,7 +114,8 @@ pub(super) async fn thumbnail(
     get, path = "/api/v1/media/{id}/{part}", tag = "media", security(()),
     params(
         ("id" = String, Path, description = "The message's id."),
-        ("part" = String, Path, description = "Which of its files: `part` in the payload."),
+        ("part" = String, Path, pattern = "^[a-z0-9.]{1,64}$",
+            description = "Which of its files: `part` in the payload."),
         ("expires" = String, Query, description = "Of the address."),
         ("signature" = String, Query, description = "Of the address."),
     ),
