@@ -301,7 +301,8 @@ async fn what_a_bridge_says_before_the_owner_has_joined_arrives() {
 
 impl Scene {
     /// coucou's device came to the owner's account, and nothing else changed.
-    /// `coucou check` finds all in order but what a person has not done yet: the recovery key was never printed, and without a recovery key the owner's identity cannot sign the device.
+    /// `coucou check` finds all in order but what a person has not done yet: the recovery key was never printed,
+    /// and without the owner's own the owner's identity cannot sign the device.
     async fn assert_checked(&self) {
         let output = self.coucou.run(&["check", "--json"]).await;
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
