@@ -22,7 +22,7 @@ const GHOST: &str = "@instagram_17840000000000001:localhost";
 const OTHER_GHOST: &str = "@facebook_17840000000000001:localhost";
 const OTHER_BOT: &str = "@facebookbot:localhost";
 const PASSWORD: &str = "the password of a scenario";
-const ARRIVAL: Duration = Duration::from_mins(1);
+const ARRIVAL: Duration = Duration::from_mins(3);
 
 /// Two bridges, coucou for an owner, and Mallory, who is in the portal and has a device.
 struct Scene {
