@@ -1,4 +1,4 @@
-//! What is believed of bridges: those of the settings and those that were pinned, their state keys and logins.
+//! Beliefs about bridges: those of the settings and those that were pinned, their state keys and logins.
 //!
 //! A bridge that is not in the settings is *pinned* when it is first believed: its bot, the ghosts that its
 //! name tells, and the state key of its claim. A bot that claims another's state key, or that is another
@@ -41,10 +41,10 @@ pub(super) const MAX_KEYS_PER_BOT: usize = 2_000;
 /// Conflicts reported at most.
 const MAX_CONFLICTS: usize = 10_000;
 
-/// What the settings say about trust.
+/// Settings about trust.
 #[derive(Clone, Debug, Default)]
 pub struct TrustSettings {
-    /// What is done for each trust.
+    /// Action for each trust.
     pub actions: TrustPolicy,
     /// The bridges of the settings.
     pub bridges: Vec<trust::Bridge>,
