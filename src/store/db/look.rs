@@ -68,6 +68,21 @@ impl Db {
         .await
     }
 
+    /// Counts the connections that PostgreSQL gives coucou at once, `wanted` at most: those in use by any process of it,
+    /// and as many more as are given now. `None` for SQLite.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn given_connections(&self, wanted: u32) -> Result<Option<u32>, StoreError> {
+        const IN_USE: &str = "SELECT COUNT(*) FROM pg_stat_activity WHERE application_name = 'coucou' \
+             AND usename = current_user AND datname = current_database()";
+        let Pools::Postgres { pool, .. } = &self.pools else { return Ok(None) };
+        let in_use = self.fetch_optional::<(i64,)>(IN_USE, vec![]).await?.map_or(0, |(count,)| count);
+        let in_use = u32::try_from(in_use).unwrap_or(u32::MAX);
+        let more = pool.given(wanted.saturating_sub(in_use)).await;
+        Ok(Some(in_use.saturating_add(more).min(wanted)))
+    }
+
     /// How many connections are open, and how many of them are idle.
     #[must_use]
     pub fn connections(&self) -> (u32, usize) {
