@@ -341,13 +341,12 @@ impl Errands {
             let Some(account) = self.accounts.iter().find(|account| account.id == id) else { continue };
             match self.homeserver.room_state(&account.user_id, room_id).await {
                 Ok(events) => {
-                    match self.beginning(account, &room, &events).await {
+                    match self.beginning(&room, &events).await {
                         Ok(found) => begin = found,
-                        Err(RoomsError::Homeserver(error)) if error.is_transient() => {
+                        Err(RoomsError::Homeserver(error)) => {
                             tracing::warn!(room.id = %room_id, error = &error as &dyn Error, "could not read back");
                             return self.put_off_reading(room_id, self.next_try(room.tries)).await;
                         }
-                        Err(RoomsError::Homeserver(_)) => {}
                         Err(error) => return Err(error),
                     }
                     state = Some(events);

@@ -95,6 +95,8 @@ pub struct Entry {
     pub join_id: String,
     /// When it was made, in milliseconds, as the homeserver says.
     pub joined_at: i64,
+    /// When the invite was, or else the join.
+    pub entered_at: i64,
     /// Right behind the invite that the join followed; without one, or when it cannot be seen, a place before everything
     /// that is beside the join.
     pub from: Option<String>,
@@ -154,7 +156,7 @@ impl Homeserver {
         let Some(mut join) = members.next().filter(|head| head.content.membership == "join") else {
             return Ok(None);
         };
-        let mut from = None;
+        let (mut from, mut entered_at) = (None, None);
         for _ in 0..MAX_MEMBERSHIPS {
             let Some(before) = join.unsigned.replaces_state.take() else { break };
             let context = match self.context(user_id, room_id, before.as_str()).await {
@@ -165,7 +167,7 @@ impl Homeserver {
             let head = Head::of(&context.event);
             match head.content.membership.as_str() {
                 "invite" => {
-                    from = context.end;
+                    (from, entered_at) = (context.end, Some(head.origin_server_ts));
                     break;
                 }
                 "join" => join = head,
@@ -175,7 +177,9 @@ impl Homeserver {
         if from.is_none() {
             from = self.context(user_id, room_id, &join.event_id).await?.start;
         }
-        Ok(Some(Entry { join_id: join.event_id, joined_at: join.origin_server_ts, from }))
+        let joined_at = join.origin_server_ts;
+        let entered_at = entered_at.unwrap_or(joined_at);
+        Ok(Some(Entry { join_id: join.event_id, joined_at, entered_at, from }))
     }
 
     /// Returns the place from which a room is to be read for what was said in it since a time (milliseconds) and since the

@@ -82,29 +82,51 @@ async fn accept(
 }
 
 impl Errands {
-    /// Returns where the reading of a room begins that an account has joined since coucou has its device there: no one shared
-    /// a key with it before. `None` when there is nothing to read.
+    /// Returns where the reading of a room begins that accounts have joined since coucou has its devices there: right behind
+    /// the first invite. No one shared a key with them before. `None` when there is nothing to read.
     pub(super) async fn beginning(
+        &self,
+        room: &DueRoom,
+        state: &[Box<RawValue>],
+    ) -> Result<Option<Begin>, RoomsError> {
+        let mut first: Option<(i64, Begin)> = None;
+        for account in self.accounts.iter().filter(|_| !room.is_relayed) {
+            let found = match self.beginning_of(account, room, state).await {
+                Err(RoomsError::Homeserver(error)) if !error.is_transient() => {
+                    tracing::warn!(room.id = %room.room_id, account.user_id = %account.user_id,
+                        error = &error as &dyn Error, "what was said before a join cannot be read");
+                    None
+                }
+                found => found?,
+            };
+            first = match (first, found) {
+                (Some(first), Some(found)) if first.0 <= found.0 => Some(first),
+                (first, found) => found.or(first),
+            };
+        }
+        Ok(first.map(|(_, begin)| begin))
+    }
+
+    /// Returns the same for one account, with when it came in.
+    async fn beginning_of(
         &self,
         account: &Account,
         room: &DueRoom,
         state: &[Box<RawValue>],
-    ) -> Result<Option<Begin>, RoomsError> {
-        if room.is_relayed {
-            return Ok(None);
-        }
+    ) -> Result<Option<(i64, Begin)>, RoomsError> {
         let Some(entry) = self.homeserver.entry(&account.user_id, &room.room_id, state).await? else {
             return Ok(None);
         };
         let account_id = account.id.0;
         if Timestamp(entry.joined_at) >= accounts::created_at(self.store.db(), account.id).await? {
-            return Ok(Some(Begin { account_id, from: entry.from, join_id: Some(entry.join_id) }));
+            let begin = Begin { account_id, from: entry.from, join_id: Some(entry.join_id) };
+            return Ok(Some((entry.entered_at, begin)));
         }
         // A room that the account was in before its store was lost is read as far back as the restore asked for.
         let Some(since) = self.history_since().await? else { return Ok(None) };
-        let place = self.homeserver.place_at(&account.user_id, &room.room_id, since, MAX_HISTORY).await?;
+        let from = self.homeserver.place_at(&account.user_id, &room.room_id, since, MAX_HISTORY).await?;
         tracing::info!(room.id = %room.room_id, "reading back what was said before the restore");
-        Ok(Some(Begin { account_id, from: place, join_id: None }))
+        Ok(Some((since, Begin { account_id, from, join_id: None })))
     }
 
     async fn history_since(&self) -> Result<Option<i64>, RoomsError> {

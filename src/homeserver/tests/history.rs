@@ -22,8 +22,8 @@ fn state(member: &Value) -> Vec<Box<RawValue>> {
     [&other, member].map(|event| to_raw_value(event).unwrap()).into()
 }
 
-fn entry(join_id: &str, from: &str) -> Entry {
-    Entry { join_id: join_id.to_owned(), joined_at: 7, from: Some(from.to_owned()) }
+fn entry(entered_at: i64, from: &str) -> Entry {
+    Entry { join_id: "$join".to_owned(), joined_at: 7, entered_at, from: Some(from.to_owned()) }
 }
 
 #[tokio::test]
@@ -35,14 +35,14 @@ async fn a_room_is_read_from_right_behind_the_invite() {
     let join = member("$join", "join", 7, Some("$invite"));
     script.answer(200, &context(member("$invite", "invite", 5, None)));
     let found = homeserver.entry(user, room, &state(&join)).await.unwrap();
-    assert_eq!(found, Some(entry("$join", "behind")));
+    assert_eq!(found, Some(entry(5, "behind")));
 
     // The user has another name by now.
     let renamed = member("$name", "join", 9, Some("$join"));
     script.answer(200, &context(join.clone()));
     script.answer(200, &context(member("$invite", "invite", 5, None)));
     let found = homeserver.entry(user, room, &state(&renamed)).await.unwrap();
-    assert_eq!(found, Some(entry("$join", "behind")));
+    assert_eq!(found, Some(entry(5, "behind")));
     let asked: Vec<_> = script.asked().iter().map(|asked| asked.uri.path().to_owned()).collect();
     let ends = |at: usize, with: &str| assert!(asked[at].ends_with(with), "{asked:?}");
     ends(0, "/context/$invite");
@@ -60,16 +60,16 @@ async fn a_room_is_read_from_beside_the_join_when_no_invite_can_be_seen() {
     script.answer(403, &json!({"errcode": "M_FORBIDDEN", "error": "not yours to see"}));
     script.answer(200, &context(join(None)));
     let found = homeserver.entry(user, room, &state(&join(Some("$invite")))).await.unwrap();
-    assert_eq!(found, Some(entry("$join", "before")));
+    assert_eq!(found, Some(entry(7, "before")));
 
     script.answer(200, &context(join(None)));
     let found = homeserver.entry(user, room, &state(&join(None))).await.unwrap();
-    assert_eq!(found, Some(entry("$join", "before")), "it joined freely");
+    assert_eq!(found, Some(entry(7, "before")), "it joined freely");
 
     script.answer(200, &context(member("$left", "leave", 3, Some("$old"))));
     script.answer(200, &context(join(None)));
     let found = homeserver.entry(user, room, &state(&join(Some("$left")))).await.unwrap();
-    assert_eq!(found, Some(entry("$join", "before")), "it came back freely");
+    assert_eq!(found, Some(entry(7, "before")), "it came back freely");
 
     let left = member("$left", "leave", 9, Some("$join"));
     assert_eq!(homeserver.entry(user, room, &state(&left)).await.unwrap(), None);
