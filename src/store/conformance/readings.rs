@@ -4,9 +4,12 @@ use ruma::room_id;
 
 use super::*;
 use crate::{
+    model::Membership,
     store::{
         db::values,
+        memberships::{self, MembershipChange},
         pending::{self, NewPending, Waits},
+        rooms as rooms_table,
     },
     testing::{self, START},
 };
@@ -147,5 +150,45 @@ async fn what_is_read_goes_before_what_was_pushed_in_the_order_of_reading() {
         let expected =
             [("$before", false), ("$1", true), ("$2", true), ("$3", false), ("$4", false), ("$5", false)];
         assert_eq!(queue, expected);
+    }
+}
+
+#[tokio::test]
+async fn relayed_rooms_are_compared_by_an_account_that_is_in_them_since_their_first_message() {
+    for test in testing::both().await {
+        let (store, db) = (&test.store, test.store.db());
+        let (one, left, no) = (room_id!("!one:a.b"), room_id!("!left:a.b"), room_id!("!no:a.b"));
+        let mut tx = store.begin().await.unwrap();
+        rooms_table::ensure(&mut tx, &[one, left, no], START).await.unwrap();
+        let sql = "UPDATE rooms SET relay = 'yes' WHERE room_id <> $1";
+        tx.execute(sql, values![no.as_str()]).await.unwrap();
+        let change = |room: &RoomId, account, membership| MembershipChange {
+            room_id: room.to_owned(),
+            account_id: AccountId(account),
+            membership,
+            inviter: None,
+        };
+        let changes = [
+            change(one, 3, Membership::Join),
+            change(one, 2, Membership::Join),
+            change(one, 1, Membership::Invite),
+            change(left, 1, Membership::Leave),
+            change(no, 1, Membership::Join),
+        ];
+        memberships::put(&mut tx, &changes, START).await.unwrap();
+        for (sequence, at) in [(1_i64, 500_i64), (2, 400)] {
+            let sql = "INSERT INTO messages (message_id, event_id, room_id, sequence, type, direction, sender, \
+                       origin_server_ts, created_at, payload) \
+                       VALUES ($1, $1, '!one:a.b', $2, 'message.created', 'in', '', 0, $3, $4)";
+            tx.execute(sql, values![sequence.to_string(), sequence, at, b"{}".to_vec()]).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        assert_eq!(rooms_table::relayed(db).await.unwrap(), [(one.to_owned(), AccountId(2))]);
+        assert_eq!(messages::first_at(db, one).await.unwrap(), Some(Timestamp(500)));
+        assert_eq!(messages::first_at(db, no).await.unwrap(), None);
+        let due: Vec<_> = rooms_table::due(db, START, 9).await.unwrap();
+        let mut due: Vec<_> = due.iter().map(|room| (room.room_id.as_str(), room.is_relayed)).collect();
+        due.sort_unstable();
+        assert_eq!(due, [("!left:a.b", true), ("!no:a.b", false), ("!one:a.b", true)]);
     }
 }
