@@ -25,8 +25,10 @@ use crate::{
 /// The most events of a page.
 const MAX_EVENTS: usize = 100;
 
-/// How often a page is asked for in vain before the room goes on without.
-const MAX_TRIES: i64 = 9;
+/// How often a page that cannot be read, or that the homeserver fails over, is asked for before the room goes on without:
+/// some minutes, or more than an hour. A homeserver that is away is waited for.
+const MAX_MALFORMED: i64 = 8;
+const MAX_FAILURES: i64 = 20;
 
 /// Events of one room that are read back after a restore, about.
 const MAX_HISTORY: usize = 5_000;
@@ -139,7 +141,7 @@ impl Errands {
     /// Reads the next page of a room.
     pub(super) async fn read_on(&self, mut reading: Reading) -> Result<(), RoomsError> {
         if let Some(until) = self.quiet_until() {
-            return self.put_off_page(&reading, until).await;
+            return self.put_off_page(&reading, until, reading.tries).await;
         }
         let of_account = |id: AccountId| self.accounts.iter().find(|account| account.id == id);
         let Some(account) = of_account(reading.account_id) else { return self.give_up(&reading).await };
@@ -147,17 +149,21 @@ impl Errands {
             Ok(page) => self.take_page(account, reading, page).await,
             Err(RoomsError::Homeserver(error @ HomeserverError::Status { status: 429, .. })) => {
                 let until = self.keep_quiet(&error, reading.tries);
-                self.put_off_page(&reading, until).await
+                self.put_off_page(&reading, until, reading.tries).await
             }
             Err(RoomsError::Homeserver(error)) => {
-                let is_final = matches!(error, HomeserverError::Status { status: 400 | 403 | 404, .. });
-                let gave_up = is_final || reading.tries >= MAX_TRIES;
+                let gave_up = match error {
+                    HomeserverError::Status { status: 400 | 403 | 404, .. } => true,
+                    HomeserverError::Status { .. } => reading.tries >= MAX_FAILURES,
+                    HomeserverError::Malformed(_) => reading.tries >= MAX_MALFORMED,
+                    _ => false,
+                };
                 tracing::warn!(room.id = %reading.room_id, error = &error as &dyn Error, gave_up,
                     "could not read a page of a room");
                 if gave_up {
                     return self.give_up(&reading).await;
                 }
-                self.put_off_page(&reading, self.next_try(reading.tries)).await
+                self.put_off_page(&reading, self.next_try(reading.tries), reading.tries + 1).await
             }
             Err(error) => Err(error),
         }
@@ -243,10 +249,10 @@ impl Errands {
         Ok(())
     }
 
-    async fn put_off_page(&self, reading: &Reading, next: Timestamp) -> Result<(), RoomsError> {
+    async fn put_off_page(&self, reading: &Reading, next: Timestamp, tries: i64) -> Result<(), RoomsError> {
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
-        readings::postpone(&mut tx, &reading.room_id, next).await?;
+        readings::postpone(&mut tx, &reading.room_id, next, tries).await?;
         tx.commit().await?;
         Ok(())
     }
