@@ -54,6 +54,7 @@ impl Readings {
         for reading in &self.begun {
             readings::put(tx, reading, now).await?;
         }
+        pending::demote(tx, &refs(self.begun.iter().map(|reading| &reading.room_id))).await?;
         pending::promote(tx, &refs(&self.suspended)).await?;
         pending::mark_overtaken(tx, &refs(&self.overtaken)).await?;
         pending::insert_read(tx, seal, &self.events).await?;

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use ruma::{OwnedRoomId, RoomId};
 
 pub use page::{Entry, Filter, NextTry, Order, counts, page};
-pub use read::{insert_read, mark_overtaken, promote};
+pub use read::{demote, insert_read, mark_overtaken, promote};
 
 use super::{Db, Seal, StoreError, Tx, db::values};
 use crate::{clock::Timestamp, model::ledger::Reason};

@@ -181,14 +181,13 @@ pub async fn finish(tx: &mut Tx, room_id: &RoomId, until_id: Option<&str>) -> Re
     Ok(tx.execute(sql, values![room_id.as_str(), until_id]).await? > 0)
 }
 
-/// Puts the next page off, after a try in vain.
+/// Puts the next page off, after so many tries in vain.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn postpone(tx: &mut Tx, room_id: &RoomId, next: Timestamp) -> Result<(), StoreError> {
-    let sql =
-        "UPDATE room_readings SET due_at = $2, tries = tries + 1 WHERE room_id = $1 AND due_at IS NOT NULL";
-    tx.execute(sql, values![room_id.as_str(), next]).await?;
+pub async fn postpone(tx: &mut Tx, room_id: &RoomId, next: Timestamp, tries: i64) -> Result<(), StoreError> {
+    let sql = "UPDATE room_readings SET due_at = $2, tries = $3 WHERE room_id = $1 AND due_at IS NOT NULL";
+    tx.execute(sql, values![room_id.as_str(), next, tries]).await?;
     Ok(())
 }
 

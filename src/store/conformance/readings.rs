@@ -35,7 +35,7 @@ async fn a_reading_is_due_until_it_has_ended_and_suspends_until_it_is_deleted() 
         (reading.read_count, reading.missing_count) = (100, 7);
         advance(&mut tx, &reading, START).await.unwrap();
         let later = START.plus(Duration::from_secs(2));
-        postpone(&mut tx, room, later).await.unwrap();
+        postpone(&mut tx, room, later, 1).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(due(db, START, 10).await.unwrap(), []);
         let expected = Reading { until_id: Some("$last".to_owned()), tries: 1, ..reading.clone() };
@@ -45,7 +45,7 @@ async fn a_reading_is_due_until_it_has_ended_and_suspends_until_it_is_deleted() 
         assert!(!finish(&mut tx, room, None).await.unwrap(), "it ends with another event");
         assert!(finish(&mut tx, room, Some("$last")).await.unwrap());
         assert!(!finish(&mut tx, room, Some("$last")).await.unwrap(), "it has ended");
-        postpone(&mut tx, room, later).await.unwrap();
+        postpone(&mut tx, room, later, 1).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(due(db, later, 10).await.unwrap(), []);
         assert_eq!(rooms(db).await.unwrap(), [room.to_owned()].into());
@@ -135,6 +135,9 @@ async fn what_is_read_goes_before_what_was_pushed_in_the_order_of_reading() {
             received_at: START,
         };
         let mut tx = store.begin().await.unwrap();
+        // What an earlier reading left is read again.
+        pending::insert_read(&mut tx, seal, &[(event("$3"), false), (event("$1"), false)]).await.unwrap();
+        pending::demote(&mut tx, &[room]).await.unwrap();
         pending::insert(&mut tx, seal, &[event("$before"), event("$3")], START).await.unwrap();
         pending::promote(&mut tx, &[room]).await.unwrap();
         pending::insert(&mut tx, seal, &[event("$4"), event("$5")], START).await.unwrap();

@@ -29,6 +29,20 @@ pub async fn promote(tx: &mut Tx, room_ids: &[&RoomId]) -> Result<(), StoreError
     Ok(())
 }
 
+/// Takes the place away that events of these rooms have by an earlier reading: they are read again, from further back.
+///
+/// # Errors
+/// When the database fails.
+pub async fn demote(tx: &mut Tx, room_ids: &[&RoomId]) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE pending_events SET rank = 3 WHERE state = 'queued' AND rank = 2 AND room_id IN (VALUES {rows})",
+        vec![],
+        room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
 /// Notes that what was read of these rooms so far was overtaken.
 ///
 /// # Errors
