@@ -1,11 +1,12 @@
 use std::time::Duration;
 
-use ruma::room_id;
+use ruma::{UserId, device_id, room_id};
 
 use super::*;
 use crate::{
-    model::Membership,
+    model::{Membership, Role},
     store::{
+        accounts,
         db::values,
         memberships::{self, MembershipChange},
         pending::{self, NewPending, Waits},
@@ -165,9 +166,14 @@ async fn relayed_rooms_are_compared_by_an_account_that_is_in_them_since_their_fi
         rooms_table::ensure(&mut tx, &[one, left, no], START).await.unwrap();
         let sql = "UPDATE rooms SET relay = 'yes' WHERE room_id <> $1";
         tx.execute(sql, values![no.as_str()]).await.unwrap();
-        let change = |room: &RoomId, account, membership| MembershipChange {
+        let mut ids = Vec::new();
+        for name in ["@a:a.b", "@b:a.b", "@c:a.b"] {
+            let (user, device) = (<&UserId>::try_from(name).unwrap(), device_id!("D").to_owned());
+            ids.push(accounts::insert(&mut tx, user, &device, Role::Owner, START).await.unwrap());
+        }
+        let change = |room: &RoomId, account: usize, membership| MembershipChange {
             room_id: room.to_owned(),
-            account_id: AccountId(account),
+            account_id: ids[account - 1],
             membership,
             inviter: None,
         };
@@ -186,7 +192,7 @@ async fn relayed_rooms_are_compared_by_an_account_that_is_in_them_since_their_fi
             tx.execute(sql, values![sequence.to_string(), sequence, at, b"{}".to_vec()]).await.unwrap();
         }
         tx.commit().await.unwrap();
-        assert_eq!(rooms_table::relayed(db).await.unwrap(), [(one.to_owned(), AccountId(2))]);
+        assert_eq!(rooms_table::relayed(db).await.unwrap(), [(one.to_owned(), ids[1])]);
         assert_eq!(messages::first_at(db, one).await.unwrap(), Some(Timestamp(500)));
         assert_eq!(messages::first_at(db, no).await.unwrap(), None);
         let due: Vec<_> = rooms_table::due(db, START, 9).await.unwrap();
