@@ -14,7 +14,7 @@ test: homeserver tools
 	tests/postgres.sh with $(CARGO) test --locked
 
 test-faults: homeserver
-	COUCOU_TEST_FAULTS=long tests/postgres.sh with $(CARGO) test --locked --test scenarios -- --nocapture faults_on_synapse kills_on_fake
+	COUCOU_TEST_FAULTS=long tests/postgres.sh with $(CARGO) test --locked --test scenarios -- --nocapture faults_on_synapse kills_on_fake joins_on_synapse
 
 check:
 	.ci/run

@@ -45,10 +45,10 @@ use url::Url;
 pub use backup::{BackupVersion, RoomKeys};
 pub use error::HomeserverError;
 pub use glance::{Greeting, PublishedDevice, PublishedKeys};
-pub use history::History;
+pub use history::{Direction, Entry, Page};
 pub use media::Download;
 pub use rooms::Invite;
-pub use timelines::{EarlierPage, Timeline, Timelines};
+pub use timelines::{Timeline, Timelines};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

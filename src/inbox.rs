@@ -18,6 +18,7 @@ mod known;
 mod ledger;
 pub mod pins;
 mod presence;
+mod reading;
 mod redact;
 mod relay;
 pub mod rooms;

@@ -293,6 +293,10 @@ metrics! {
         "Messages that were stored for delivery, by type (as docs/webhook.md lists them), direction and whether they were encrypted."
     message_at: Gauge "coucou_messages_newest_timestamp_seconds" []
         "When the newest message was stored, as Unix time."
+    reconciled_rooms: Counter "coucou_reconciled_rooms_total" ["found"]
+        "Rooms in which a comparison with their timeline found events that were not pushed: found by routine, after an outage, by a gap that was read page by page, at a join (what was said before and beside it), or by coucou check."
+    reconciled_events: Counter "coucou_reconciled_events_total" ["found"]
+        "The events that were not pushed, and were taken from the timeline instead, by how they were found."
     control_events: Counter "coucou_control_events_total" ["kind"]
         "Events that are no messages (as docs/webhook.md lists them): status, error_notice, verification, command, dummy, receipt or key."
     undecryptable: Counter "coucou_ledger_events_total" ["reason"]

@@ -4,8 +4,10 @@
 //! goes through the inbox like everything else that comes in, so that one worker alone changes rooms. Every
 //! errand can run twice: joining again changes nothing, and a state read twice is the same state.
 
+pub mod compare;
 mod inviters;
 pub mod missed;
+mod reading;
 
 use std::{
     error::Error,
@@ -19,8 +21,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use rand::Rng;
 use ruma::{OwnedUserId, RoomId, ServerName, UserId};
-use serde::Deserialize;
-use serde_json::{json, value::RawValue};
+use serde_json::json;
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -29,8 +30,9 @@ use crate::{
     homeserver::{Homeserver, HomeserverError},
     model::{Account, Inviter, Membership, Pattern, Role},
     store::{
-        Lease, Store, StoreError, accounts, crypto, inbox, leases,
+        Lease, Store, StoreError, inbox, leases,
         memberships::{self, DueInvite, MembershipChange},
+        readings,
         rooms::{self, DueRoom},
     },
 };
@@ -41,12 +43,6 @@ const SIDE_BY_SIDE: usize = 4;
 
 /// How often the store is asked for errands that nobody announced.
 const IDLE: Duration = Duration::from_secs(2);
-
-/// Events looked at for what was said between an invite and its join.
-const MOST_EARLIER: usize = 2_000;
-
-/// Events of one room read back after a restore.
-const MOST_HISTORY: usize = 5_000;
 
 /// The name under which a restored bot's store keeps since when rooms are read back: milliseconds, as text.
 pub const HISTORY_SINCE: &str = "coucou.history_since";
@@ -200,7 +196,8 @@ impl Errands {
         let now = self.clock.now();
         let invites = memberships::due_invites(self.store.db(), now, MOST).await?;
         let unread = rooms::due(self.store.db(), now, MOST).await?;
-        let any = !(invites.is_empty() && unread.is_empty());
+        let readings = readings::due(self.store.db(), now, MOST).await?;
+        let any = !(invites.is_empty() && unread.is_empty() && readings.is_empty());
         let answers: Vec<_> = invites.into_iter().map(|invite| self.settle_invite(invite)).collect();
         let mut answers = stream::iter(answers).buffer_unordered(SIDE_BY_SIDE);
         while let Some(answered) = answers.next().await {
@@ -210,6 +207,11 @@ impl Errands {
         let mut reads = stream::iter(reads).buffer_unordered(SIDE_BY_SIDE);
         while let Some(read) = reads.next().await {
             read?;
+        }
+        let pages: Vec<_> = readings.into_iter().map(|reading| self.read_on(reading)).collect();
+        let mut pages = stream::iter(pages).buffer_unordered(SIDE_BY_SIDE);
+        while let Some(page) = pages.next().await {
+            page?;
         }
         Ok(any)
     }
@@ -334,18 +336,17 @@ impl Errands {
         let should_be_readable = !readers.is_empty();
         // An account whose membership was missed may still be in.
         readers.extend(self.accounts.iter().map(|account| account.id));
-        let (mut state, mut earlier) = (None, Vec::new());
+        let (mut state, mut begin) = (None, None);
         for id in readers {
             let Some(account) = self.accounts.iter().find(|account| account.id == id) else { continue };
             match self.homeserver.room_state(&account.user_id, room_id).await {
                 Ok(events) => {
-                    match self.said_before_join(account, room_id, &events).await {
-                        Ok(said) => earlier = said,
-                        Err(RoomsError::Homeserver(error)) if error.is_transient() => {
+                    match self.beginning(&room, &events).await {
+                        Ok(found) => begin = found,
+                        Err(RoomsError::Homeserver(error)) => {
                             tracing::warn!(room.id = %room_id, error = &error as &dyn Error, "could not read back");
                             return self.put_off_reading(room_id, self.next_try(room.tries)).await;
                         }
-                        Err(RoomsError::Homeserver(_)) => {}
                         Err(error) => return Err(error),
                     }
                     state = Some(events);
@@ -366,7 +367,7 @@ impl Errands {
             // A member may always read: the homeserver has not caught up with the join yet.
             return self.put_off_reading(room_id, self.next_try(room.tries)).await;
         }
-        let body = json!({ "room_id": room_id, "state": state, "earlier": earlier }).to_string();
+        let body = json!({ "room_id": room_id, "state": state, "reading": begin }).to_string();
         let body = inbox::seal_body(self.store.seal()?, body.as_bytes())?;
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
@@ -375,52 +376,6 @@ impl Errands {
         tx.commit().await?;
         self.inbox.notify_one();
         Ok(())
-    }
-
-    /// What was said while an account was invited: a bridge does not wait for the join. Only for joins since
-    /// coucou has its device there, as nobody shared a key with it before.
-    async fn said_before_join(
-        &self,
-        account: &Account,
-        room_id: &RoomId,
-        state: &[Box<RawValue>],
-    ) -> Result<Vec<Box<RawValue>>, RoomsError> {
-        #[derive(Deserialize)]
-        struct Join {
-            event_id: String,
-            #[serde(rename = "type")]
-            event_type: String,
-            state_key: String,
-            origin_server_ts: i64,
-        }
-        let joins = state.iter().filter_map(|event| serde_json::from_str::<Join>(event.get()).ok());
-        let mut joins = joins.filter(|event| event.event_type == "m.room.member");
-        let Some(join) = joins.find(|event| event.state_key == account.user_id.as_str()) else {
-            return Ok(Vec::new());
-        };
-        if Timestamp(join.origin_server_ts) < accounts::created_at(self.store.db(), account.id).await? {
-            return self.said_before_restore(account, room_id).await;
-        }
-        let said = self.homeserver.said_before_join(&account.user_id, room_id, &join.event_id, MOST_EARLIER);
-        Ok(said.await?)
-    }
-
-    /// What was said in a room that the account was in before its store was lost, as far back as the restore
-    /// asked for.
-    async fn said_before_restore(
-        &self,
-        account: &Account,
-        room_id: &RoomId,
-    ) -> Result<Vec<Box<RawValue>>, RoomsError> {
-        let Some(bot) = self.bot() else { return Ok(Vec::new()) };
-        let scope = crypto::Scope::new(self.store.seal()?, bot.id);
-        let since = crypto::values::find_custom(self.store.db(), &scope, HISTORY_SINCE).await?;
-        let since = since.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok());
-        let Some(since) = since else { return Ok(Vec::new()) };
-        let history = self.homeserver.history(&account.user_id, room_id, since, MOST_HISTORY).await?;
-        tracing::info!(room.id = %room_id, events = history.events.len(), cut_off = history.is_cut_off,
-            "read back what was said before the restore");
-        Ok(history.events)
     }
 
     async fn put_off_reading(&self, room_id: &RoomId, next: Timestamp) -> Result<(), RoomsError> {

@@ -32,6 +32,8 @@ mod flows_on_fake;
 mod forgeries_on_synapse;
 mod fuzzed_api_on_fake;
 mod instances_on_synapse;
+mod joins_on_fake;
+mod joins_on_synapse;
 mod key_lane_on_synapse;
 mod keys_on_synapse;
 mod kills_on_fake;

@@ -10,6 +10,7 @@ mod door;
 mod homeserver;
 mod rooms;
 mod store;
+mod timelines;
 mod trip;
 mod webhooks;
 mod words;
@@ -175,6 +176,28 @@ pub async fn check(config: &Config) -> Report {
     bridges::look(&scene, &mut report).await;
     webhooks::look(&scene, &mut report).await;
     door.close().await;
+    if let Some(store) = &scene.store {
+        store.close().await;
+    }
+    report
+}
+
+/// Compares the timelines of all relayed rooms with what is known of them, telling after each how many of how many are done.
+/// With `mend` what is missing is read, by whoever works the crypto; without, nothing is changed.
+pub async fn compare_rooms(config: &Config, mend: bool, progress: impl FnMut(usize, usize)) -> Report {
+    let mut report = Report::default();
+    let homeserver = match Homeserver::new(&config.homeserver.url, config.appservice.as_token.clone()) {
+        Ok(homeserver) => homeserver,
+        Err(error) => {
+            report.fail("settings", said(&error), "correct homeserver.url and appservice.as_token");
+            return report;
+        }
+    };
+    let clock: SharedClock = Arc::new(SystemClock);
+    let mut scene =
+        Scene { config, clock, homeserver, store: None, accounts: Vec::new(), is_led: false, bot: None };
+    store::look(&mut scene, &mut report).await;
+    timelines::compare(&scene, mend, progress, &mut report).await;
     if let Some(store) = &scene.store {
         store.close().await;
     }

@@ -23,7 +23,7 @@ use crate::{
     model::Account,
     rooms::{
         Errands, RoomsError,
-        missed::{Found, Missed},
+        missed::{Found, Missed, Occasion},
     },
     store::Store,
 };
@@ -71,14 +71,16 @@ impl Outages {
         self.recover(false).await?;
         let mut soon_after = SOON_AFTER.into_iter();
         loop {
-            let wait = soon_after.next().unwrap_or(NOW_AND_THEN).mul_f64(rand::rng().random_range(0.8..1.2));
+            let soon = soon_after.next();
+            let occasion = if soon.is_some() { Occasion::SoonAfter } else { Occasion::Routine };
+            let wait = soon.unwrap_or(NOW_AND_THEN).mul_f64(rand::rng().random_range(0.8..1.2));
             tokio::select! {
                 () = self.wake.notified() => {
                     tracing::info!("an outage is over; making up for it");
                     self.recover(true).await?;
                     soon_after = SOON_AFTER.into_iter();
                 }
-                () = sleep(wait) => self.compare(false).await?,
+                () = sleep(wait) => self.compare(occasion).await?,
             }
         }
     }
@@ -89,7 +91,7 @@ impl Outages {
     /// When the homeserver or the store fails, or the lease is lost.
     pub(super) async fn look(&self) -> Result<(), CryptoError> {
         for account in &self.accounts {
-            report(account, self.missed.look(account, true).await?);
+            report(account, self.missed.look(account, Occasion::Outage).await?);
         }
         Ok(())
     }
@@ -102,7 +104,7 @@ impl Outages {
                 if memberships {
                     self.reconcile().await?;
                 }
-                self.compare(true).await
+                self.compare(Occasion::Outage).await
             },
             self.ping(),
         );
@@ -119,11 +121,11 @@ impl Outages {
         Ok(())
     }
 
-    async fn compare(&self, thorough: bool) -> Result<(), CryptoError> {
+    async fn compare(&self, occasion: Occasion) -> Result<(), CryptoError> {
         for account in &self.accounts {
             let mut failures = 0;
             let found = loop {
-                match self.missed.look(account, thorough).await {
+                match self.missed.look(account, occasion).await {
                     Ok(found) => break found,
                     Err(error) => failures = wait_out(error, failures).await?,
                 }

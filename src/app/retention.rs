@@ -8,6 +8,7 @@
 //! | ids of messages, deliveries and of what was taken back unread, places in Megolm sessions | `messages.retention`, [`IDS`] at least |
 //! | hashes of Olm messages | [`HASHES`] |
 //! | hashes of transactions | [`TRANSACTIONS`] |
+//! | ids of events that are no messages | [`DISMISSED`] |
 //! | probes of `coucou check` | [`PROBES`] |
 //!
 //! One process at a time does it, under a lease of its own; a process that dies leaves the rest to the next
@@ -25,7 +26,7 @@ use crate::{
     clock::{Clock, Timestamp},
     model::WebhookId,
     store::{
-        Lease, Store, StoreError, Tx, inbox, leases, messages, probes, redacted,
+        Lease, Store, StoreError, Tx, dismissed, inbox, leases, messages, probes, redacted,
         retention::{self, Place},
     },
 };
@@ -48,6 +49,9 @@ const HASHES: Duration = Duration::from_hours(90 * 24);
 
 /// Hashes of transactions, by which a repeat is known before it is looked into.
 const TRANSACTIONS: Duration = Duration::from_hours(24);
+
+/// Events that are no messages: longer than `coucou check --rooms` looks back.
+const DISMISSED: Duration = Duration::from_hours(8 * 24);
 
 /// What `coucou check` sent to our own device.
 const PROBES: Duration = Duration::from_hours(1);
@@ -158,6 +162,7 @@ enum Step {
     Contents,
     Ids,
     Redacted,
+    Dismissed,
     Indexes,
     Hashes,
 }
@@ -173,7 +178,14 @@ impl Round<'_> {
         let mut steps = vec![Step::Transactions, Step::SetAside, Step::Unread];
         let gone = retention::abandoned(self.store.db(), self.webhooks).await?;
         steps.extend(gone.into_iter().map(Step::Abandoned));
-        steps.extend([Step::Contents, Step::Ids, Step::Redacted, Step::Indexes, Step::Hashes]);
+        steps.extend([
+            Step::Contents,
+            Step::Ids,
+            Step::Redacted,
+            Step::Dismissed,
+            Step::Indexes,
+            Step::Hashes,
+        ]);
         let mut batches = 0;
         for step in steps {
             let mut place = Some(Place::default());
@@ -259,6 +271,10 @@ impl Round<'_> {
             Step::Ids => (retention::delete_messages(tx, now.minus(ids)).await?, most, &mut swept.ids),
             Step::Redacted => {
                 (redacted::prune(tx, now.minus(ids)).await?, redacted::PRUNE_BATCH, &mut swept.ids)
+            }
+            Step::Dismissed => {
+                let count = dismissed::prune(tx, now.minus(DISMISSED)).await?;
+                (count, dismissed::PRUNE_BATCH, &mut swept.transactions)
             }
             Step::Indexes => (retention::forget_indexes(tx, now.minus(ids)).await?, most, &mut swept.indexes),
             Step::Hashes => (retention::delete_hashes(tx, now.minus(HASHES)).await?, most, &mut swept.hashes),

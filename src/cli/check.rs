@@ -19,11 +19,18 @@ pub(super) struct Args {
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+    /// Compare the timelines of all relayed rooms with what coucou knows, instead of everything else.
+    #[arg(long)]
+    rooms: bool,
+    /// With --rooms: have what is missing read and relayed.
+    #[arg(long, requires = "rooms")]
+    mend: bool,
 }
 
 /// Checks, prints, and fails when something does.
 pub(super) async fn run(args: Args, config: Result<Config, ConfigError>) -> Result<()> {
     let report = match config {
+        Ok(config) if args.rooms => app::compare_rooms(&config, args.mend, tell).await,
         Ok(config) => app::check(&config).await,
         Err(error) => Report::of_bad_settings(&error),
     };
@@ -37,6 +44,13 @@ pub(super) async fn run(args: Args, config: Result<Config, ConfigError>) -> Resu
         0 => Ok(()),
         1 => bail!("one check failed"),
         count => bail!("{count} checks failed"),
+    }
+}
+
+/// Tells how many rooms are compared, of how many, now and then.
+fn tell(done: usize, count: usize) {
+    if done > 0 && (done.is_multiple_of(25) || done == count) {
+        let _ = writeln!(io::stderr(), "{done} of {count} rooms compared");
     }
 }
 

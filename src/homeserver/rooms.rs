@@ -24,22 +24,6 @@ struct InvitedRoom {
     invite_state: Events,
 }
 
-/// What tells a user's membership from everything else.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct EventHead {
-    #[serde(rename = "type")]
-    event_type: String,
-    state_key: Option<String>,
-    content: MemberContent,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct MemberContent {
-    membership: String,
-}
-
 #[derive(Default, Deserialize)]
 struct Events {
     #[serde(default)]
@@ -154,62 +138,6 @@ impl Homeserver {
         let mut call = Call::get(&path).with_identity(&identity);
         call.limit = LARGE_ANSWER;
         self.call(call).await
-    }
-
-    /// What was said between a user's invite and the join that followed it, oldest first: homeservers push
-    /// events only once a user is in, but senders share their keys with who is invited. Empty when the join
-    /// followed no invite; `most` events at most are looked at
-    /// ([spec](https://spec.matrix.org/latest/client-server-api/#get_matrixclientv3roomsroomidcontexteventid)).
-    ///
-    /// # Errors
-    /// When the homeserver cannot be reached or refuses.
-    pub async fn said_before_join(
-        &self,
-        user_id: &UserId,
-        room_id: &RoomId,
-        join: &str,
-        most: usize,
-    ) -> Result<Vec<Box<RawValue>>, HomeserverError> {
-        #[derive(Deserialize)]
-        struct Context {
-            #[serde(default)]
-            events_before: Vec<Box<RawValue>>,
-            start: Option<String>,
-        }
-        #[derive(Deserialize)]
-        struct Page {
-            chunk: Vec<Box<RawValue>>,
-            end: Option<String>,
-        }
-        let identity = Identity::user(user_id);
-        let path = ["_matrix", "client", "v3", "rooms", room_id.as_str(), "context", join];
-        let mut call = Call::get(&path).with_identity(&identity);
-        call.query.push(("limit", "100"));
-        call.limit = LARGE_ANSWER;
-        let context: Context = self.call(call).await?;
-        let (mut found, mut events, mut from) = (Vec::new(), context.events_before, context.start);
-        let path = ["_matrix", "client", "v3", "rooms", room_id.as_str(), "messages"];
-        let mut looked_at = 0;
-        loop {
-            looked_at += events.len();
-            for event in events {
-                let head: EventHead = serde_json::from_str(event.get()).unwrap_or_default();
-                if head.state_key.is_none() {
-                    found.push(event);
-                } else if head.event_type == "m.room.member"
-                    && head.state_key.as_deref() == Some(user_id.as_str())
-                {
-                    found.reverse();
-                    return Ok(if head.content.membership == "invite" { found } else { Vec::new() });
-                }
-            }
-            let Some(token) = from.filter(|_| looked_at < most) else { return Ok(Vec::new()) };
-            let mut call = Call::get(&path).with_identity(&identity);
-            call.query.extend([("dir", "b"), ("limit", "100"), ("from", &*token)]);
-            call.limit = LARGE_ANSWER;
-            let page: Page = self.call(call).await?;
-            (events, from) = (page.chunk, page.end);
-        }
     }
 
     async fn move_in_room(

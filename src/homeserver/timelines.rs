@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use ruma::{OwnedRoomId, RoomId, UserId};
+use ruma::{OwnedRoomId, UserId};
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
 use super::{Call, Homeserver, HomeserverError, Identity, LARGE_ANSWER, sync::no_room};
 
-/// Events of one room that come with the first answer; what lies between is asked for room by room.
+/// Events of one room that come with the answer; of a room with more, all are asked for.
 const FIRST_PAGE: u32 = 50;
 
 /// What rooms say since a certain time.
@@ -27,19 +27,8 @@ pub struct Timeline {
     pub room_id: OwnedRoomId,
     /// Its events, oldest first, without their room id.
     pub events: Vec<Box<RawValue>>,
-    /// Where to ask for the events before these, when there are more.
-    pub earlier: Option<String>,
-}
-
-/// A part of a timeline, read backwards.
-#[derive(Debug, Deserialize)]
-pub struct EarlierPage {
-    /// Its events, newest first.
-    #[serde(rename = "chunk")]
-    pub events: Vec<Box<RawValue>>,
-    /// Where to go on; `None` at the end.
-    #[serde(rename = "end")]
-    pub earlier: Option<String>,
+    /// Whether there are more since then, before these.
+    pub is_limited: bool,
 }
 
 #[derive(Deserialize)]
@@ -66,7 +55,6 @@ struct Page {
     events: Vec<Box<RawValue>>,
     #[serde(default)]
     limited: bool,
-    prev_batch: Option<String>,
 }
 
 impl Homeserver {
@@ -103,29 +91,9 @@ impl Homeserver {
         call.limit = LARGE_ANSWER;
         let answer: Answer = self.call(call).await?;
         let rooms = answer.rooms.join.into_iter().map(|(room_id, room)| {
-            let Page { events, limited, prev_batch } = room.timeline;
-            Timeline { room_id, events, earlier: prev_batch.filter(|_| limited) }
+            let Page { events, limited: is_limited } = room.timeline;
+            Timeline { room_id, events, is_limited }
         });
         Ok(Timelines { next_batch: answer.next_batch, rooms: rooms.collect() })
-    }
-
-    /// A room's events before `from` and after `to`, newest first
-    /// ([spec](https://spec.matrix.org/latest/client-server-api/#get_matrixclientv3roomsroomidmessages)).
-    ///
-    /// # Errors
-    /// When the homeserver cannot be reached or refuses.
-    pub async fn messages_between(
-        &self,
-        user_id: &UserId,
-        room_id: &RoomId,
-        from: &str,
-        to: &str,
-    ) -> Result<EarlierPage, HomeserverError> {
-        let path = ["_matrix", "client", "v3", "rooms", room_id.as_str(), "messages"];
-        let identity = Identity::user(user_id);
-        let mut call = Call::get(&path).with_identity(&identity);
-        call.query.extend([("dir", "b"), ("limit", "100"), ("from", from), ("to", to)]);
-        call.limit = LARGE_ANSWER;
-        self.call(call).await
     }
 }

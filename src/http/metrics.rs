@@ -94,6 +94,10 @@ fn begin(metrics: &Metrics) {
     for reason in Reason::CLASSES {
         metrics.undecryptable.begin(&[reason]);
     }
+    for found in ["routine", "outage", "gap", "check"] {
+        metrics.reconciled_rooms.begin(&[found]);
+        metrics.reconciled_events.begin(&[found]);
+    }
     for outcome in ["store", "timed_out"] {
         metrics.transactions.begin(&[outcome]);
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, value::RawValue};
 
 use super::{
     envelope::Envelope,
-    event::{WireEvent, clear_type},
+    event::{Place, WireEvent, clear_type},
 };
 use crate::{
     clock::Timestamp,
@@ -24,22 +24,39 @@ pub struct RoomSnapshot {
     pub room_id: OwnedRoomId,
     /// Its state events; `None` when no account may read them.
     pub state: Option<Vec<Value>>,
-    /// What was said before the account that read it had joined, oldest first: never pushed.
+    /// Where the room is to be read from, when an account has joined it.
     #[serde(default)]
-    pub earlier: Vec<Box<RawValue>>,
+    pub reading: Option<Begin>,
     /// When it was read.
     #[serde(skip)]
     pub received_at: Timestamp,
 }
 
-impl RoomSnapshot {
-    /// The earlier events, taken out.
-    pub fn take_earlier(&mut self) -> Vec<WireEvent> {
-        let earlier = std::mem::take(&mut self.earlier).into_iter();
-        let events = earlier.filter_map(|raw| WireEvent::parse(raw, self.received_at).ok());
-        let events = events.filter(|event| event.room_id == self.room_id && event.state_key.is_none());
-        events.map(|event| WireEvent { before_join: true, ..event }).collect()
-    }
+/// The place from which a room is to be read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Begin {
+    /// The account that reads.
+    pub account_id: i64,
+    /// The place; `None` is the room's beginning.
+    pub from: Option<String>,
+    /// The account's join, when it is to be met.
+    pub join_id: Option<String>,
+}
+
+/// The word that a part of a reading has about itself, beside its events.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Part {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// Whether the room is suspended from now on.
+    #[serde(default)]
+    pub begins: bool,
+    /// Whether the events were sent before the account had joined.
+    #[serde(default)]
+    pub before_join: bool,
+    /// Whether all is read.
+    #[serde(default)]
+    pub ends: bool,
 }
 
 /// Whose messages the batch may hold.
@@ -62,6 +79,8 @@ pub struct Batch {
     pub events: Vec<WireEvent>,
     /// Those of them that come from a room's timeline.
     missed: HashSet<OwnedEventId>,
+    /// Parts of rooms that are being read, in order.
+    pub parts: Vec<Part>,
     /// States of rooms.
     pub snapshots: Vec<RoomSnapshot>,
     /// What `coucou check` sent to our own device: its nonce, and the way by which it came.
@@ -140,6 +159,10 @@ impl Batch {
                 Source::Missed => {
                     let before = batch.events.len();
                     batch.read_push(&body, row.received_at, readers, &mut seen);
+                    if let Some(part) = part_of(&body) {
+                        batch.take_part(part, before, row.received_at);
+                        continue;
+                    }
                     batch.missed.extend(batch.events[before..].iter().map(|event| event.event_id.clone()));
                     if batch.events.len() > before {
                         batch.arrivals.push(Arrival { way: Way::Other, at: row.received_at });
@@ -174,6 +197,17 @@ impl Batch {
             }
         }
         batch
+    }
+
+    /// Marks the events from `first` on as a part of a reading.
+    fn take_part(&mut self, part: Part, first: usize, received_at: Timestamp) {
+        for event in self.events.iter_mut().skip(first) {
+            (event.place, event.before_join) = (Place::Reading, part.before_join);
+        }
+        if part.begins {
+            self.arrivals.push(Arrival { way: Way::Other, at: received_at });
+        }
+        self.parts.push(part);
     }
 
     fn read_push(
@@ -218,13 +252,18 @@ impl Batch {
         self.events.iter().filter(|event| self.missed.contains(&event.event_id))
     }
 
-    /// Events of timelines that others, which followed them, have overtaken: those are relayed already, or
-    /// before them in their room's queue.
-    pub fn overtaken(&self, is_ahead: impl Fn(&WireEvent) -> bool) -> HashSet<OwnedEventId> {
+    /// Returns events of timelines that others, which followed them, have overtaken: those are relayed already, or
+    /// before them in their room's queue. Of what is read on only what is relayed is ahead, as the queue waits for it.
+    pub fn overtaken(
+        &self,
+        is_relayed: impl Fn(&WireEvent) -> bool,
+        is_queued: impl Fn(&WireEvent) -> bool,
+    ) -> HashSet<OwnedEventId> {
         let mut gone_ahead = HashSet::new();
         let mut overtaken = HashSet::new();
-        for event in self.missed().rev() {
-            if is_ahead(event) {
+        let of_timelines = |event: &&WireEvent| event.is_read() || self.missed.contains(&event.event_id);
+        for event in self.events.iter().filter(of_timelines).rev() {
+            if is_relayed(event) || (!event.is_read() && is_queued(event)) {
                 gone_ahead.insert(&event.room_id);
             } else if gone_ahead.contains(&event.room_id) {
                 overtaken.insert(event.event_id.clone());
@@ -236,7 +275,8 @@ impl Batch {
     /// The rooms that are spoken of.
     pub fn rooms(&self) -> impl Iterator<Item = &RoomId> {
         let snapshots = self.snapshots.iter().map(|snapshot| &*snapshot.room_id);
-        self.events.iter().map(|event| &*event.room_id).chain(snapshots)
+        let parts = self.parts.iter().map(|part| &*part.room_id);
+        self.events.iter().map(|event| &*event.room_id).chain(snapshots).chain(parts)
     }
 
     /// What is for one account's machine, all rows together: the newest counts, all messages in order.
@@ -266,6 +306,15 @@ impl Batch {
         changes.changed.retain(|user| seen.insert(user.clone()));
         changes
     }
+}
+
+/// Returns what a row of a timeline says about itself as a part of a reading.
+fn part_of(body: &[u8]) -> Option<Part> {
+    #[derive(Deserialize)]
+    struct Body {
+        reading: Option<Part>,
+    }
+    serde_json::from_slice::<Body>(body).ok()?.reading
 }
 
 /// The sender and the nonce of a probe; `None` for any other message.

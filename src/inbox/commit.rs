@@ -7,7 +7,7 @@ use std::{
 
 use ruma::{OwnedRoomId, OwnedUserId};
 
-use super::{silence::Changes, worker::Worker};
+use super::{reading::Readings, silence::Changes, worker::Worker};
 use crate::{
     clock::Timestamp,
     crypto::CryptoError,
@@ -15,14 +15,14 @@ use crate::{
     metrics::metrics,
     model::{Flow, Message, Relay, WebhookId, ledger::Reason},
     store::{
-        StoreError, Tx, bridges,
+        StoreError, Tx, bridges, dismissed,
         inbox::{self, InboxId},
         key_news, leases,
         memberships::{self, MembershipChange, Successor},
         messages::{self, MegolmIndex},
         outbox::{self, Queued},
         pending::{self, NewPending, Waits},
-        probes, redacted, redactions, rooms,
+        probes, readings, redacted, redactions, rooms,
     },
 };
 
@@ -65,6 +65,10 @@ pub(super) struct Outcome {
     pub redacted: Vec<redactions::Target>,
     /// Events that are no messages.
     pub controls: Vec<Control>,
+    /// The same, event id and room id.
+    pub dismissed: Vec<(String, String)>,
+    /// What became of rooms that are read on.
+    pub readings: Readings,
     /// How long the encrypted ones of the messages waited since they came.
     pub waited: Vec<Duration>,
     /// Probes of `coucou check` that came in, and how.
@@ -129,7 +133,9 @@ impl Worker {
             // A bridge may be known now whose invites were left unanswered.
             memberships::retry_invites(&mut tx, now).await?;
         }
+        let read = outcome.readings.write(&mut tx, seal, now).await?;
         for room_id in &outcome.purged {
+            readings::delete(&mut tx, &[room_id]).await?;
             pending::delete_room(&mut tx, room_id).await?;
             redacted::delete_room(&mut tx, room_id).await?;
         }
@@ -138,6 +144,7 @@ impl Worker {
         self.write_silence(&mut tx, &mut outcome, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
         outcome.apply_redactions(&mut tx, seal, now).await?;
+        dismissed::put(&mut tx, &outcome.dismissed, now).await?;
         probes::put(&mut tx, &outcome.probes, now).await?;
         inbox::set_aside(&mut tx, &outcome.set_aside, now).await?;
         inbox::mark_processed(&mut tx, &outcome.rows, now).await?;
@@ -153,6 +160,7 @@ impl Worker {
             .collect();
         outbox::enqueue(&mut tx, &queued, now).await?;
         tx.commit().await?;
+        self.release_rooms(read, now);
         outcome.count();
         self.after_commit(&outcome).await
     }
@@ -196,6 +204,7 @@ impl Worker {
             wakes.backup.notify_one();
         }
         let errands = !(outcome.unread.is_empty() && outcome.memberships.is_empty());
+        let errands = errands || !outcome.readings.begun.is_empty();
         if errands || !(outcome.settled.is_empty() && outcome.successors.is_empty()) {
             wakes.rooms.notify_one();
         }

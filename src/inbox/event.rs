@@ -36,6 +36,20 @@ pub struct WireEvent {
     pub before_join: bool,
     /// Whether the webhooks were told that it cannot be decrypted.
     pub told: bool,
+    /// By what it has its place in its room.
+    pub place: Place,
+}
+
+/// By what an event has its place in its room's order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// By when it came.
+    #[default]
+    Arrival,
+    /// By the homeserver's order, in which it was read.
+    Reading,
+    /// It has lost it: what follows it was relayed before.
+    Lost,
 }
 
 /// Where in which Megolm session an event was encrypted.
@@ -132,7 +146,20 @@ impl WireEvent {
             redacted,
             before_join: false,
             told: false,
+            place: Place::Arrival,
         })
+    }
+
+    /// Returns whether it was read in the homeserver's order.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.place == Place::Reading
+    }
+
+    /// Returns whether what follows it in its room was relayed before.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.place == Place::Lost
     }
 
     /// Whether it is encrypted.

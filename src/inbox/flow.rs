@@ -61,7 +61,8 @@ impl Walk {
         let fate = fate(decrypted.remove(&event.event_id));
         let Fate::Queue(why) = fate else { return fate };
         let why = if event.before_join { Reason::BeforeJoin } else { why };
-        if self.now >= deadline(event.received_at, self.since) {
+        // What was overtaken has no place to keep.
+        if event.is_late() || self.now >= deadline(event.received_at, self.since) {
             return Fate::Ledger(why);
         }
         self.blocked = true;

@@ -26,6 +26,8 @@ pub(super) struct Known {
     pub(super) on_ledger: HashSet<String>,
     /// Events that were taken back before they came.
     pub(super) redacted: HashSet<Target>,
+    /// Events of timelines that were passed over before.
+    pub(super) dismissed: HashSet<String>,
     /// Events that are taken back by this step's redactions.
     pub(super) redacting: HashSet<Target>,
 }
@@ -49,6 +51,7 @@ impl Known {
         self.has(event)
             || event.redacted
             || self.on_ledger.contains(event.event_id.as_str())
+            || self.dismissed.contains(event.event_id.as_str())
             || self.redacted.contains(&target())
     }
 

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::{
     commit::Outcome,
-    event::WireEvent,
+    event::{Place, WireEvent},
     flow::{self, Fate},
     known::Known,
     redact,
@@ -207,7 +207,9 @@ pub(super) fn new_pending(event: &WireEvent, waits: Waits, reason: Reason) -> Ne
 pub(super) fn wire(row: Pending) -> Option<WireEvent> {
     let raw = String::from_utf8(row.event).ok().and_then(|text| RawValue::from_string(text).ok())?;
     let event = WireEvent::parse(raw, row.received_at).ok()?;
-    Some(WireEvent { before_join: row.reason == Reason::BeforeJoin, told: row.told, ..event })
+    let before_join = row.reason == Reason::BeforeJoin;
+    let place = if row.late { Place::Lost } else { Place::Arrival };
+    Some(WireEvent { before_join, told: row.told, place, ..event })
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::{
     messages::{self, PayloadClass, control, room::Change},
     model::{ClearEvent, Encryption, Membership, MessageId, Relay, ledger::Reason},
     store::{
-        StoreError,
+        StoreError, dismissed,
         memberships::MembershipChange,
         messages::MegolmIndex,
         pending::{self, Waits},
@@ -38,21 +38,21 @@ impl Worker {
     /// and of the batch's own.
     pub(super) async fn relay(
         &mut self,
-        mut batch: Batch,
+        batch: Batch,
         keys: &[RoomKey],
         due: HashSet<OwnedRoomId>,
         now: Timestamp,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
-        let mut queues = self.load_queues(due).await?;
-        self.put_first(&mut batch, &mut queues);
+        self.suspend_rooms(&batch, outcome);
+        let queues = self.load_queues(due).await?;
         let late = self.load_ledger(keys, outcome).await?;
         let waiting: Vec<_> = queues.values().flat_map(|queue| &queue.events).chain(&late).collect();
-        let mut known = self.look_up(waiting, &batch.events).await?;
         let missed: Vec<_> = batch.missed().map(|event| event.event_id.as_str()).collect();
+        let mut known = self.look_up(waiting, &batch.events, &missed).await?;
         let queued = pending::queued(self.parts.store.db(), &missed).await?;
         known.overtaken =
-            batch.overtaken(|event| known.has(event) || queued.contains(event.event_id.as_str()));
+            batch.overtaken(|event| known.has(event), |event| queued.contains(event.event_id.as_str()));
         for event in late {
             self.release_late(&event, &mut known, outcome)?;
         }
@@ -63,6 +63,7 @@ impl Worker {
         for event in &batch.events {
             self.take_event(event, now, &mut walks, &mut known, outcome)?;
         }
+        Self::end_readings(&batch, outcome);
         let redacting = std::mem::take(&mut known.redacting).into_iter();
         outcome.taken_back.extend(redacting.filter(|target| !known.has_target(target)));
         Ok(())
@@ -75,33 +76,25 @@ impl Worker {
         let store = &self.parts.store;
         let mut queues = BTreeMap::new();
         for room_id in due {
-            if self.relays(&room_id) != Relay::Yes || !self.queues.contains_key(&room_id) {
+            let is_held = !self.queues.contains_key(&room_id) || self.being_read.contains(&room_id);
+            if self.relays(&room_id) != Relay::Yes || is_held {
                 continue;
             }
             let found = pending::queue(store.db(), store.seal()?, &room_id, MOST_QUEUED).await?;
             let is_whole = i64::try_from(found.len()).is_ok_and(|count| count < MOST_QUEUED);
             let events = found.into_iter().filter_map(wire).collect();
-            queues.insert(room_id, Queue { events, is_whole, new_count: 0 });
+            queues.insert(room_id, Queue { events, is_whole });
         }
         Ok(queues)
     }
 
-    /// Puts what was said before we joined a room before what came since.
-    fn put_first(&self, batch: &mut Batch, queues: &mut BTreeMap<OwnedRoomId, Queue>) {
-        for snapshot in &mut batch.snapshots {
-            let mut events = snapshot.take_earlier();
-            if events.is_empty() || self.relays(&snapshot.room_id) != Relay::Yes {
-                continue;
-            }
-            let queue = queues.entry(snapshot.room_id.clone()).or_default();
-            queue.new_count += events.len();
-            events.append(&mut queue.events);
-            queue.events = events;
-        }
-    }
-
     /// All that the store and the machines know of these events, in a handful of statements.
-    async fn look_up(&self, waiting: Vec<&WireEvent>, batch: &[WireEvent]) -> Result<Known, CryptoError> {
+    async fn look_up(
+        &self,
+        waiting: Vec<&WireEvent>,
+        batch: &[WireEvent],
+        missed: &[&str],
+    ) -> Result<Known, CryptoError> {
         let db = self.parts.store.db();
         let all: Vec<&WireEvent> = waiting.into_iter().chain(batch).collect();
         let relayed = all.iter().filter(|event| self.relays(&event.room_id) == Relay::Yes);
@@ -128,7 +121,8 @@ impl Worker {
                 ids.push(messages::message_id(PayloadClass::Event, &event.event_id));
                 places.extend(megolm_index(event));
             }
-            let Some(place) = &event.session else { continue };
+            // What is read waits for its turn first.
+            let Some(place) = event.session.as_ref().filter(|_| !event.is_read()) else { continue };
             sealed.push(Sealed {
                 event_id: event.event_id.clone(),
                 key: place.key.clone(),
@@ -142,13 +136,26 @@ impl Worker {
         let encrypted = batch.iter().filter(|event| event.is_encrypted());
         let encrypted: Vec<_> = encrypted.map(|event| event.event_id.as_str()).collect();
         let on_ledger = pending::on_ledger(db, &encrypted).await?;
+        let read = batch.iter().filter(|event| event.is_read()).map(|event| event.event_id.as_str());
+        let of_timelines: Vec<_> = read.chain(missed.iter().copied()).collect();
+        let dismissed = dismissed::find(db, &of_timelines).await?;
         sealed.retain(|sealed| {
             let id = messages::message_id(PayloadClass::Event, &sealed.event_id);
             !messages.contains(id.as_str())
         });
         let decrypted = self.decrypter.decrypt(sealed).await?;
         let overtaken = HashSet::new();
-        Ok(Known { decrypted, messages, indexes, overtaken, reactions, on_ledger, redacted, redacting })
+        Ok(Known {
+            decrypted,
+            messages,
+            indexes,
+            overtaken,
+            reactions,
+            on_ledger,
+            redacted,
+            dismissed,
+            redacting,
+        })
     }
 
     /// Moves a room's queue as far as it goes.
@@ -161,29 +168,22 @@ impl Worker {
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
         let mut walk = Walk::new(now, self.since);
-        for (at, event) in queue.events.iter().enumerate() {
+        for event in &queue.events {
             if known.has(event) || known.is_taken_back(event) {
                 outcome.released.push(event.event_id.to_string());
                 continue;
             }
             match walk.next(event, &mut known.decrypted) {
                 Fate::Relay(clear) => {
-                    if self.emit(event, clear, false, known, outcome)? {
+                    if self.emit(event, clear, event.is_late(), known, outcome)? {
                         outcome.released.push(event.event_id.to_string());
                     }
                 }
                 Fate::Ledger(why) => {
                     tracing::warn!(event.id = %event.event_id, room.id = %room_id, %why, "undecryptable");
-                    if at < queue.new_count {
-                        outcome.waiting.push(new_pending(event, Waits::Ledger, why));
-                    } else {
-                        outcome.to_ledger.push((event.event_id.to_string(), why));
-                    }
+                    outcome.to_ledger.push((event.event_id.to_string(), why));
                 }
-                Fate::Queue(why) => {
-                    if at < queue.new_count {
-                        queue.store_from(at, &why, outcome);
-                    }
+                Fate::Queue(_) => {
                     let deadline = flow::deadline(event.received_at, self.since);
                     self.queues.insert(room_id.to_owned(), Some(deadline));
                     return Ok(());
@@ -213,6 +213,10 @@ impl Worker {
         match self.relays(&event.room_id) {
             Relay::No => {
                 self.overhear(event, outcome);
+                return Ok(());
+            }
+            _ if event.is_read() => {
+                self.take_read(event, now, known, outcome);
                 return Ok(());
             }
             Relay::Unknown => {
@@ -393,6 +397,7 @@ impl Worker {
         if let Some(control) = control::read(&event_type, &content, self.rooms.pins.is_bot(&event.sender)) {
             tracing::debug!(event.id = %event.event_id, kind = control.as_str(), "passed over what is no message");
             outcome.controls.push(control);
+            outcome.dismissed.push((event.event_id.to_string(), event.room_id.to_string()));
             return Ok(true);
         }
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
@@ -434,30 +439,6 @@ impl Worker {
 struct Queue {
     events: Vec<WireEvent>,
     is_whole: bool,
-    /// The first so many events are not stored yet.
-    new_count: usize,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self { events: Vec::new(), is_whole: true, new_count: 0 }
-    }
-}
-
-impl Queue {
-    /// Stores the events from that place on, the new ones first: those behind them are stored again.
-    fn store_from(&self, at: usize, why: &Reason, outcome: &mut Outcome) {
-        for (place, event) in self.events.iter().enumerate().skip(at) {
-            let why = match why {
-                // What was said before we joined stays known as that.
-                _ if event.before_join => Reason::BeforeJoin,
-                why if place == at => why.clone(),
-                _ => Reason::Order,
-            };
-            outcome.released.push(event.event_id.to_string());
-            outcome.waiting.push(new_pending(event, Waits::Queued, why));
-        }
-    }
 }
 
 fn megolm_index(event: &WireEvent) -> Option<MegolmIndex> {

@@ -37,7 +37,7 @@ use crate::{
     crypto::{CryptoError, Engine, RoomKey},
     metrics::metrics,
     model::{Account, AccountId, Relay, Role, Route, SilenceSettings},
-    store::{Lease, Store, StoreError, inbox, leases, messages, pending},
+    store::{Lease, Store, StoreError, inbox, leases, messages, pending, readings},
 };
 
 /// Rows taken in one step at most.
@@ -124,6 +124,8 @@ pub struct Worker {
     /// Rooms with a queue, and when their first event stops holding them up; `None` while the room's state is
     /// not known, which holds them up without limit.
     pub(super) queues: HashMap<OwnedRoomId, Option<Timestamp>>,
+    /// Rooms that are being read on: their queues wait for that, and are in `queues` without a time.
+    pub(super) being_read: HashSet<OwnedRoomId>,
     pub(super) since: Timestamp,
     /// Rooms in which something is held that may be believed by now.
     pub(super) doubts: Doubts,
@@ -157,7 +159,8 @@ impl Worker {
         let ids = queued.iter().map(|(room_id, _)| &**room_id).collect();
         rooms.load(parts.store.db(), parts.store.seal()?, ids, since).await?;
         rooms.look_for_logins(parts.store.db(), parts.store.seal()?, since).await?;
-        let queues = queued
+        let being_read = readings::rooms(parts.store.db()).await?;
+        let mut queues: HashMap<_, _> = queued
             .into_iter()
             .map(|(room_id, first)| {
                 let known = rooms.relay(&room_id) == Relay::Yes;
@@ -165,6 +168,7 @@ impl Worker {
                 (room_id, deadline)
             })
             .collect();
+        queues.extend(being_read.iter().map(|room_id| (room_id.clone(), None)));
         let mut unreleased = room_keys(pending::releasable(parts.store.db()).await?);
         // The settings may say now that these are believed.
         unreleased.extend(room_keys(pending::held(parts.store.db()).await?));
@@ -177,6 +181,7 @@ impl Worker {
             decrypter,
             rooms,
             queues,
+            being_read,
             since,
             doubts,
             seen,
@@ -260,7 +265,7 @@ impl Worker {
         self.rooms.load(db, seal, touched, now).await?;
         self.rooms.foresee(&batch.events);
         self.drop_unwanted_keys(&keys).await?;
-        let released = Box::pin(self.settle_rooms(&mut batch, &mut outcome)).await?;
+        let released = Box::pin(self.settle_rooms(&batch, &mut outcome)).await?;
         due.extend(released);
         Box::pin(self.relay(batch, &keys, due, now, &mut outcome)).await?;
         self.tell(untold, &mut outcome).await?;
@@ -335,16 +340,12 @@ impl Worker {
     /// Takes in the states of rooms that were read; answers the rooms whose queue can now move.
     async fn settle_rooms(
         &mut self,
-        batch: &mut Batch,
+        batch: &Batch,
         outcome: &mut Outcome,
     ) -> Result<Vec<OwnedRoomId>, CryptoError> {
         let mut released = Vec::new();
-        for snapshot in &mut batch.snapshots {
+        for snapshot in &batch.snapshots {
             let is_new = self.rooms.relay(&snapshot.room_id) != Relay::Yes;
-            if !is_new {
-                // Read before, and with it what was said earlier.
-                snapshot.earlier.clear();
-            }
             let room_id = &snapshot.room_id;
             let now = self.parts.clock.now();
             let relay = self.rooms.settle(room_id, snapshot.state.as_deref(), now);
@@ -355,13 +356,14 @@ impl Worker {
                 outcome.track.extend(self.rooms.users_to_track(room_id));
                 released.push(room_id.clone());
                 if is_new {
-                    let snapshot = &*snapshot;
                     self.enter(snapshot, outcome).await?;
+                    self.begin_reading(snapshot, outcome);
                 }
                 continue;
             }
             outcome.purged.insert(room_id.clone());
             self.queues.remove(room_id);
+            self.being_read.remove(room_id);
             for engine in self.decrypter.engines() {
                 engine.forget_room(room_id).await?;
             }

@@ -312,11 +312,12 @@ pub struct Waiting {
     tries: i64,
     tried_at: Option<i64>,
     notified_at: Option<i64>,
+    rank: i64,
 }
 
 const WAITING: &str = "pending_events";
 
-/// Position, event id, room, session, sender, state, reason, event, time; received, tries, tried, told.
+/// Position, event id, room, session, sender, state, reason, event, time; received, tries, tried, told, rank.
 type WaitingRow = (
     i64,
     String,
@@ -331,6 +332,7 @@ type WaitingRow = (
     i64,
     Option<i64>,
     Option<i64>,
+    i64,
 );
 
 /// Events that wait in the other store, after a position in it and in their order.
@@ -341,7 +343,7 @@ pub async fn waiting(db: &Db, seal: &Seal, after: i64, most: i64) -> Result<Vec<
     let rows: Vec<WaitingRow> = db
         .fetch_all(
             "SELECT position, event_id, room_id, session_id, sender, state, reason, event, origin_server_ts, \
-             received_at, tries, tried_at, notified_at FROM pending_events \
+             received_at, tries, tried_at, notified_at, rank FROM pending_events \
              WHERE position > $1 ORDER BY position LIMIT $2",
             values![after, most],
         )
@@ -362,6 +364,7 @@ pub async fn waiting(db: &Db, seal: &Seal, after: i64, most: i64) -> Result<Vec<
             tries: row.10,
             tried_at: row.11,
             notified_at: row.12,
+            rank: row.13,
         })
     };
     rows.into_iter().map(open).collect()
@@ -375,8 +378,8 @@ pub async fn put_waiting(tx: &mut Tx, seal: &Seal, events: &[Waiting]) -> Result
     for event in events {
         tx.execute(
             "INSERT INTO pending_events (event_id, room_id, session_id, sender, state, reason, event, \
-             origin_server_ts, received_at, tries, tried_at, notified_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (event_id) DO NOTHING",
+             origin_server_ts, received_at, tries, tried_at, notified_at, rank) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (event_id) DO NOTHING",
             values![
                 event.event_id.as_str(),
                 event.room_id.as_str(),
@@ -390,6 +393,7 @@ pub async fn put_waiting(tx: &mut Tx, seal: &Seal, events: &[Waiting]) -> Result
                 event.tries,
                 event.tried_at,
                 event.notified_at,
+                event.rank,
             ],
         )
         .await?;

@@ -47,6 +47,16 @@ pub async fn known_events(db: &Db, event_ids: &[&str]) -> Result<HashSet<String>
     Ok(known)
 }
 
+/// Returns when the first message of a room was stored, of those that are kept.
+///
+/// # Errors
+/// When the database fails.
+pub async fn first_at(db: &Db, room_id: &RoomId) -> Result<Option<Timestamp>, StoreError> {
+    const FIRST: &str = "SELECT created_at FROM messages WHERE room_id = $1 ORDER BY sequence LIMIT 1";
+    let first: Option<(i64,)> = db.fetch_optional(FIRST, values![room_id.as_str()]).await?;
+    Ok(first.map(|(at,)| Timestamp(at)))
+}
+
 /// The number after the last of a room whose messages nobody else numbers meanwhile.
 ///
 /// # Errors

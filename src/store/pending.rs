@@ -6,17 +6,22 @@
 //! [`page`].
 
 mod page;
+mod read;
 
 use std::collections::HashSet;
 
 use ruma::{OwnedRoomId, RoomId};
 
 pub use page::{Entry, Filter, NextTry, Order, counts, page};
+pub use read::{demote, insert_read, mark_overtaken, promote};
 
 use super::{Db, Seal, StoreError, Tx, db::values};
 use crate::{clock::Timestamp, model::ledger::Reason};
 
 const TABLE: &str = "pending_events";
+
+/// The rank of events that were overtaken by what was relayed before they were read.
+const OVERTAKEN: i64 = 1;
 
 /// Where an event waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +79,8 @@ pub struct Pending {
     pub reason: Reason,
     /// Whether the webhooks were told that it cannot be decrypted.
     pub told: bool,
+    /// Whether what follows it in its room was relayed before.
+    pub late: bool,
 }
 
 /// Keeps events; one that waits already keeps its place. On the ledger an event comes after a first attempt.
@@ -179,20 +186,21 @@ pub async fn delete_room(tx: &mut Tx, room_id: &RoomId) -> Result<u64, StoreErro
     tx.execute("DELETE FROM pending_events WHERE room_id = $1", values![room_id.as_str()]).await
 }
 
-/// A waiting event: event id, room, sealed event, when it came, why it waits, when the webhooks were told.
-type PendingRow = (String, String, Vec<u8>, i64, String, Option<i64>);
+/// A waiting event: event id, room, sealed event, when it came, why it waits, when the webhooks were told, rank.
+type PendingRow = (String, String, Vec<u8>, i64, String, Option<i64>, i64);
 
 fn pending(
     seal: &Seal,
-    (event_id, room_id, event, received_at, reason, notified_at): PendingRow,
+    (event_id, room_id, event, received_at, reason, notified_at, rank): PendingRow,
 ) -> Result<Pending, StoreError> {
     let event = seal.open(TABLE, &event_id, &event)?;
     let (received_at, told) = (Timestamp(received_at), notified_at.is_some());
-    Ok(Pending { event_id, room_id, event, received_at, reason: Reason::parse(&reason), told })
+    let (reason, late) = (Reason::parse(&reason), rank == OVERTAKEN);
+    Ok(Pending { event_id, room_id, event, received_at, reason, told, late })
 }
 
-const QUEUE: &str = "SELECT event_id, room_id, event, received_at, reason, notified_at FROM pending_events \
-                     WHERE room_id = $1 AND state = 'queued' ORDER BY position LIMIT $2";
+const QUEUE: &str = "SELECT event_id, room_id, event, received_at, reason, notified_at, rank FROM pending_events \
+                     WHERE room_id = $1 AND state = 'queued' ORDER BY rank, position LIMIT $2";
 
 /// The first events of a room's queue, in order.
 ///
@@ -248,7 +256,7 @@ pub async fn queued_rooms(db: &Db) -> Result<Vec<(OwnedRoomId, Timestamp)>, Stor
         .collect()
 }
 
-const LEDGER: &str = "SELECT p.event_id, p.room_id, p.event, p.received_at, p.reason, p.notified_at, p.position FROM (VALUES {rows}) AS v \
+const LEDGER: &str = "SELECT p.event_id, p.room_id, p.event, p.received_at, p.reason, p.notified_at, p.rank, p.position FROM (VALUES {rows}) AS v \
      JOIN pending_events p ON p.room_id = v.column1 AND p.session_id = v.column2 WHERE p.state = 'ledger'";
 
 /// The events on the ledger that wait for one of these sessions (room and session id, each once), in order.
@@ -256,12 +264,14 @@ const LEDGER: &str = "SELECT p.event_id, p.room_id, p.event, p.received_at, p.re
 /// # Errors
 /// When the database fails or a row does not open.
 pub async fn ledger(db: &Db, seal: &Seal, sessions: &[(String, String)]) -> Result<Vec<Pending>, StoreError> {
-    type Positioned = (String, String, Vec<u8>, i64, String, Option<i64>, i64);
+    type Positioned = (String, String, Vec<u8>, i64, String, Option<i64>, i64, i64);
     let sessions = sessions.iter().map(|(room, session)| values![room.as_str(), session.as_str()]).collect();
     let mut rows: Vec<Positioned> = db.fetch_many(LEDGER, vec![], sessions).await?;
-    rows.sort_by_key(|row| row.6);
+    rows.sort_by_key(|row| row.7);
     rows.into_iter()
-        .map(|(id, room, event, at, reason, told, _)| pending(seal, (id, room, event, at, reason, told)))
+        .map(|(id, room, event, at, reason, told, rank, _)| {
+            pending(seal, (id, room, event, at, reason, told, rank))
+        })
         .collect()
 }
 
@@ -280,7 +290,7 @@ pub async fn keyless_elsewhere(db: &Db, sessions: &[(String, String)]) -> Result
     Ok(rows.into_iter().map(|(id,)| id).collect())
 }
 
-const UNTOLD: &str = "SELECT event_id, room_id, event, received_at, reason, notified_at FROM pending_events \
+const UNTOLD: &str = "SELECT event_id, room_id, event, received_at, reason, notified_at, rank FROM pending_events \
                       WHERE state = 'ledger' AND notified_at IS NULL AND reason <> 'replay' \
                       AND reason <> 'untrusted_sender' AND received_at <= $1 ORDER BY received_at, position LIMIT $2";
 

@@ -40,6 +40,8 @@ pub struct DueRoom {
     pub room_id: OwnedRoomId,
     /// How often it was tried.
     pub tries: i64,
+    /// Whether it is relayed already.
+    pub is_relayed: bool,
 }
 
 /// The rooms of that list that are stored.
@@ -201,6 +203,25 @@ pub async fn bridged(
     Ok(with_bridge.into_iter().chain(claimed).map(|(room_id,)| room_id).collect())
 }
 
+/// Returns all relayed rooms that an account is in, each with the first such account.
+///
+/// # Errors
+/// When the database fails.
+pub async fn relayed(db: &Db) -> Result<Vec<(OwnedRoomId, AccountId)>, StoreError> {
+    let rows: Vec<(String, i64)> = db
+        .fetch_all(
+            "SELECT r.room_id, MIN(a.account_id) FROM rooms r JOIN room_accounts a ON a.room_id = r.room_id \
+             WHERE r.relay = 'yes' AND a.membership = 'join' GROUP BY r.room_id ORDER BY r.room_id",
+            vec![],
+        )
+        .await?;
+    let room = |(room_id, account_id)| {
+        let room_id = OwnedRoomId::try_from(room_id).map_err(|_: ruma::IdParseError| CORRUPT)?;
+        Ok((room_id, AccountId(account_id)))
+    };
+    rows.into_iter().map(room).collect()
+}
+
 /// Asks for rooms' state to be read at `due_at`; the rooms must be stored.
 ///
 /// # Errors
@@ -290,16 +311,16 @@ pub async fn look_again_for(tx: &mut Tx, bots: &[OwnedUserId], now: Timestamp) -
 /// # Errors
 /// When the database fails.
 pub async fn due(db: &Db, now: Timestamp, most: i64) -> Result<Vec<DueRoom>, StoreError> {
-    let rows: Vec<(String, i64)> = db
+    let rows: Vec<(String, i64, String)> = db
         .fetch_all(
-            "SELECT room_id, tries FROM rooms WHERE due_at <= $1 ORDER BY due_at LIMIT $2",
+            "SELECT room_id, tries, relay FROM rooms WHERE due_at <= $1 ORDER BY due_at LIMIT $2",
             values![now, most],
         )
         .await?;
     rows.into_iter()
-        .map(|(room_id, tries)| {
+        .map(|(room_id, tries, relay)| {
             let room_id = OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)?;
-            Ok(DueRoom { room_id, tries })
+            Ok(DueRoom { room_id, tries, is_relayed: relay == Relay::Yes.as_str() })
         })
         .collect()
 }

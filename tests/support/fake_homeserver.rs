@@ -81,6 +81,8 @@ struct World {
     date: Option<String>,
     /// Events that the service's own doing gave rise to, and that it has not taken yet.
     unpushed: usize,
+    /// What happened in all rooms, in order.
+    timeline: Vec<Value>,
     /// By media id.
     files: BTreeMap<String, media::File>,
     downloads: media::Downloads,
@@ -264,6 +266,11 @@ impl FakeHomeserver {
         self.push_until_taken(&[event], &[]).await;
     }
 
+    /// Takes events into their rooms' timelines, without pushing them.
+    pub(crate) fn remember(&self, events: &[Value]) {
+        self.world().timeline.extend_from_slice(events);
+    }
+
     /// The membership of a user in a room; empty when there was none.
     pub(crate) fn membership(&self, room_id: &str, mxid: &str) -> String {
         let world = self.world();
@@ -362,7 +369,13 @@ impl World {
         let mut event = event(room_id, sender, event_type, content);
         event["state_key"] = state_key.into();
         let room = self.rooms.get_mut(room_id).expect("a room that was made");
-        room.state.insert((event_type.to_owned(), state_key.to_owned()), event.clone());
+        let place = (event_type.to_owned(), state_key.to_owned());
+        if let Some(before) = room.state.get(&place) {
+            event["unsigned"] =
+                json!({"replaces_state": before["event_id"], "prev_content": before["content"]});
+        }
+        room.state.insert(place, event.clone());
+        self.timeline.push(event.clone());
         event
     }
 

@@ -42,15 +42,22 @@ pub(crate) struct Synapse {
     folder: TempDir,
     port: u16,
     options: Options,
+    /// How long the joins of coucou's users are held back, when they are.
+    slow_joins: Option<Duration>,
     _turn: SemaphorePermit<'static>,
 }
 
 impl Synapse {
     /// Starts one, once fewer than two others run.
     pub(crate) async fn start(options: Options) -> Self {
+        Self::start_slow(options, None).await
+    }
+
+    /// As [`Synapse::start`], but a join of coucou's users is held back so long once it has its place in the graph.
+    pub(crate) async fn start_slow(options: Options, slow_joins: Option<Duration>) -> Self {
         let turn = AT_ONCE.acquire().await.unwrap();
         let folder = tempfile::Builder::new().prefix("coucou-synapse-").tempdir().unwrap();
-        let mut synapse = Self { folder, port: free_port(), options, process: None, _turn: turn };
+        let mut synapse = Self { folder, port: free_port(), options, slow_joins, process: None, _turn: turn };
         synapse.resume().await;
         synapse
     }
@@ -119,6 +126,9 @@ impl Synapse {
             .args(["--port", &self.port.to_string()]);
         for registration in &self.options.registrations {
             command.arg("--registration").arg(registration);
+        }
+        if let Some(slow_joins) = self.slow_joins {
+            command.args(["--slow-joins", &slow_joins.as_secs_f64().to_string()]);
         }
         if !self.options.encrypted {
             command.arg("--no-encrypted-appservices");

@@ -1,5 +1,6 @@
 //! The ledger with real sessions: keys come from another process's hand, through the store alone.
 
+mod readings;
 mod scene;
 mod timelines;
 
@@ -22,7 +23,10 @@ use self::scene::{OTHER_ROOM, ROOM, SENDER, Scene, Session, copy, owned, redacti
 use crate::{
     inbox::tests::{NOTIFY_AFTER, count, payloads, settle, text},
     model::ledger::Reason,
-    store::pending,
+    store::{
+        pending,
+        readings::{self as stored, Cause},
+    },
     testing::START,
 };
 
@@ -314,12 +318,20 @@ async fn what_was_said_before_the_join_waits_as_that() {
         tx.commit().await.unwrap();
         scene.restart().await;
         let earlier = [session.say("$1", "one"), text("$2", new, "two"), session.say("$3", "three")];
-        let body = json!({"room_id": new, "state": [], "earlier": earlier}).to_string();
+        let begin = json!({"account_id": scene.account.id.0, "from": "t1", "join_id": "$join"});
+        let body = json!({"room_id": new, "state": [], "reading": begin}).to_string();
         let seal = scene.test.store.seal().unwrap();
         let body = crate::store::inbox::seal_body(seal, body.as_bytes()).unwrap();
         let mut tx = scene.test.store.begin().await.unwrap();
         crate::store::inbox::accept_state(&mut tx, body, START).await.unwrap();
         tx.commit().await.unwrap();
+        scene.work().await;
+        let due = stored::due(scene.test.store.db(), START, 9).await.unwrap();
+        assert_eq!((due[0].join_id.as_deref(), due[0].cause), (Some("$join"), Cause::Join));
+        scene.push(&[text("$4", new, "four")]).await;
+        scene.read(json!({"before_join": true}), &earlier).await;
+        assert!(scene.told().await.is_empty(), "the room waits until all is read");
+        scene.read(json!({"ends": true}), &[text("$4", new, "four")]).await;
         scene.work().await;
         scene.restart().await;
         scene.give_up().await;
@@ -327,7 +339,7 @@ async fn what_was_said_before_the_join_waits_as_that() {
         scene.import(session.key(2)).await;
         assert_eq!(scene.reasons().await, owned(&[("$1", "unknown_index"), ("$3", "unknown_index")]));
         scene.import(session.key(0)).await;
-        assert_eq!(scene.texts().await, ["two", "one", "three"]);
+        assert_eq!(scene.texts().await, ["two", "four", "one", "three"]);
     }
 }
 

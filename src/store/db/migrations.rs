@@ -46,6 +46,7 @@ migrations! {
     "0016_flow"
     "0017_operator"
     "0018_silence"
+    "0019_room_readings"
     "0023_bridge_logins"
 }
 

@@ -212,6 +212,8 @@ impl World {
                 }
                 Ok(self.rooms[*room_id].state.values().cloned().collect())
             }
+            ("GET", ["rooms", room_id, "messages"]) => self.messages(room_id, call),
+            ("GET", ["rooms", room_id, "context", event_id]) => self.context(room_id, event_id),
             _ => Err((404, "M_UNRECOGNIZED")),
         }
     }
@@ -219,6 +221,57 @@ impl World {
     fn is_member(&self, room_id: &str, mxid: &str, membership: &str) -> bool {
         self.state(room_id, "m.room.member", mxid)
             .is_some_and(|event| event["content"]["membership"] == membership)
+    }
+
+    /// What happened in a user's rooms since a `/sync`, of each fifty events at most.
+    fn timelines(&self, call: &Call) -> Value {
+        let mut joined = json!({});
+        let Some(since) = call.query.get("since").map(|token| place_of(token)) else { return joined };
+        for room_id in self.rooms.keys().filter(|room_id| self.is_member(room_id, &call.user_id, "join")) {
+            let events: Vec<_> = self.happened(room_id).filter(|(place, _)| *place > since).collect();
+            if events.is_empty() {
+                continue;
+            }
+            let last: Vec<_> =
+                events.iter().skip(events.len().saturating_sub(50)).map(|(_, event)| event).collect();
+            joined[room_id] =
+                json!({"timeline": {"events": last, "limited": events.len() > 50, "prev_batch": "t0"}});
+        }
+        joined
+    }
+
+    /// The events of a room, each with its place.
+    fn happened(&self, room_id: &str) -> impl DoubleEndedIterator<Item = (usize, &Value)> {
+        let all = self.timeline.iter().enumerate().map(|(at, event)| (at + 1, event));
+        all.filter(move |(_, event)| event["room_id"] == room_id)
+    }
+
+    /// A page of a room, in either direction.
+    fn messages(&self, room_id: &str, call: &Call) -> Answer {
+        if !self.is_member(room_id, &call.user_id, "join") {
+            return Err((403, "M_FORBIDDEN"));
+        }
+        let asked = |name: &str| call.query.get(name).map(String::as_str);
+        let (forwards, from) = (asked("dir") == Some("f"), asked("from").map(place_of));
+        let limit = asked("limit").and_then(|limit| limit.parse().ok()).unwrap_or(10);
+        let events: Vec<_> = if forwards {
+            self.happened(room_id).filter(|(place, _)| *place > from.unwrap_or(0)).take(limit).collect()
+        } else {
+            let from = from.unwrap_or(usize::MAX);
+            self.happened(room_id).rev().filter(|(place, _)| *place <= from).take(limit).collect()
+        };
+        let chunk: Vec<_> = events.iter().map(|(_, event)| event).collect();
+        let end = events.last().map(|(place, _)| format!("t{}", if forwards { *place } else { place - 1 }));
+        Ok(json!({"chunk": chunk, "start": asked("from"), "end": end}))
+    }
+
+    fn context(&self, room_id: &str, event_id: &str) -> Answer {
+        let mut events = self.happened(room_id);
+        let (place, event) = events.find(|(_, event)| event["event_id"] == event_id).ok_or(NOT_FOUND)?;
+        let before = self.happened(room_id).rev().filter(|(at, _)| *at < place).take(50);
+        let before: Vec<_> = before.map(|(_, event)| event).collect();
+        let (start, end) = (format!("t{}", place - 1), format!("t{place}"));
+        Ok(json!({"event": event, "events_before": before, "start": start, "end": end}))
     }
 
     fn register(&mut self, call: &Call) -> Answer {
@@ -320,7 +373,7 @@ impl World {
 
     /// The answer to a `/sync`, and whether there is nothing in it.
     fn sync(&mut self, call: &Call) -> Result<(Value, bool), (u16, &'static str)> {
-        let next_batch = format!("s{}", self.position);
+        let next_batch = format!("s{}_{}", self.position, self.timeline.len());
         let Some(device_id) = &call.device_id else {
             let invited =
                 self.rooms.keys().filter(|room_id| self.is_member(room_id, &call.user_id, "invite"));
@@ -329,9 +382,13 @@ impl World {
             for room_id in invited {
                 invites[&room_id] = json!({"invite_state": {"events": self.stripped(&room_id)}});
             }
-            return Ok((json!({"next_batch": next_batch, "rooms": {"invite": invites}}), false));
+            let joined = self.timelines(call);
+            return Ok((
+                json!({"next_batch": next_batch, "rooms": {"invite": invites, "join": joined}}),
+                false,
+            ));
         };
-        let since = call.query.get("since").and_then(|token| token.strip_prefix('s')?.parse::<u64>().ok());
+        let since = call.query.get("since").and_then(|token| position_of(token));
         let Some(device) = self.devices.get_mut(&(call.user_id.clone(), device_id.clone())) else {
             return Err((401, "M_UNKNOWN_TOKEN"));
         };
@@ -347,7 +404,7 @@ impl World {
         let events: Vec<_> = page.into_iter().map(|(_, event)| event).collect();
         let empty = events.is_empty() && since.is_some();
         let answer = json!({
-            "next_batch": format!("s{position}"),
+            "next_batch": format!("s{position}_{}", self.timeline.len()),
             "to_device": {"events": events},
             "device_lists": {"changed": [], "left": []},
             "device_one_time_keys_count": device.counts(),
@@ -355,6 +412,17 @@ impl World {
         });
         Ok((answer, empty))
     }
+}
+
+/// The position of to-device messages in a token of `/sync`.
+fn position_of(token: &str) -> Option<u64> {
+    token.strip_prefix('s')?.split('_').next()?.parse().ok()
+}
+
+/// The place in the timeline of a token of `/sync` or of `/messages`.
+fn place_of(token: &str) -> usize {
+    let place = token.strip_prefix('t').or_else(|| token.split('_').nth(1));
+    place.and_then(|place| place.parse().ok()).unwrap_or(0)
 }
 
 /// The entries of an object; none of anything else.

@@ -72,7 +72,8 @@ impl Bridge {
         let registration: Value = serde_saphyr::from_str(&text).unwrap();
         let user = as_service(homeserver, registration["as_token"].as_str().unwrap(), mxid);
         let body = if method == "GET" { None } else { Some(body) };
-        user.request(method, &format!("v3/{path}?user_id={mxid}"), body).await
+        let and = if path.contains('?') { '&' } else { '?' };
+        user.request(method, &format!("v3/{path}{and}user_id={mxid}"), body).await
     }
 
     /// What to send, to be completed and [run](Send::run).

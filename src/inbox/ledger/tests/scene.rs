@@ -10,7 +10,7 @@ use matrix_sdk_crypto::{
         megolm::{self, GroupSession, SessionConfig},
     },
 };
-use ruma::{device_id, user_id};
+use ruma::{RoomId, device_id, user_id};
 use serde_json::{Value, json};
 
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
     store::{
         Store, accounts, inbox, leases,
         pending::{self, Filter, Order},
+        readings::{self, Cause, Reading},
     },
     testing::{self, START, TestStore},
 };
@@ -85,6 +86,27 @@ impl Scene {
         let body = json!({ "events": events }).to_string();
         let body = inbox::seal_body(store.seal().unwrap(), body.as_bytes()).unwrap();
         let mut tx = store.begin().await.unwrap();
+        inbox::accept_missed(&mut tx, body, START).await.unwrap();
+        tx.commit().await.unwrap();
+        self.work().await;
+    }
+
+    /// Stores a part of a room that is read on, and works it through.
+    pub(super) async fn read(&mut self, part: Value, events: &[Value]) {
+        let store = &self.test.store;
+        let mut reading = part;
+        reading["room_id"] = ROOM.into();
+        let room_id = <&RoomId>::try_from(ROOM).unwrap();
+        let mut tx = store.begin().await.unwrap();
+        if reading["begins"] == true {
+            let reading = Reading::new(room_id, self.account.id, Cause::Gap, None);
+            readings::put(&mut tx, &reading, START).await.unwrap();
+        }
+        if reading["ends"] == true {
+            readings::finish(&mut tx, room_id, None).await.unwrap();
+        }
+        let body = json!({ "events": events, "reading": reading }).to_string();
+        let body = inbox::seal_body(store.seal().unwrap(), body.as_bytes()).unwrap();
         inbox::accept_missed(&mut tx, body, START).await.unwrap();
         tx.commit().await.unwrap();
         self.work().await;
