@@ -52,7 +52,7 @@ use crate::{
     lifecycle::{Lifecycle, give_memory_back, signalled},
     media::{self, Media},
     model::{
-        RelayPolicy, WebhookId,
+        WebhookId,
         naming::{Ghosts, Strength},
     },
     outbox::{BadWebhook, Dispatcher},
@@ -363,14 +363,10 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
 impl Shared {
     /// Which rooms are relayed, and how they are named.
     fn policy(&self, our_users: BTreeSet<ruma::OwnedUserId>) -> crate::inbox::rooms::Policy {
-        let relay = match &self.config.rooms.relay {
-            config::Relay::Bridged => RelayPolicy::Bridged,
-            config::Relay::All => RelayPolicy::All,
-            config::Relay::Only(rooms) => RelayPolicy::Only(rooms.clone()),
-        };
+        let config::Rooms { relay, settle_after, .. } = self.config.rooms.clone();
         let networks = self.config.networks.clone();
         let trust = self.trust();
-        crate::inbox::rooms::Policy { relay, our_users: Arc::new(our_users), networks, trust }
+        crate::inbox::rooms::Policy { relay, settle_after, our_users: Arc::new(our_users), networks, trust }
     }
 
     /// Whom to believe.

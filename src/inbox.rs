@@ -23,6 +23,7 @@ mod relay;
 pub mod rooms;
 mod seen;
 mod silence;
+mod takebacks;
 #[cfg(test)]
 mod tests;
 pub mod trial;

@@ -154,6 +154,7 @@ enum Step {
     Transactions,
     SetAside,
     Unread,
+    Held,
     Abandoned(WebhookId),
     Contents,
     Ids,
@@ -170,7 +171,7 @@ impl Round<'_> {
         let lease = leases::claim(&mut tx, LEASE, self.holder, self.clock.now(), LASTS).await?;
         tx.commit().await?;
         let Some(lease) = lease else { return Ok(swept) };
-        let mut steps = vec![Step::Transactions, Step::SetAside, Step::Unread];
+        let mut steps = vec![Step::Transactions, Step::SetAside, Step::Unread, Step::Held];
         let gone = retention::abandoned(self.store.db(), self.webhooks).await?;
         steps.extend(gone.into_iter().map(Step::Abandoned));
         steps.extend([Step::Contents, Step::Ids, Step::Redacted, Step::Indexes, Step::Hashes]);
@@ -251,6 +252,7 @@ impl Round<'_> {
                 (retention::delete_set_aside(tx, before).await?, most, &mut swept.set_aside)
             }
             Step::Unread => (retention::delete_ledger(tx, now.minus(unread)).await?, most, &mut swept.unread),
+            Step::Held => (retention::delete_held(tx, now.minus(unread)).await?, most, &mut swept.unread),
             Step::Abandoned(webhook) => {
                 let before = now.minus(abandoned);
                 (retention::give_up(tx, webhook, before).await?, most, &mut swept.abandoned)

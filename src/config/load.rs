@@ -295,23 +295,67 @@ fn recovery_key(reader: &Reader<'_>, setting: &'static Setting) -> Result<Option
     })
 }
 
+/// The policy of a list of `bridged` or `all`, room ids, and room ids with a minus before them.
+fn relay(entries: &[Given], with_owner: bool) -> Result<Relay, ConfigError> {
+    let (mut base, mut with, mut without) = (None, Vec::new(), Vec::new());
+    for given in entries {
+        let invalid = || {
+            let must =
+                "must be bridged, all, or room ids, or a list of these, in which -!room leaves a room out";
+            given.invalid(&settings::ROOMS_RELAY, must)
+        };
+        let named = match given.text.as_str() {
+            "bridged" => Some(Relay::Bridged),
+            "all" => Some(Relay::All),
+            _ => None,
+        };
+        if let Some(named) = named {
+            if base.replace(named).is_some() {
+                return Err(invalid());
+            }
+            continue;
+        }
+        let (rooms, text) = match given.text.strip_prefix('-') {
+            Some(text) => (&mut without, text),
+            None => (&mut with, given.text.as_str()),
+        };
+        rooms.push(RoomId::parse(text).map_err(|_| invalid())?);
+    }
+    if base.is_none() && without.is_empty() {
+        return Ok(Relay::Only(with));
+    }
+    // Rooms that are left out alone are left out of what is relayed by default.
+    let base = match base {
+        Some(base) => base,
+        None if with.is_empty() => default_relay(with_owner),
+        None => Relay::Only(Vec::new()),
+    };
+    if with.is_empty() && without.is_empty() {
+        return Ok(base);
+    }
+    Ok(Relay::Adjusted { base: Box::new(base), with, without })
+}
+
+fn default_relay(with_owner: bool) -> Relay {
+    if with_owner { Relay::Bridged } else { Relay::All }
+}
+
+/// How long a room is looked at before what came of it is deleted.
+const SETTLE_AFTER: Duration = Duration::from_hours(1);
+
 fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
-    let relay = match reader.list(&settings::ROOMS_RELAY, Some(','))? {
+    let given_relay = match reader.list(&settings::ROOMS_RELAY, Some(','))? {
         None => None,
         Some(given) => match given.as_slice() {
             [] => None,
-            [one] if one.text == "bridged" => Some(Relay::Bridged),
-            [one] if one.text == "all" => Some(Relay::All),
-            rooms => {
-                let must = "must be bridged, all, or a list of room ids";
-                let room_id = |given: &Given| {
-                    let room_id = RoomId::parse(&given.text).ok();
-                    room_id.ok_or_else(|| given.invalid(&settings::ROOMS_RELAY, must))
-                };
-                Some(Relay::Only(rooms.iter().map(room_id).collect::<Result<_, _>>()?))
-            }
+            given => Some(relay(given, with_owner)?),
         },
     };
+    let must = format!("{}; from 1s to 7d", duration::MUST);
+    let settle_after = reader.parsed(&settings::ROOMS_SETTLE_AFTER, &must, |text| {
+        let range = Duration::from_secs(1)..=Duration::from_hours(7 * 24);
+        duration::parse(text).filter(|length| range.contains(length))
+    })?;
     let invite_from = reader.list(&settings::ROOMS_INVITE_FROM, Some(','))?;
     let inviter = |given: Given| {
         let pattern = Pattern::new(&given.text);
@@ -325,7 +369,8 @@ fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
         Ok(if user { Inviter::User(pattern) } else { Inviter::Server(pattern) })
     };
     Ok(Rooms {
-        relay: relay.unwrap_or(if with_owner { Relay::Bridged } else { Relay::All }),
+        relay: given_relay.unwrap_or_else(|| default_relay(with_owner)),
+        settle_after: settle_after.unwrap_or(SETTLE_AFTER),
         invite_from: invite_from
             .map(|given| given.into_iter().map(inviter).collect::<Result<_, _>>())
             .transpose()?,

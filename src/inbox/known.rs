@@ -26,6 +26,8 @@ pub(super) struct Known {
     pub(super) on_ledger: HashSet<String>,
     /// Events that were taken back before they came.
     pub(super) redacted: HashSet<Target>,
+    /// Events that were passed over as no messages.
+    pub(super) passed_over: HashSet<Target>,
     /// Events that are taken back by this step's redactions.
     pub(super) redacting: HashSet<Target>,
 }

@@ -19,7 +19,11 @@ use super::{
 use crate::{
     clock::Timestamp,
     crypto::{Clear, CryptoError, RoomKey},
-    messages::{self, PayloadClass, control, room::Change},
+    messages::{
+        self, PayloadClass,
+        control::{self, Control},
+        room::Change,
+    },
     model::{ClearEvent, Encryption, Membership, MessageId, Relay, ledger::Reason},
     store::{
         StoreError,
@@ -47,12 +51,17 @@ impl Worker {
         let mut queues = self.load_queues(due).await?;
         self.put_first(&mut batch, &mut queues);
         let late = self.load_ledger(keys, outcome).await?;
-        let waiting: Vec<_> = queues.values().flat_map(|queue| &queue.events).chain(&late).collect();
+        let overheard = self.load_overheard(keys).await?;
+        let waiting =
+            queues.values().flat_map(|queue| &queue.events).chain(&late).chain(&overheard).collect();
         let mut known = self.look_up(waiting, &batch.events).await?;
         let missed: Vec<_> = batch.missed().map(|event| event.event_id.as_str()).collect();
         let queued = pending::queued(self.parts.store.db(), &missed).await?;
         known.overtaken =
             batch.overtaken(|event| known.has(event) || queued.contains(event.event_id.as_str()));
+        for event in overheard {
+            self.overhear(&event, &mut known, outcome);
+        }
         for event in late {
             self.release_late(&event, &mut known, outcome)?;
         }
@@ -69,13 +78,18 @@ impl Worker {
     }
 
     async fn load_queues(
-        &self,
+        &mut self,
         due: HashSet<OwnedRoomId>,
     ) -> Result<BTreeMap<OwnedRoomId, Queue>, CryptoError> {
-        let store = &self.parts.store;
+        let store = self.parts.store.clone();
         let mut queues = BTreeMap::new();
         for room_id in due {
-            if self.relays(&room_id) != Relay::Yes || !self.queues.contains_key(&room_id) {
+            if self.relays(&room_id) != Relay::Yes {
+                // Its state is not known, or no longer: until it is, nothing of it is due.
+                self.queues.entry(room_id).and_modify(|deadline| *deadline = None);
+                continue;
+            }
+            if !self.queues.contains_key(&room_id) {
                 continue;
             }
             let found = pending::queue(store.db(), store.seal()?, &room_id, MOST_QUEUED).await?;
@@ -112,7 +126,8 @@ impl Worker {
         for event in all {
             ids.extend(self.membership_id(event));
             let relay = self.relays(&event.room_id);
-            if event.state_key.is_some() || relay == Relay::No {
+            let is_listened_to = event.state_key.is_none() && self.listens_to(event);
+            if event.state_key.is_some() || (relay == Relay::No && !is_listened_to) {
                 continue;
             }
             if let Some(target) = redaction_target(event) {
@@ -120,7 +135,7 @@ impl Worker {
                 ids.extend(target_id.map(|id| messages::message_id(PayloadClass::Event, &id)));
                 redacting.insert(target);
             }
-            if relay == Relay::Unknown {
+            if relay != Relay::Yes && !is_listened_to && !self.rooms.releases(&event.room_id) {
                 continue;
             }
             events.push((event.room_id.as_str(), event.event_id.as_str()));
@@ -139,6 +154,8 @@ impl Worker {
         let messages = crate::store::messages::known(db, &ids).await?;
         let indexes = crate::store::messages::used_indexes(db, &places).await?;
         let redacted = redacted::find(db, &events).await?;
+        let targets: Vec<_> = redacting.iter().cloned().collect();
+        let passed_over = redacted::passed_over(db, &targets).await?;
         let encrypted = batch.iter().filter(|event| event.is_encrypted());
         let encrypted: Vec<_> = encrypted.map(|event| event.event_id.as_str()).collect();
         let on_ledger = pending::on_ledger(db, &encrypted).await?;
@@ -148,7 +165,17 @@ impl Worker {
         });
         let decrypted = self.decrypter.decrypt(sealed).await?;
         let overtaken = HashSet::new();
-        Ok(Known { decrypted, messages, indexes, overtaken, reactions, on_ledger, redacted, redacting })
+        Ok(Known {
+            decrypted,
+            messages,
+            indexes,
+            overtaken,
+            reactions,
+            on_ledger,
+            redacted,
+            passed_over,
+            redacting,
+        })
     }
 
     /// Moves a room's queue as far as it goes.
@@ -162,7 +189,7 @@ impl Worker {
     ) -> Result<(), CryptoError> {
         let mut walk = Walk::new(now, self.since);
         for (at, event) in queue.events.iter().enumerate() {
-            if known.has(event) || known.is_taken_back(event) {
+            if known.has(event) || known.is_taken_back(event) || self.is_redacted_members(event) {
                 outcome.released.push(event.event_id.to_string());
                 continue;
             }
@@ -211,11 +238,12 @@ impl Worker {
             return self.take_state(event, known, outcome);
         }
         match self.relays(&event.room_id) {
-            Relay::No => {
-                self.overhear(event, outcome);
+            Relay::No if !self.rooms.is_unsettled_by(&event.room_id, &event.sender) => {
+                self.overhear_management(event, known, outcome);
                 return Ok(());
             }
-            Relay::Unknown => {
+            Relay::No | Relay::Unknown => {
+                self.overhear(event, known, outcome);
                 if self.rooms.forget(&event.room_id) {
                     outcome.unread.insert(event.room_id.clone());
                 }
@@ -225,7 +253,7 @@ impl Worker {
             }
             Relay::Yes => {}
         }
-        if known.is_settled(event) {
+        if known.is_settled(event) || self.is_redacted_members(event) {
             return Ok(());
         }
         self.hear(event, outcome);
@@ -259,6 +287,11 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Whether an event is of a member of whom all is taken back. What such a member has taken back stays so.
+    fn is_redacted_members(&self, event: &WireEvent) -> bool {
+        event.event_type != "m.room.redaction" && self.rooms.takes_back(&event.room_id, &event.sender)
     }
 
     /// An event that has lost its place: it neither waits for its turn nor holds up the room.
@@ -326,16 +359,26 @@ impl Worker {
                     Change::Room => self.follow(event, outcome),
                     Change::None => {}
                 }
+                if self.rooms.is_held(&event.room_id) {
+                    // Its bridge has let go of it: what comes now waits.
+                    self.queues.insert(event.room_id.clone(), None);
+                }
                 if let Some(id) = self.note_presence(event, before, outcome)? {
                     known.messages.insert(id);
                 }
             }
-            // The state of a room that is not relayed is not kept, so all of it is read anew.
-            Relay::No if self.may_bridge(event) => {
-                self.rooms.forget(&event.room_id);
-                outcome.unread.insert(event.room_id.clone());
+            // The state of a room that is not relayed is not kept, so all of it is read anew; once more when that is under
+            // way, as the reading may be older.
+            Relay::No | Relay::Unknown => {
+                let now = self.parts.clock.now();
+                if self.rooms.apply(&event.room_id, &event.raw, now) == Change::Room {
+                    self.follow(event, outcome);
+                }
+                if self.may_bridge(event) {
+                    self.rooms.forget(&event.room_id);
+                    outcome.unread.insert(event.room_id.clone());
+                }
             }
-            Relay::No | Relay::Unknown => {}
         }
         Ok(())
     }
@@ -392,7 +435,16 @@ impl Worker {
         }
         if let Some(control) = control::read(&event_type, &content, self.rooms.pins.is_bot(&event.sender)) {
             tracing::debug!(event.id = %event.event_id, kind = control.as_str(), "passed over what is no message");
+            if control.is_seen() {
+                let target = (event.room_id.to_string(), event.event_id.to_string());
+                known.passed_over.insert(target.clone());
+                outcome.passed_over.push(target);
+            }
             outcome.controls.push(control);
+            return Ok(true);
+        }
+        if redaction_target(event).is_some_and(|target| known.passed_over.contains(&target)) {
+            outcome.controls.push(Control::ErrorNotice);
             return Ok(true);
         }
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };

@@ -36,6 +36,12 @@ impl Control {
         Self::Key,
     ];
 
+    /// Returns whether people see it, and it may be taken back for them.
+    #[must_use]
+    pub fn is_seen(self) -> bool {
+        matches!(self, Self::ErrorNotice | Self::Verification)
+    }
+
     /// Returns the name in metrics and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -1,4 +1,4 @@
-//! Events that were taken back before they were relayed.
+//! Events that were taken back before they were relayed, or are not relayed because they are no messages.
 //!
 //! What waits for its key is deleted when it is taken back; here is that it was, should it come again, or
 //! come later than its redaction.
@@ -45,6 +45,37 @@ pub async fn put(tx: &mut Tx, targets: &[Target], now: Timestamp) -> Result<(), 
         "INSERT INTO redacted_events (room_id, event_id, redacted_at) VALUES {rows} ON CONFLICT DO NOTHING",
         vec![],
         targets.iter().map(|(room, event)| values![room.as_str(), event.as_str(), now]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Which of these events were passed over, see [`pass_over`].
+///
+/// # Errors
+/// When the database fails.
+pub async fn passed_over(db: &Db, targets: &[Target]) -> Result<HashSet<Target>, StoreError> {
+    let rows: Vec<Target> = db
+        .fetch_many(
+            "SELECT room_id, event_id FROM redacted_events \
+             WHERE passed_over = 1 AND (room_id, event_id) IN (VALUES {rows})",
+            vec![],
+            targets.iter().map(|(room, event)| values![room.as_str(), event.as_str()]).collect(),
+        )
+        .await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Remembers that events were passed over as no messages: when they are taken back, that is none either.
+///
+/// # Errors
+/// When the database fails.
+pub async fn pass_over(tx: &mut Tx, targets: &[Target], now: Timestamp) -> Result<(), StoreError> {
+    tx.execute_many(
+        "INSERT INTO redacted_events (room_id, event_id, redacted_at, passed_over) VALUES {rows} \
+         ON CONFLICT DO NOTHING",
+        vec![],
+        targets.iter().map(|(room, event)| values![room.as_str(), event.as_str(), now, 1_i64]).collect(),
     )
     .await?;
     Ok(())

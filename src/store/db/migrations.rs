@@ -46,6 +46,8 @@ migrations! {
     "0016_flow"
     "0017_operator"
     "0018_silence"
+    "0021_settled_rooms"
+    "0022_member_redactions"
     "0023_bridge_logins"
 }
 
