@@ -334,7 +334,10 @@ impl Rooms {
             if self.policy.relay.is_by_bridge() {
                 self.pins.report(room_id, &new, now);
             }
-            let (settled, since, managed_by) = self.outlook(room_id, &new, since, now);
+            // Of a room that nobody may read any more nobody knows who is in it.
+            let unseen = RoomState::default();
+            let seen = if state.is_some() { &new } else { &unseen };
+            let (settled, since, managed_by) = self.outlook(room_id, seen, since, now);
             let is_space = new.is_space();
             let is_held = settled != Settled::Unrelayed;
             let kept = if is_held && was_known { new } else { RoomState::default() };
