@@ -221,7 +221,7 @@ fn give(keys: &Path, session: usize) {
 async fn claims_that_a_member_has_written_over_while_coucou_was_down_cost_neither_keys_nor_ledger() {
     let mut scene = Scene::set().await;
     let keys = tempfile::tempdir().unwrap();
-    let first = scene.portal(scene.send().messages("text")).await;
+    let first = scene.portal(scene.send().rotate_every(1).messages("text")).await;
     let portal = first.portal().to_owned();
     scene.assert_told(&portal, &[&first]).await;
     let levels = format!("rooms/{portal}/state/m.room.power_levels");
@@ -229,9 +229,6 @@ async fn claims_that_a_member_has_written_over_while_coucou_was_down_cost_neithe
     content["users"][OWNER] = json!(100);
     scene.as_bot("PUT", &levels, &content).await;
     // One is on the ledger, whose key comes much later.
-    let path = format!("rooms/{portal}/state/m.room.encryption");
-    let every = json!({"algorithm": "m.megolm.v1.aes-sha2", "rotation_period_msgs": 1});
-    scene.as_bot("PUT", &path, &every).await;
     let mut waiting = scene.send().room(&portal).keys_when(keys.path()).messages("text").start();
     let lone = waiting.next().await.unwrap();
     let lone = if lone.event_id.is_empty() { waiting.next().await.unwrap() } else { lone };
@@ -310,7 +307,8 @@ async fn a_login_that_is_lost_is_told_from_an_encrypted_management_room() {
     let back = ("bridge.resumed".to_owned(), json!("login_lost"));
 
     // While it is not settled what room it is.
-    let said = scene.send().management().invite(OWNER).messages("login_lost,login_back").run().await;
+    let management = scene.send().management().rotate_every(1).invite(OWNER);
+    let said = management.messages("login_lost,login_back").run().await;
     assert!(said.messages().all(|line| line.wire_type == "m.room.encrypted"), "{said:?}");
     let management = said.portal().to_owned();
     assert_eq!(scene.bridge_news(2).await, [lost.clone(), back.clone()]);
@@ -318,15 +316,12 @@ async fn a_login_that_is_lost_is_told_from_an_encrypted_management_room() {
                    AND relay = 'no' AND unrelayed_since IS NULL";
     scene.until_is("the management room to be known", managed, 1).await;
     scene.until_is("nothing of it to be kept", "SELECT COUNT(*) FROM pending_events", 0).await;
-    // Afterwards, in the same session whose key is still there, also for a process that begins anew.
+    // Afterwards, also by a process that begins anew.
     scene.coucou.restart().await;
     scene.send().management().room(&management).messages("login_lost").run().await;
     assert_eq!(scene.bridge_news(3).await[2], lost);
     // And with a key that comes after its message.
     let keys = tempfile::tempdir().unwrap();
-    let path = format!("rooms/{management}/state/m.room.encryption");
-    let every = json!({"algorithm": "m.megolm.v1.aes-sha2", "rotation_period_msgs": 1});
-    scene.as_bot("PUT", &path, &every).await;
     let late = scene.send().management().room(&management).keys_when(keys.path()).messages("login_back");
     let late = late.start();
     scene.until_is("its key to be awaited", "SELECT COUNT(*) FROM pending_events", 1).await;
