@@ -17,6 +17,7 @@ mod media;
 mod postgres;
 mod reference;
 mod registration;
+mod rooms;
 mod settings;
 mod source;
 mod store;

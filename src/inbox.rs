@@ -23,6 +23,7 @@ mod relay;
 pub mod rooms;
 mod seen;
 mod silence;
+mod state;
 mod takebacks;
 #[cfg(test)]
 mod tests;

@@ -2,21 +2,20 @@
 
 use std::{collections::BTreeMap, fs, io, net::IpAddr, time::Duration};
 
-use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
-    Api, ApiToken, Appservice, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
-    LogFormat, Messages, Metrics, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources,
-    Undecryptable, check, duration,
+    Api, ApiToken, Appservice, Config, ConfigError, Homeserver, Http, LONGEST_RETENTION, Log, LogFormat,
+    Messages, Metrics, Owner, OwnerMode, Partial, Registration, Sources, Undecryptable, check, duration,
     file::{Node, Value},
-    media,
+    media, rooms,
     settings::{self, Setting, other},
     source::{Given, Reader},
     store, trust, webhooks,
 };
-use crate::model::{Pattern, RecoveryKey, Scope, SilenceSettings};
+use crate::model::{RecoveryKey, Scope, SilenceSettings};
 
 /// The registration that is read when none is named and it is there.
 const DEFAULT_REGISTRATION: &str = "registration.yaml";
@@ -53,7 +52,7 @@ impl Config {
             messages: messages(&reader, &webhooks, &mut warnings)?,
             webhooks,
             api: api(&reader)?,
-            rooms: rooms(&reader, owner.is_some())?,
+            rooms: rooms::rooms(&reader, owner.is_some())?,
             owner_recovery_key: owner_recovery_key(&reader, owner.is_some(), &mut warnings)?,
             recovery_key: recovery_key(&reader, &settings::RECOVERY_KEY)?,
             owner,
@@ -292,88 +291,6 @@ fn recovery_key(reader: &Reader<'_>, setting: &'static Setting) -> Result<Option
             setting,
             "must be a recovery key without a slip (48 letters and digits from Es), or a passphrase",
         )
-    })
-}
-
-/// The policy of a list of `bridged` or `all`, room ids, and room ids with a minus before them.
-fn relay(entries: &[Given], with_owner: bool) -> Result<Relay, ConfigError> {
-    let (mut base, mut with, mut without) = (None, Vec::new(), Vec::new());
-    for given in entries {
-        let invalid = || {
-            let must =
-                "must be bridged, all, or room ids, or a list of these, in which -!room leaves a room out";
-            given.invalid(&settings::ROOMS_RELAY, must)
-        };
-        let named = match given.text.as_str() {
-            "bridged" => Some(Relay::Bridged),
-            "all" => Some(Relay::All),
-            _ => None,
-        };
-        if let Some(named) = named {
-            if base.replace(named).is_some() {
-                return Err(invalid());
-            }
-            continue;
-        }
-        let (rooms, text) = match given.text.strip_prefix('-') {
-            Some(text) => (&mut without, text),
-            None => (&mut with, given.text.as_str()),
-        };
-        rooms.push(RoomId::parse(text).map_err(|_| invalid())?);
-    }
-    if base.is_none() && without.is_empty() {
-        return Ok(Relay::Only(with));
-    }
-    // Rooms that are left out alone are left out of what is relayed by default.
-    let base = match base {
-        Some(base) => base,
-        None if with.is_empty() => default_relay(with_owner),
-        None => Relay::Only(Vec::new()),
-    };
-    if with.is_empty() && without.is_empty() {
-        return Ok(base);
-    }
-    Ok(Relay::Adjusted { base: Box::new(base), with, without })
-}
-
-fn default_relay(with_owner: bool) -> Relay {
-    if with_owner { Relay::Bridged } else { Relay::All }
-}
-
-/// How long a room is looked at before what came of it is deleted.
-const SETTLE_AFTER: Duration = Duration::from_hours(1);
-
-fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
-    let given_relay = match reader.list(&settings::ROOMS_RELAY, Some(','))? {
-        None => None,
-        Some(given) => match given.as_slice() {
-            [] => None,
-            given => Some(relay(given, with_owner)?),
-        },
-    };
-    let must = format!("{}; from 1s to 7d", duration::MUST);
-    let settle_after = reader.parsed(&settings::ROOMS_SETTLE_AFTER, &must, |text| {
-        let range = Duration::from_secs(1)..=Duration::from_hours(7 * 24);
-        duration::parse(text).filter(|length| range.contains(length))
-    })?;
-    let invite_from = reader.list(&settings::ROOMS_INVITE_FROM, Some(','))?;
-    let inviter = |given: Given| {
-        let pattern = Pattern::new(&given.text);
-        let user = given.text.starts_with('@');
-        // A user pattern without a server would match users of any.
-        let valid = if user { given.text.contains(':') } else { !given.text.contains([' ', '/', '@']) };
-        if !valid {
-            let must = "must be server names and user ids, in which * stands for anything";
-            return Err(given.invalid(&settings::ROOMS_INVITE_FROM, must));
-        }
-        Ok(if user { Inviter::User(pattern) } else { Inviter::Server(pattern) })
-    };
-    Ok(Rooms {
-        relay: given_relay.unwrap_or_else(|| default_relay(with_owner)),
-        settle_after: settle_after.unwrap_or(SETTLE_AFTER),
-        invite_from: invite_from
-            .map(|given| given.into_iter().map(inviter).collect::<Result<_, _>>())
-            .transpose()?,
     })
 }
 
