@@ -48,6 +48,7 @@ mod settle_on_synapse;
 mod silence_on_fake;
 mod silence_on_synapse;
 mod statements_on_fake;
+mod store_faults_on_fake;
 mod store_on_synapse;
 mod tls_to_postgres;
 mod tls_to_webhooks;
