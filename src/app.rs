@@ -53,7 +53,7 @@ use crate::{
     lifecycle::{CoreTask, Lifecycle, give_memory_back, signalled},
     media::{self, Media},
     model::{
-        RelayPolicy, Route, WebhookId,
+        Route, WebhookId,
         naming::{Ghosts, Strength},
     },
     outbox::{BadWebhook, Dispatcher},
@@ -414,14 +414,10 @@ async fn lead(shared: Shared, routes: Vec<Route>, fatal: mpsc::Sender<AppError>,
 impl Shared {
     /// Which rooms are relayed, and how they are named.
     fn policy(&self, our_users: BTreeSet<ruma::OwnedUserId>) -> crate::inbox::rooms::Policy {
-        let relay = match &self.config.rooms.relay {
-            config::Relay::Bridged => RelayPolicy::Bridged,
-            config::Relay::All => RelayPolicy::All,
-            config::Relay::Only(rooms) => RelayPolicy::Only(rooms.clone()),
-        };
+        let config::Rooms { relay, settle_after, .. } = self.config.rooms.clone();
         let networks = self.config.networks.clone();
         let trust = self.trust();
-        crate::inbox::rooms::Policy { relay, our_users: Arc::new(our_users), networks, trust }
+        crate::inbox::rooms::Policy { relay, settle_after, our_users: Arc::new(our_users), networks, trust }
     }
 
     /// Whom to believe.

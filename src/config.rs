@@ -17,6 +17,7 @@ mod media;
 mod postgres;
 mod reference;
 mod registration;
+mod rooms;
 mod settings;
 mod source;
 mod store;
@@ -28,11 +29,11 @@ mod webhooks;
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use http::{HeaderName, HeaderValue};
-use ruma::{OwnedDeviceId, OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId};
+use ruma::{OwnedDeviceId, OwnedServerName, OwnedUserId, ServerName, UserId};
 use secrecy::SecretString;
 use url::Url;
 
-pub use crate::model::Inviter;
+pub use crate::model::{Inviter, RelayPolicy as Relay};
 pub use error::ConfigError;
 pub use reference::reference;
 pub use registration::{Namespaces, Registration};
@@ -255,21 +256,12 @@ pub enum OwnerMode {
 /// `rooms`: which rooms coucou reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rooms {
-    /// What is relayed; the rest is neither stored nor decrypted.
+    /// What is relayed; the rest is neither decrypted nor stored for longer than `settle_after`.
     pub relay: Relay,
+    /// How long a room is looked at before what came of it is deleted because it is not relayed.
+    pub settle_after: Duration,
     /// Whose invites the bot accepts; absent means those from its own server.
     pub invite_from: Option<Vec<Inviter>>,
-}
-
-/// Which rooms are relayed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Relay {
-    /// Rooms with a believable `m.bridge`; the default with an owner.
-    Bridged,
-    /// Every room that an account is in; the default without an owner.
-    All,
-    /// These rooms.
-    Only(Vec<OwnedRoomId>),
 }
 
 /// One of `bridges`: a bridge known beforehand.

@@ -24,6 +24,8 @@ mod relay;
 pub mod rooms;
 mod seen;
 mod silence;
+mod state;
+mod takebacks;
 #[cfg(test)]
 mod tests;
 pub mod trial;

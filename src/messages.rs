@@ -100,6 +100,26 @@ pub fn room_change(
     draft
 }
 
+/// The message that tells that an event was taken back with all that its sender had said: `event` is the ban, or the
+/// removal, that does so ([MSC4293](https://github.com/matrix-org/matrix-spec-proposals/pull/4293)).
+#[must_use]
+pub fn taken_back(
+    event: ClearEvent,
+    target: OwnedEventId,
+    room: &RoomContext,
+    profile: SenderProfile,
+    received_at: Timestamp,
+) -> Draft {
+    let reason = event.content.get("reason").and_then(Value::as_str).map(str::to_owned);
+    let message_id = ids::takeback_id(&event.event_id, &target);
+    let mut draft =
+        bare(PayloadClass::Event, MessageType::MessageRedacted, event, room, profile, received_at);
+    draft.message_id = message_id;
+    draft.content = Some(Content { reason, ..Content::of(Kind::Redaction) });
+    draft.redacts = Some(target);
+    draft
+}
+
 /// A draft with all that does not depend on the type.
 fn bare(
     class: PayloadClass,

@@ -299,6 +299,8 @@ metrics! {
         "The events that were not pushed, and were taken from the timeline instead, by how they were found."
     control_events: Counter "coucou_control_events_total" ["kind"]
         "Events that are no messages (as docs/webhook.md lists them): status, error_notice, verification, command, dummy, receipt or key."
+    held_dropped: Counter "coucou_inbox_held_dropped_total" []
+        "Events of rooms that are not relayed so far, dropped because there were too many: they are missing should the room become a bridge's."
     undecryptable: Counter "coucou_ledger_events_total" ["reason"]
         "Events that could not be decrypted or believed when they came, by reason (as docs/keys.md lists them)."
     ledger: Gauge "coucou_ledger_waiting" ["reason"]

@@ -330,7 +330,7 @@ impl Errands {
     async fn read(&self, room: DueRoom) -> Result<(), RoomsError> {
         let room_id = &room.room_id;
         if let Some(until) = self.quiet_until() {
-            return self.put_off_reading(room_id, until).await;
+            return self.put_off_reading(&room, until).await;
         }
         let mut readers = memberships::members(self.store.db(), room_id).await?;
         let should_be_readable = !readers.is_empty();
@@ -345,7 +345,7 @@ impl Errands {
                         Ok(found) => begin = found,
                         Err(RoomsError::Homeserver(error)) => {
                             tracing::warn!(room.id = %room_id, error = &error as &dyn Error, "could not read back");
-                            return self.put_off_reading(room_id, self.next_try(room.tries)).await;
+                            return self.put_off_reading(&room, self.next_try(room.tries)).await;
                         }
                         Err(error) => return Err(error),
                     }
@@ -355,33 +355,33 @@ impl Errands {
                 Err(HomeserverError::Status { status: 403 | 404, .. }) => {}
                 Err(error @ HomeserverError::Status { status: 429, .. }) => {
                     let until = self.keep_quiet(&error, room.tries);
-                    return self.put_off_reading(room_id, until).await;
+                    return self.put_off_reading(&room, until).await;
                 }
                 Err(error) => {
                     tracing::warn!(room.id = %room_id, error = &error as &dyn Error, "could not read a room");
-                    return self.put_off_reading(room_id, self.next_try(room.tries)).await;
+                    return self.put_off_reading(&room, self.next_try(room.tries)).await;
                 }
             }
         }
         if state.is_none() && should_be_readable && room.tries < 5 {
             // A member may always read: the homeserver has not caught up with the join yet.
-            return self.put_off_reading(room_id, self.next_try(room.tries)).await;
+            return self.put_off_reading(&room, self.next_try(room.tries)).await;
         }
         let body = json!({ "room_id": room_id, "state": state, "reading": begin }).to_string();
         let body = inbox::seal_body(self.store.seal()?, body.as_bytes())?;
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
         inbox::accept_state(&mut tx, body, self.clock.now()).await?;
-        rooms::reschedule(&mut tx, room_id, None).await?;
+        rooms::reschedule(&mut tx, &room, None).await?;
         tx.commit().await?;
         self.inbox.notify_one();
         Ok(())
     }
 
-    async fn put_off_reading(&self, room_id: &RoomId, next: Timestamp) -> Result<(), RoomsError> {
+    async fn put_off_reading(&self, room: &DueRoom, next: Timestamp) -> Result<(), RoomsError> {
         let mut tx = self.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
-        rooms::reschedule(&mut tx, room_id, Some(next)).await?;
+        rooms::reschedule(&mut tx, room, Some(next)).await?;
         tx.commit().await?;
         Ok(())
     }

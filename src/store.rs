@@ -23,6 +23,7 @@ pub mod key_imports;
 pub mod key_news;
 pub mod key_requests;
 pub mod leases;
+pub mod member_redactions;
 pub mod memberships;
 pub mod messages;
 pub mod outbox;

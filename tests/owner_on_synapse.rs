@@ -107,7 +107,8 @@ impl Scene {
         assert_eq!(before.device_keys.keys().collect::<Vec<_>>(), [&phone.device_id]);
         assert!(before.cross_signing.iter().all(Value::is_object), "{:?}", before.cross_signing);
 
-        let mut coucou = Coucou::of_owner(OWNER).await.homeserver(&synapse.url());
+        let coucou = Coucou::of_owner(OWNER).await.homeserver(&synapse.url());
+        let mut coucou = coucou.set("COUCOU_ROOMS_SETTLE_AFTER", "2s");
         let database = match store {
             Store::Postgres => Some(Database::create().await),
             Store::Sqlite => None,
@@ -364,7 +365,8 @@ async fn private_rooms_leave_nothing(store: Store) {
 
     for room_id in [private, invited] {
         until(&format!("{room_id} to be known as private"), ARRIVAL, async || {
-            let known = "SELECT COUNT(*) FROM rooms WHERE room_id = $1 AND relay = 'no' AND state IS NULL";
+            let known = "SELECT COUNT(*) FROM rooms WHERE room_id = $1 AND relay = 'no' \
+                         AND unrelayed_since IS NULL AND state IS NULL";
             (scene.rows(known, room_id).await == 1).then_some(())
         })
         .await;

@@ -46,6 +46,7 @@ mod relay_on_fake;
 mod relay_on_synapse;
 mod rest_on_synapse;
 mod rig;
+mod settle_on_synapse;
 mod silence_on_fake;
 mod silence_on_synapse;
 mod statements_on_fake;

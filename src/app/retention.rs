@@ -158,6 +158,7 @@ enum Step {
     Transactions,
     SetAside,
     Unread,
+    Held,
     Abandoned(WebhookId),
     Contents,
     Ids,
@@ -175,7 +176,7 @@ impl Round<'_> {
         let lease = leases::claim(&mut tx, LEASE, self.holder, self.clock.now(), LASTS).await?;
         tx.commit().await?;
         let Some(lease) = lease else { return Ok(swept) };
-        let mut steps = vec![Step::Transactions, Step::SetAside, Step::Unread];
+        let mut steps = vec![Step::Transactions, Step::SetAside, Step::Unread, Step::Held];
         let gone = retention::abandoned(self.store.db(), self.webhooks).await?;
         steps.extend(gone.into_iter().map(Step::Abandoned));
         steps.extend([
@@ -263,6 +264,7 @@ impl Round<'_> {
                 (retention::delete_set_aside(tx, before).await?, most, &mut swept.set_aside)
             }
             Step::Unread => (retention::delete_ledger(tx, now.minus(unread)).await?, most, &mut swept.unread),
+            Step::Held => (retention::delete_held(tx, now.minus(unread)).await?, most, &mut swept.unread),
             Step::Abandoned(webhook) => {
                 let before = now.minus(abandoned);
                 (retention::give_up(tx, webhook, before).await?, most, &mut swept.abandoned)

@@ -2,21 +2,20 @@
 
 use std::{collections::BTreeMap, fs, io, net::IpAddr, time::Duration};
 
-use ruma::{OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
+use ruma::{OwnedServerName, OwnedUserId, ServerName, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::{
-    Api, ApiToken, Appservice, Config, ConfigError, Homeserver, Http, Inviter, LONGEST_RETENTION, Log,
-    LogFormat, Messages, Metrics, Owner, OwnerMode, Partial, Registration, Relay, Rooms, Sources,
-    Undecryptable, check, duration,
+    Api, ApiToken, Appservice, Config, ConfigError, Homeserver, Http, LONGEST_RETENTION, Log, LogFormat,
+    Messages, Metrics, Owner, OwnerMode, Partial, Registration, Sources, Undecryptable, check, duration,
     file::{Node, Value},
-    media,
+    media, rooms,
     settings::{self, Setting, other},
     source::{Given, Reader},
     store, trust, webhooks,
 };
-use crate::model::{Pattern, RecoveryKey, Scope, SilenceSettings};
+use crate::model::{RecoveryKey, Scope, SilenceSettings};
 
 /// The registration that is read when none is named and it is there.
 const DEFAULT_REGISTRATION: &str = "registration.yaml";
@@ -53,7 +52,7 @@ impl Config {
             messages: messages(&reader, &webhooks, &mut warnings)?,
             webhooks,
             api: api(&reader)?,
-            rooms: rooms(&reader, owner.is_some())?,
+            rooms: rooms::rooms(&reader, owner.is_some())?,
             owner_recovery_key: owner_recovery_key(&reader, owner.is_some(), &mut warnings)?,
             recovery_key: recovery_key(&reader, &settings::RECOVERY_KEY)?,
             owner,
@@ -292,43 +291,6 @@ fn recovery_key(reader: &Reader<'_>, setting: &'static Setting) -> Result<Option
             setting,
             "must be a recovery key without a slip (48 letters and digits from Es), or a passphrase",
         )
-    })
-}
-
-fn rooms(reader: &Reader<'_>, with_owner: bool) -> Result<Rooms, ConfigError> {
-    let relay = match reader.list(&settings::ROOMS_RELAY, Some(','))? {
-        None => None,
-        Some(given) => match given.as_slice() {
-            [] => None,
-            [one] if one.text == "bridged" => Some(Relay::Bridged),
-            [one] if one.text == "all" => Some(Relay::All),
-            rooms => {
-                let must = "must be bridged, all, or a list of room ids";
-                let room_id = |given: &Given| {
-                    let room_id = RoomId::parse(&given.text).ok();
-                    room_id.ok_or_else(|| given.invalid(&settings::ROOMS_RELAY, must))
-                };
-                Some(Relay::Only(rooms.iter().map(room_id).collect::<Result<_, _>>()?))
-            }
-        },
-    };
-    let invite_from = reader.list(&settings::ROOMS_INVITE_FROM, Some(','))?;
-    let inviter = |given: Given| {
-        let pattern = Pattern::new(&given.text);
-        let user = given.text.starts_with('@');
-        // A user pattern without a server would match users of any.
-        let valid = if user { given.text.contains(':') } else { !given.text.contains([' ', '/', '@']) };
-        if !valid {
-            let must = "must be server names and user ids, in which * stands for anything";
-            return Err(given.invalid(&settings::ROOMS_INVITE_FROM, must));
-        }
-        Ok(if user { Inviter::User(pattern) } else { Inviter::Server(pattern) })
-    };
-    Ok(Rooms {
-        relay: relay.unwrap_or(if with_owner { Relay::Bridged } else { Relay::All }),
-        invite_from: invite_from
-            .map(|given| given.into_iter().map(inviter).collect::<Result<_, _>>())
-            .transpose()?,
     })
 }
 

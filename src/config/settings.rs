@@ -319,7 +319,14 @@ settings! {
     ROOMS_RELAY {
         "rooms.relay", env: "COUCOU_ROOMS_RELAY",
         default: "bridged with an owner, else all", example: "bridged",
-        "Which rooms are relayed: bridged, all, or a list of room ids (by environment: with commas).",
+        "Which rooms are relayed: bridged, all, or room ids, or a list of these (by environment: with commas), in which \
+         -!room leaves a room out.",
+    }
+    ROOMS_SETTLE_AFTER {
+        "rooms.settle_after", env: "COUCOU_ROOMS_SETTLE_AFTER",
+        default: "1h", example: "1h",
+        "After how long a room that no bridge claims counts as none of a bridge's: until then its room keys and \
+         messages are kept, encrypted, in case it becomes one. A number with a unit (s, m, h, d), 1s to 7d.",
     }
     ROOMS_INVITE_FROM {
         "rooms.invite_from", env: "COUCOU_ROOMS_INVITE_FROM",

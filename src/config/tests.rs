@@ -5,6 +5,7 @@ mod malformed;
 mod media;
 mod metrics;
 mod reference;
+mod rooms;
 mod silence;
 mod store;
 mod webhooks;
@@ -60,7 +61,10 @@ fn the_least_settings_load_with_the_documented_defaults() {
     assert_eq!((config.http.host.to_string(), config.http.port), ("127.0.0.1".to_owned(), 8080));
     assert!(matches!(&config.store.location, Location::Sqlite { path } if path.ends_with("coucou.db")));
     assert!(config.webhooks.is_empty() && config.api.tokens.is_empty() && config.owner.is_none());
-    assert_eq!(config.rooms, Rooms { relay: Relay::All, invite_from: None });
+    assert_eq!(
+        config.rooms,
+        Rooms { relay: Relay::All, settle_after: Duration::from_hours(1), invite_from: None }
+    );
     assert_eq!(config.messages.retention, std::time::Duration::from_hours(30 * 24));
     assert_eq!(config.log.filter, "info,matrix_sdk_crypto=warn,sqlx=warn");
     assert_eq!(config.log.format, LogFormat::Text);

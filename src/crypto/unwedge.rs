@@ -236,13 +236,7 @@ mod tests {
     }
 
     async fn share_a_room(scene: &Scene) {
-        let room = RoomRow {
-            relay: Relay::Yes,
-            network: None,
-            bridge_bot: Some(bot().to_owned()),
-            state: None,
-            last_sequence: 0,
-        };
+        let room = RoomRow { bridge_bot: Some(bot().to_owned()), ..RoomRow::bare(Relay::Yes) };
         let room_id = room_id!("!portal:example.org").to_owned();
         let store = &scene.engine.whole;
         let mut tx = store.begin().await.unwrap();

@@ -18,6 +18,7 @@ use crate::{
         StoreError, Tx, bridges, dismissed,
         inbox::{self, InboxId},
         key_news, leases,
+        member_redactions::{self, MemberRedaction},
         memberships::{self, MembershipChange, Successor},
         messages::{self, MegolmIndex},
         outbox::{self, Queued},
@@ -25,6 +26,15 @@ use crate::{
         probes, readings, redacted, redactions, rooms,
     },
 };
+
+/// Events kept of one room that is not relayed, until that is settled.
+const MAX_HELD_IN_ROOM: i64 = 500;
+
+/// Events kept of all such rooms.
+const MAX_HELD: i64 = 50_000;
+
+/// So many events are added between two counts of all.
+const HELD_COUNT_INTERVAL: u32 = 1_000;
 
 /// All that a step wants written, and done once it is.
 #[derive(Debug, Default)]
@@ -59,8 +69,14 @@ pub(super) struct Outcome {
     pub settled: HashSet<OwnedRoomId>,
     /// Rooms that turned out not to be.
     pub purged: HashSet<OwnedRoomId>,
+    /// Rooms that are not relayed for now, and when their state is to be read again.
+    pub held: Vec<(OwnedRoomId, Timestamp)>,
     /// Rooms that replace others.
     pub successors: Vec<Successor>,
+    /// Members of whom all is taken back from now on.
+    pub takebacks: Vec<MemberRedaction>,
+    /// How far the messages of such members were gone through, by room and user.
+    pub taken_back_to: Vec<(String, String, Option<i64>)>,
     /// Events that were taken back, with their rooms.
     pub redacted: Vec<redactions::Target>,
     /// Events that are no messages.
@@ -123,6 +139,7 @@ impl Worker {
         rooms::put_sequences(&mut tx, &changes.sequences).await?;
         let unread: Vec<_> = outcome.unread.iter().map(|id| &**id).collect();
         rooms::set_due(&mut tx, &unread, now).await?;
+        rooms::set_second_reading(&mut tx, &outcome.held).await?;
         memberships::put(&mut tx, &outcome.memberships, now).await?;
         memberships::follow(&mut tx, &outcome.successors, now).await?;
         if let Some(bot) = self.bot_to_invite() {
@@ -140,6 +157,7 @@ impl Worker {
             redacted::delete_room(&mut tx, room_id).await?;
         }
         self.write_waiting(&mut tx, &outcome, now).await?;
+        let dropped = self.bound_held(&mut tx, &outcome).await?;
         messages::use_indexes(&mut tx, &outcome.used, now).await?;
         self.write_silence(&mut tx, &mut outcome, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
@@ -161,6 +179,7 @@ impl Worker {
         outbox::enqueue(&mut tx, &queued, now).await?;
         tx.commit().await?;
         self.release_rooms(read, now);
+        metrics().held_dropped.add(&[], dropped);
         outcome.count();
         self.after_commit(&outcome).await
     }
@@ -181,7 +200,41 @@ impl Worker {
         pending::insert(tx, self.parts.store.seal()?, &outcome.waiting, now).await?;
         // After all that waits is there: of what was taken back, nothing stays.
         redacted::put(tx, &outcome.taken_back, now).await?;
+        member_redactions::put(tx, self.parts.store.seal()?, &outcome.takebacks).await?;
+        for (room_id, user_id, position) in &outcome.taken_back_to {
+            member_redactions::advance(tx, room_id, user_id, *position).await?;
+        }
         key_news::forget(tx, &outcome.news).await
+    }
+
+    /// Drops what is too much of the events that are kept of rooms which may never be relayed, the oldest first, and returns
+    /// how many.
+    async fn bound_held(&mut self, tx: &mut Tx, outcome: &Outcome) -> Result<u64, StoreError> {
+        let queued = outcome.waiting.iter().filter(|pending| pending.waits == Waits::Queued);
+        let mut rooms = BTreeSet::new();
+        for room_id in queued.filter_map(|pending| OwnedRoomId::try_from(&*pending.room_id).ok()) {
+            if self.rooms.is_held(&room_id) {
+                self.held_count += 1;
+                rooms.insert(room_id);
+            }
+        }
+        let mut dropped = 0;
+        for room_id in &rooms {
+            let count = pending::trim_queue(tx, room_id, MAX_HELD_IN_ROOM).await?;
+            if count > 0 {
+                tracing::warn!(room.id = %room_id, count, "dropped the oldest events of a room that is not relayed so far");
+            }
+            dropped += count;
+        }
+        if self.held_count >= HELD_COUNT_INTERVAL {
+            self.held_count = 0;
+            let count = pending::trim_held(tx, MAX_HELD).await?;
+            if count > 0 {
+                tracing::warn!(count, "dropped the oldest events of rooms that are not relayed so far");
+            }
+            dropped += count;
+        }
+        Ok(dropped)
     }
 
     async fn after_commit(&self, outcome: &Outcome) -> Result<(), CryptoError> {

@@ -56,7 +56,9 @@ impl Worker {
         keys: &[RoomKey],
         outcome: &mut Outcome,
     ) -> Result<Vec<WireEvent>, CryptoError> {
-        let relayed = keys.iter().filter(|key| self.relays(&key.room_id) == Relay::Yes);
+        let is_released =
+            |key: &&RoomKey| self.rooms.releases(&key.room_id) || self.rooms.is_managed(&key.room_id);
+        let relayed = keys.iter().filter(is_released);
         let sessions: HashSet<_> =
             relayed.map(|key| (key.room_id.to_string(), key.session_id.clone())).collect();
         let sessions: Vec<_> = sessions.into_iter().collect();
@@ -77,8 +79,16 @@ impl Worker {
         known: &mut Known,
         outcome: &mut Outcome,
     ) -> Result<(), CryptoError> {
-        if known.has(event) || known.is_taken_back(event) {
+        let is_taken_back =
+            known.is_taken_back(event) || self.rooms.takes_back(&event.room_id, &event.sender);
+        if known.has(event) || is_taken_back {
             outcome.released.push(event.event_id.to_string());
+            return Ok(());
+        }
+        if self.rooms.is_managed(&event.room_id) {
+            if self.overhear(event, known, outcome) {
+                outcome.released.push(event.event_id.to_string());
+            }
             return Ok(());
         }
         match flow::fate(known.decrypted.remove(&event.event_id)) {
@@ -136,11 +146,13 @@ impl Worker {
             .cloned()
             .collect();
         for (why, event) in events {
-            if touched.contains(event.event_id.as_str()) || self.relays(&event.room_id) == Relay::Unknown {
+            let is_released = self.rooms.releases(&event.room_id);
+            let is_open = self.relays(&event.room_id) == Relay::Unknown && !is_released;
+            if touched.contains(event.event_id.as_str()) || is_open {
                 continue;
             }
             outcome.told.push(event.event_id.to_string());
-            if self.relays(&event.room_id) == Relay::Yes && !told.contains(id(&event).as_str()) {
+            if is_released && !told.contains(id(&event).as_str()) {
                 self.tell_of(&event, &why, outcome)?;
             }
         }

@@ -369,6 +369,12 @@ impl Pins {
         self.bridges.find(user).is_some()
     }
 
+    /// Returns whether a user is the bot or, by more than a guess, a ghost of a known bridge.
+    #[must_use]
+    pub fn is_of_bridge(&self, user: &UserId) -> bool {
+        self.is_bot(user) || self.bridges.is_ghost(user, &[])
+    }
+
     /// Returns whether a bridge may speak for a user of a name that matches the pattern.
     #[must_use]
     pub fn may_speak_for(&self, bot: &UserId, users: &Pattern) -> bool {
@@ -414,7 +420,7 @@ impl Pins {
 
 /// The bots of a room's bridges.
 pub(super) fn bots(state: &RoomState) -> Vec<&UserId> {
-    state.bridges().map(|bridge| &*bridge.bot).collect()
+    state.bots().collect()
 }
 
 fn log_pin(bot: &UserId, ghosts: &[Ghosts], room_id: &RoomId) {

@@ -142,15 +142,19 @@ impl Worker {
         Ok(id)
     }
 
-    /// Returns whether a state event may make a room that is not relayed a bridge's: a claim, or the join of a bot whose
-    /// claim was not believed.
+    /// Returns whether a state event may make a room that is not relayed a bridge's: a claim, the join of a bot whose claim
+    /// was not believed, or that of somebody of a known bridge.
     pub(super) fn may_bridge(&self, event: &WireEvent) -> bool {
         match event.event_type.as_str() {
             "m.bridge" | "uk.half-shot.bridge" => true,
             "m.room.member" => {
                 let user = event.state_key.as_deref().and_then(|user| <&UserId>::try_from(user).ok());
                 let is_join = || event.content().get("membership").is_some_and(|it| it == "join");
-                user.is_some_and(|user| self.rooms.pins.is_reported(&event.room_id, user)) && is_join()
+                let is_bridges = |user: &UserId| {
+                    self.rooms.pins.is_reported(&event.room_id, user)
+                        || self.rooms.is_unsettled_by(&event.room_id, user)
+                };
+                user.is_some_and(is_bridges) && is_join()
             }
             _ => false,
         }
@@ -178,7 +182,8 @@ impl Worker {
     }
 }
 
-fn clear(event: &WireEvent) -> ClearEvent {
+/// A state event, to be told of.
+pub(super) fn clear(event: &WireEvent) -> ClearEvent {
     ClearEvent {
         event_id: event.event_id.clone(),
         room_id: event.room_id.clone(),

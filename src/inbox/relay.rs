@@ -19,11 +19,13 @@ use super::{
 use crate::{
     clock::Timestamp,
     crypto::{Clear, CryptoError, RoomKey},
-    messages::{self, PayloadClass, control, room::Change},
-    model::{ClearEvent, Encryption, Membership, MessageId, Relay, ledger::Reason},
+    messages::{
+        self, PayloadClass,
+        control::{self, Control},
+    },
+    model::{ClearEvent, Encryption, MessageId, Relay, ledger::Reason},
     store::{
         StoreError, dismissed,
-        memberships::MembershipChange,
         messages::MegolmIndex,
         pending::{self, Waits},
         redacted,
@@ -47,12 +49,17 @@ impl Worker {
         self.suspend_rooms(&batch, outcome);
         let queues = self.load_queues(due).await?;
         let late = self.load_ledger(keys, outcome).await?;
-        let waiting: Vec<_> = queues.values().flat_map(|queue| &queue.events).chain(&late).collect();
+        let overheard = self.load_overheard(keys).await?;
+        let waiting: Vec<_> =
+            queues.values().flat_map(|queue| &queue.events).chain(&late).chain(&overheard).collect();
         let missed: Vec<_> = batch.missed().map(|event| event.event_id.as_str()).collect();
         let mut known = self.look_up(waiting, &batch.events, &missed).await?;
         let queued = pending::queued(self.parts.store.db(), &missed).await?;
         known.overtaken =
             batch.overtaken(|event| known.has(event), |event| queued.contains(event.event_id.as_str()));
+        for event in overheard {
+            self.overhear(&event, &mut known, outcome);
+        }
         for event in late {
             self.release_late(&event, &mut known, outcome)?;
         }
@@ -70,14 +77,18 @@ impl Worker {
     }
 
     async fn load_queues(
-        &self,
+        &mut self,
         due: HashSet<OwnedRoomId>,
     ) -> Result<BTreeMap<OwnedRoomId, Queue>, CryptoError> {
-        let store = &self.parts.store;
+        let store = self.parts.store.clone();
         let mut queues = BTreeMap::new();
         for room_id in due {
-            let is_held = !self.queues.contains_key(&room_id) || self.being_read.contains(&room_id);
-            if self.relays(&room_id) != Relay::Yes || is_held {
+            if self.relays(&room_id) != Relay::Yes {
+                // Its state is not known, or no longer: until it is, nothing of it is due.
+                self.queues.entry(room_id).and_modify(|deadline| *deadline = None);
+                continue;
+            }
+            if !self.queues.contains_key(&room_id) || self.being_read.contains(&room_id) {
                 continue;
             }
             let found = pending::queue(store.db(), store.seal()?, &room_id, MOST_QUEUED).await?;
@@ -105,7 +116,8 @@ impl Worker {
         for event in all {
             ids.extend(self.membership_id(event));
             let relay = self.relays(&event.room_id);
-            if event.state_key.is_some() || relay == Relay::No {
+            let is_listened_to = event.state_key.is_none() && self.listens_to(event);
+            if event.state_key.is_some() || (relay == Relay::No && !is_listened_to) {
                 continue;
             }
             if let Some(target) = redaction_target(event) {
@@ -113,7 +125,7 @@ impl Worker {
                 ids.extend(target_id.map(|id| messages::message_id(PayloadClass::Event, &id)));
                 redacting.insert(target);
             }
-            if relay == Relay::Unknown {
+            if relay != Relay::Yes && !is_listened_to && !self.rooms.releases(&event.room_id) {
                 continue;
             }
             events.push((event.room_id.as_str(), event.event_id.as_str()));
@@ -137,8 +149,9 @@ impl Worker {
         let encrypted: Vec<_> = encrypted.map(|event| event.event_id.as_str()).collect();
         let on_ledger = pending::on_ledger(db, &encrypted).await?;
         let read = batch.iter().filter(|event| event.is_read()).map(|event| event.event_id.as_str());
-        let of_timelines: Vec<_> = read.chain(missed.iter().copied()).collect();
-        let dismissed = dismissed::find(db, &of_timelines).await?;
+        let targets = redacting.iter().map(|(_, event_id)| event_id.as_str());
+        let dismissable: Vec<_> = read.chain(missed.iter().copied()).chain(targets).collect();
+        let dismissed = dismissed::find(db, &dismissable).await?;
         sealed.retain(|sealed| {
             let id = messages::message_id(PayloadClass::Event, &sealed.event_id);
             !messages.contains(id.as_str())
@@ -169,7 +182,11 @@ impl Worker {
     ) -> Result<(), CryptoError> {
         let mut walk = Walk::new(now, self.since);
         for event in &queue.events {
-            if known.has(event) || known.is_taken_back(event) {
+            let is_redacted_members = self.is_redacted_members(event);
+            if is_redacted_members {
+                dismiss(event, known, outcome);
+            }
+            if is_redacted_members || known.has(event) || known.is_taken_back(event) {
                 outcome.released.push(event.event_id.to_string());
                 continue;
             }
@@ -211,15 +228,19 @@ impl Worker {
             return self.take_state(event, known, outcome);
         }
         match self.relays(&event.room_id) {
-            Relay::No => {
-                self.overhear(event, outcome);
+            Relay::No if !self.rooms.is_unsettled_by(&event.room_id, &event.sender) => {
+                self.overhear_management(event, known, outcome);
                 return Ok(());
             }
-            _ if event.is_read() => {
+            relay if event.is_read() => {
+                if relay != Relay::Yes {
+                    self.overhear(event, known, outcome);
+                }
                 self.take_read(event, now, known, outcome);
                 return Ok(());
             }
-            Relay::Unknown => {
+            Relay::No | Relay::Unknown => {
+                self.overhear(event, known, outcome);
                 if self.rooms.forget(&event.room_id) {
                     outcome.unread.insert(event.room_id.clone());
                 }
@@ -230,6 +251,10 @@ impl Worker {
             Relay::Yes => {}
         }
         if known.is_settled(event) {
+            return Ok(());
+        }
+        if self.is_redacted_members(event) {
+            dismiss(event, known, outcome);
             return Ok(());
         }
         self.hear(event, outcome);
@@ -265,6 +290,11 @@ impl Worker {
         Ok(())
     }
 
+    /// Whether an event is of a member of whom all is taken back. What such a member has taken back stays so.
+    fn is_redacted_members(&self, event: &WireEvent) -> bool {
+        event.event_type != "m.room.redaction" && self.rooms.takes_back(&event.room_id, &event.sender)
+    }
+
     /// An event that has lost its place: it neither waits for its turn nor holds up the room.
     fn take_overtaken(
         &mut self,
@@ -280,66 +310,6 @@ impl Worker {
             Fate::Queue(why) | Fate::Ledger(why) => {
                 outcome.waiting.push(new_pending(event, Waits::Ledger, why));
             }
-        }
-        Ok(())
-    }
-
-    /// A state event: our memberships, and what is known of a relayed room.
-    fn take_state(
-        &mut self,
-        event: &WireEvent,
-        known: &mut Known,
-        outcome: &mut Outcome,
-    ) -> Result<(), CryptoError> {
-        let state_key = event.state_key.as_deref().unwrap_or_default();
-        let account = state_key.try_into().ok().and_then(|user: &ruma::UserId| self.account(user));
-        if let Some(account) = account.filter(|_| event.event_type == "m.room.member") {
-            // Of others only the name is at stake, and bridges date their members back.
-            if self.rooms.is_outdated(event) {
-                return Ok(());
-            }
-            let content = event.content();
-            let membership = content.get("membership").and_then(serde_json::Value::as_str);
-            let membership = Membership::parse(membership.unwrap_or_default());
-            outcome.memberships.push(MembershipChange {
-                room_id: event.room_id.clone(),
-                account_id: account.id,
-                membership,
-                inviter: (membership == Membership::Invite).then(|| event.sender.clone()),
-            });
-            let unread = self.relays(&event.room_id) != Relay::Yes;
-            if membership == Membership::Join && unread {
-                self.rooms.forget(&event.room_id);
-                outcome.unread.insert(event.room_id.clone());
-            }
-        }
-        match self.relays(&event.room_id) {
-            // The account came or went so, was told of, and may be elsewhere by now.
-            Relay::Yes
-                if self.membership_id(event).is_some_and(|id| known.messages.contains(id.as_str())) => {}
-            Relay::Yes => {
-                let before = self.presence(event);
-                let now = self.parts.clock.now();
-                match self.rooms.apply(&event.room_id, &event.raw, now) {
-                    change @ (Change::Bridge | Change::Member(_)) => {
-                        if change == Change::Bridge {
-                            self.doubts.at_once(&event.room_id, now);
-                        }
-                        outcome.track.extend(self.rooms.users_to_track(&event.room_id));
-                    }
-                    Change::Room => self.follow(event, outcome),
-                    Change::None => {}
-                }
-                if let Some(id) = self.note_presence(event, before, outcome)? {
-                    known.messages.insert(id);
-                }
-            }
-            // The state of a room that is not relayed is not kept, so all of it is read anew.
-            Relay::No if self.may_bridge(event) => {
-                self.rooms.forget(&event.room_id);
-                outcome.unread.insert(event.room_id.clone());
-            }
-            Relay::No | Relay::Unknown => {}
         }
         Ok(())
     }
@@ -397,7 +367,13 @@ impl Worker {
         if let Some(control) = control::read(&event_type, &content, self.rooms.pins.is_bot(&event.sender)) {
             tracing::debug!(event.id = %event.event_id, kind = control.as_str(), "passed over what is no message");
             outcome.controls.push(control);
-            outcome.dismissed.push((event.event_id.to_string(), event.room_id.to_string()));
+            dismiss(event, known, outcome);
+            return Ok(true);
+        }
+        // What was passed over is passed over when it is taken back, too.
+        if redaction_target(event).is_some_and(|(_, target)| known.dismissed.contains(&target)) {
+            outcome.controls.push(Control::ErrorNotice);
+            dismiss(event, known, outcome);
             return Ok(true);
         }
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
@@ -432,6 +408,12 @@ impl Worker {
         outcome.messages.push(message);
         Ok(true)
     }
+}
+
+/// Remembers that an event of a relayed room is passed over, so that no comparison misses it.
+fn dismiss(event: &WireEvent, known: &mut Known, outcome: &mut Outcome) {
+    known.dismissed.insert(event.event_id.to_string());
+    outcome.dismissed.push((event.event_id.to_string(), event.room_id.to_string()));
 }
 
 /// A room's queue, as far as it was loaded.

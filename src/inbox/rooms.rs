@@ -3,6 +3,7 @@
 //! Only the worker writes rooms, under the crypto lease, so the cache is never behind. Changes are collected
 //! during a step and written in its transaction; after a failure the worker is dropped, cache and all.
 
+mod settling;
 mod speaker;
 #[cfg(test)]
 mod tests;
@@ -10,10 +11,13 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Value, value::RawValue};
+
+pub use settling::Settled;
 
 use super::{
     event::WireEvent,
@@ -42,6 +46,8 @@ const MOST_TRACKED: usize = 50;
 pub struct Policy {
     /// Which rooms are relayed.
     pub relay: RelayPolicy,
+    /// How long after the first reading a second one settles that a room is not relayed.
+    pub settle_after: Duration,
     /// The owner and the accounts.
     pub our_users: Arc<BTreeSet<OwnedUserId>>,
     /// Names of networks by protocol id, before the built-in ones.
@@ -50,30 +56,28 @@ pub struct Policy {
     pub trust: TrustSettings,
 }
 
-impl Policy {
-    fn decide(&self, room_id: &RoomId, state: &RoomState) -> Relay {
-        let relayed = match &self.relay {
-            RelayPolicy::All => !state.is_space(),
-            RelayPolicy::Bridged => state.bridge.is_some() && state.is_conversation(),
-            RelayPolicy::Only(rooms) => rooms.iter().any(|room| room == room_id),
-        };
-        if relayed { Relay::Yes } else { Relay::No }
-    }
-}
-
 /// A room in the cache.
 #[derive(Clone, Debug)]
 pub struct Room {
-    /// Whether it is relayed.
+    /// Whether it is relayed; unknown as well while it is held, see [`Self::unrelayed_since`].
     pub relay: Relay,
-    /// Its state; empty unless it is relayed.
+    /// Its state; empty unless it is relayed, or was until it was held.
     pub state: RoomState,
     /// Data of its payloads, as its first bridge has it.
     pub context: RoomContext,
     /// The same, as each of its other bridges has it.
     further_contexts: Vec<RoomContext>,
+    /// The same, as the bridge has it that has let go of the room.
+    former_context: Option<Box<RoomContext>>,
     /// The sequence of its newest message.
     pub last_sequence: i64,
+    /// Since when it is not relayed for what its state says, as long as that is not settled: its room keys and events are
+    /// kept meanwhile.
+    pub unrelayed_since: Option<Timestamp>,
+    /// The known bridge bot whose management room it is.
+    pub managed_by: Option<OwnedUserId>,
+    /// Set when it was made as a space.
+    is_space: bool,
 }
 
 /// The rooms that the worker has met lately.
@@ -87,6 +91,21 @@ pub struct Rooms {
     advanced: HashSet<OwnedRoomId>,
     /// Bridge bots that came or went.
     sights: Vec<(OwnedRoomId, Sight)>,
+    /// Rooms whose state is to be read, because they are not relayed any more.
+    unread: BTreeSet<OwnedRoomId>,
+    /// Memberships that take back all that a member has said.
+    takebacks: Vec<Takeback>,
+}
+
+/// A membership event that takes back all that a member has said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Takeback {
+    /// The room.
+    pub room_id: OwnedRoomId,
+    /// The member.
+    pub user_id: OwnedUserId,
+    /// The event, as JSON.
+    pub event: String,
 }
 
 /// Where a room's bridge bot was seen.
@@ -122,6 +141,15 @@ fn sight(before: &RoomState, network: Option<String>, after: &RoomState) -> Opti
     }
 }
 
+/// The membership event of a member of whom all is taken back.
+fn takeback(room_id: &RoomId, event: &Value) -> Option<Takeback> {
+    let user_id = UserId::parse(event.get("state_key")?.as_str()?).ok()?;
+    // Events of a `/state` name no room.
+    let mut event = event.clone();
+    event.as_object_mut()?.insert("room_id".to_owned(), room_id.as_str().into());
+    Some(Takeback { room_id: room_id.to_owned(), user_id, event: event.to_string() })
+}
+
 impl Rooms {
     /// An empty cache.
     #[must_use]
@@ -134,6 +162,8 @@ impl Rooms {
             changed: HashSet::new(),
             advanced: HashSet::new(),
             sights: Vec::new(),
+            unread: BTreeSet::new(),
+            takebacks: Vec::new(),
         }
     }
 
@@ -161,21 +191,28 @@ impl Rooms {
                 Some(state) => serde_json::from_slice(state).map_err(|_| StoreError::Corrupt("rooms"))?,
                 None => RoomState::default(),
             };
-            let mut relay = row.relay;
+            // Held: not relayed, without that being settled.
+            let unrelayed_since = row.unrelayed_since.filter(|_| row.relay == Relay::No);
+            let relay = if unrelayed_since.is_some() { Relay::Unknown } else { row.relay };
             // The settings may name other bridges than before.
             if state.reconsider(&|claim| self.pins.standing(claim)) != Change::None {
                 self.changed.insert(room_id.clone());
             }
+            if relay == Relay::Yes && state.redactors.is_none() {
+                // An earlier version has read it.
+                self.unread.insert(room_id.clone());
+            }
+            let (last_sequence, managed_by) = (row.last_sequence, row.managed_by);
+            self.insert(&room_id, relay, state, last_sequence, unrelayed_since, managed_by);
+            let Some(room) = self.known.get(&room_id).filter(|room| room.relay == Relay::Yes) else {
+                continue;
+            };
             // The policy may have changed since: what was decided by the state is decided anew.
-            if relay != Relay::Unknown && row.state.is_some() {
-                relay = self.policy.decide(&room_id, &state);
+            if self.policy.relays(&room_id, &room.state) {
+                self.pins.note(&room_id, &room.state, now);
+            } else {
+                self.hold(&room_id, now);
             }
-            if relay == Relay::Yes {
-                self.pins.note(&room_id, &state, now);
-            }
-            let (context, further_contexts) = self.policy.contexts(&state, &self.pins);
-            let last_sequence = row.last_sequence;
-            self.known.insert(room_id, Room { relay, state, context, further_contexts, last_sequence });
         }
         self.renew_contexts();
         Ok(())
@@ -200,12 +237,36 @@ impl Rooms {
             Some(room) => room.last_sequence,
             None => 0,
         };
-        let context = RoomState::default().context(&self.policy.our_users, &self.policy.networks);
-        let (state, further_contexts) = (RoomState::default(), Vec::new());
-        let room = Room { relay: Relay::Unknown, state, context, further_contexts, last_sequence };
-        self.known.insert(room_id.to_owned(), room);
+        self.insert(room_id, Relay::Unknown, RoomState::default(), last_sequence, None, None);
         self.changed.insert(room_id.to_owned());
         true
+    }
+
+    /// Puts a room into the cache.
+    fn insert(
+        &mut self,
+        room_id: &RoomId,
+        relay: Relay,
+        state: RoomState,
+        last_sequence: i64,
+        unrelayed_since: Option<Timestamp>,
+        managed_by: Option<OwnedUserId>,
+    ) {
+        let contexts = self.policy.contexts(&state, &self.pins);
+        let (context, further_contexts, former_context) = contexts;
+        let is_space = state.is_space();
+        let room = Room {
+            relay,
+            state,
+            context,
+            further_contexts,
+            former_context,
+            last_sequence,
+            unrelayed_since,
+            managed_by,
+            is_space,
+        };
+        self.known.insert(room_id.to_owned(), room);
     }
 
     /// Waits for a relayed room's state to be read anew: an account came back, and did not see what changed
@@ -235,61 +296,80 @@ impl Rooms {
         known.and_then(|known| known.since).is_some_and(|since| event.origin_server_ts.0 < since)
     }
 
-    /// Takes in the whole state of a room, `None` when no account of ours may read it; answers whether the
-    /// room is relayed. State of rooms that are not is not kept.
-    pub fn settle(&mut self, room_id: &RoomId, state: Option<&[Value]>, now: Timestamp) -> Relay {
+    /// Takes in the whole state of a room, `None` when no account of ours may read it; returns what follows. State of
+    /// rooms that are not relayed, and were not before, is not kept.
+    pub fn settle(&mut self, room_id: &RoomId, state: Option<&[Value]>, now: Timestamp) -> Settled {
         let before = self.known.get(room_id);
         let last_sequence = before.map_or(0, |room| room.last_sequence);
+        let since = before.and_then(|room| room.unrelayed_since);
         let base = before.map(|room| room.state.clone()).unwrap_or_default();
         let network = before.and_then(|room| room.context.network.clone());
+        let was_known = base != RoomState::default();
         let was = state.is_some().then(|| base.clone());
-        let (relay, state) = match state {
+        let (is_relayed, new) = match state {
             Some(state) => {
-                let state = base.rebuild_judged(state, &|claim| self.pins.standing(claim));
-                (self.policy.decide(room_id, &state), state)
+                let new = base.rebuild_judged(state, &|claim| self.pins.standing(claim));
+                self.note_takebacks(room_id, state, &base, &new);
+                (self.policy.relays(room_id, &new), new)
             }
             // Left again before it was read: what was relayed stays so, for what still waits for a key.
-            None if base != RoomState::default() => {
+            None if was_known => {
                 let mut state = base;
                 state.members.retain(|user, _| !self.policy.our_users.contains(user));
-                (Relay::Yes, state)
+                (self.policy.relays(room_id, &state), state)
             }
-            None => (Relay::No, RoomState::default()),
+            None => (false, RoomState::default()),
         };
-        if let Some(sight) = was.filter(|_| relay == Relay::Yes).and_then(|was| sight(&was, network, &state))
+        if let Some(sight) =
+            was.filter(|_| is_relayed || was_known).and_then(|was| sight(&was, network, &new))
         {
             self.sights.push((room_id.to_owned(), sight));
         }
-        let state = if relay == Relay::Yes {
-            self.pins.note(room_id, &state, now);
-            state
+        let settled = if is_relayed {
+            self.pins.note(room_id, &new, now);
+            self.insert(room_id, Relay::Yes, new, last_sequence, None, None);
+            Settled::Relayed
         } else {
             // The only one that could be relayed for its bridge, were that believed.
-            if self.policy.relay == RelayPolicy::Bridged {
-                self.pins.report(room_id, &state, now);
+            if self.policy.relay.is_by_bridge() {
+                self.pins.report(room_id, &new, now);
             }
-            RoomState::default()
+            // Of a room that nobody may read any more nobody knows who is in it.
+            let unseen = RoomState::default();
+            let seen = if state.is_some() { &new } else { &unseen };
+            let (settled, since, managed_by) = self.outlook(room_id, seen, since, now);
+            let is_space = new.is_space();
+            let is_held = settled != Settled::Unrelayed;
+            let kept = if is_held && was_known { new } else { RoomState::default() };
+            let (relay, since) = if is_held { (Relay::Unknown, Some(since)) } else { (Relay::No, None) };
+            self.insert(room_id, relay, kept, last_sequence, since, managed_by);
+            if let Some(room) = self.known.get_mut(room_id) {
+                room.is_space = is_space;
+            }
+            settled
         };
-        let (context, further_contexts) = self.policy.contexts(&state, &self.pins);
-        let room = Room { relay, state, context, further_contexts, last_sequence };
-        self.known.insert(room_id.to_owned(), room);
         self.changed.insert(room_id.to_owned());
         self.renew_contexts();
-        relay
+        settled
     }
 
-    /// Takes in one state event of a relayed room.
+    /// Takes in one state event of a room that is relayed, or was until it was held.
     pub fn apply(&mut self, room_id: &RoomId, event: &RawValue, now: Timestamp) -> Change {
-        let Some(room) = self.known.get_mut(room_id).filter(|room| room.relay == Relay::Yes) else {
-            return Change::None;
-        };
+        let is_followed = |room: &&mut Room| room.relay == Relay::Yes || room.was_relayed();
+        let Some(room) = self.known.get_mut(room_id).filter(is_followed) else { return Change::None };
         let Ok(event) = serde_json::from_str::<Value>(event.get()) else { return Change::None };
         // Who leaves is no longer among the members, so it is told apart before.
         let is_about_bot = event.get("type").is_some_and(|kind| kind == "m.room.tombstone")
             || bot_of(&room.state)
                 .is_some_and(|(bot, _)| event.get("state_key").is_some_and(|key| key == bot.as_str()));
         let before = is_about_bot.then(|| (room.state.clone(), room.context.network.clone()));
+        let redacted_count = room.state.redacted_members.len();
         let change = room.state.apply_judged(&event, &|claim| self.pins.standing(claim));
+        if room.state.redacted_members.len() != redacted_count {
+            self.changed.insert(room_id.to_owned());
+            let is_more = room.state.redacted_members.len() > redacted_count;
+            self.takebacks.extend(takeback(room_id, &event).filter(|_| is_more));
+        }
         if let Some(sight) = before.and_then(|(before, network)| sight(&before, network, &room.state)) {
             self.sights.push((room_id.to_owned(), sight));
         }
@@ -297,11 +377,31 @@ impl Rooms {
             self.pins.note(room_id, &room.state, now);
         }
         if change != Change::None {
-            (room.context, room.further_contexts) = self.policy.contexts(&room.state, &self.pins);
+            (room.context, room.further_contexts, room.former_context) =
+                self.policy.contexts(&room.state, &self.pins);
             self.changed.insert(room_id.to_owned());
+            if room.relay == Relay::Yes && !self.policy.relays(room_id, &room.state) {
+                self.hold(room_id, now);
+            }
         }
         self.renew_contexts();
         change
+    }
+
+    /// Notes of whom all is taken back that was not before.
+    fn note_takebacks(&mut self, room_id: &RoomId, state: &[Value], before: &RoomState, new: &RoomState) {
+        for user in new.redacted_members.difference(&before.redacted_members) {
+            let is_theirs = |event: &&Value| {
+                event.get("type").is_some_and(|kind| kind == "m.room.member")
+                    && event.get("state_key").is_some_and(|key| key == user.as_str())
+            };
+            self.takebacks.extend(state.iter().find(is_theirs).and_then(|event| takeback(room_id, event)));
+        }
+    }
+
+    /// Memberships that take back all that a member has said, once.
+    pub fn take_takebacks(&mut self) -> Vec<Takeback> {
+        std::mem::take(&mut self.takebacks)
     }
 
     /// The bridge bots that were seen to come or go since this was last asked.
@@ -341,18 +441,20 @@ impl Rooms {
             let Some(room) = self.known.get(&room_id) else { continue };
             let state = match room.relay {
                 Relay::Yes => Some(&room.state),
-                // A room that is suspended keeps what was known of it.
+                // A room that is suspended or held keeps what was known of it.
                 Relay::Unknown => Some(&room.state).filter(|state| **state != RoomState::default()),
                 Relay::No => None,
             };
             let state =
                 state.map(serde_json::to_vec).transpose().map_err(|_| StoreError::Corrupt("rooms"))?;
             let row = RoomRow {
-                relay: room.relay,
+                relay: if room.is_held() { Relay::No } else { room.relay },
                 network: room.context.network.clone(),
                 bridge_bot: room.context.bridge_bot.clone(),
                 state,
                 last_sequence: room.last_sequence,
+                unrelayed_since: room.unrelayed_since.filter(|_| room.is_held()),
+                managed_by: room.managed_by.clone(),
             };
             whole.push((room_id, row));
         }

@@ -16,6 +16,7 @@ mod bots;
 mod held;
 mod notice;
 mod numbers;
+mod overheard;
 mod pushes;
 mod usual;
 
@@ -336,13 +337,6 @@ impl Worker {
             if is_news && silence.alarms.get(&key).is_some_and(brings) {
                 silence.end(&key, at, None, None, changes);
             }
-        }
-    }
-
-    /// Looks at an event of a room that is not relayed: a bridge tells its user of its logins in a room of theirs.
-    pub(super) fn overhear(&mut self, event: &WireEvent, outcome: &mut Outcome) {
-        if self.rooms.pins.is_bot(&event.sender) {
-            self.read_notice(event, &event.content(), outcome);
         }
     }
 

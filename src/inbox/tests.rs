@@ -22,6 +22,7 @@ use crate::{
 };
 
 const ROOM: &str = "!room";
+pub(super) const SETTLE_AFTER: Duration = Duration::from_hours(1);
 pub(super) const NOTIFY_AFTER: Duration = Duration::from_mins(5);
 
 pub(super) async fn parts(
@@ -39,7 +40,13 @@ pub(super) async fn parts(
         lease,
         clock: clock.clone(),
         engines: vec![],
-        policy: Policy { relay, our_users, networks: BTreeMap::new(), trust: TrustSettings::default() },
+        policy: Policy {
+            relay,
+            settle_after: SETTLE_AFTER,
+            our_users,
+            networks: BTreeMap::new(),
+            trust: TrustSettings::default(),
+        },
         invite_bot: false,
         webhooks: vec![Route { webhook_id: webhook, filter: Filter::default(), flow: Flow::default() }],
         cautious: false,
@@ -158,6 +165,12 @@ async fn nothing_of_an_unbridged_room_is_kept_when_only_bridged_ones_are_relayed
         assert_eq!(count(store, "SELECT COUNT(*) FROM pending_events").await, 1);
         settle(store, ROOM, json!([])).await;
         push(store, "2", &[text("$2", ROOM, "private too")]).await;
+        work(&mut worker).await;
+        assert_eq!(said(store).await, []);
+        assert_eq!(count(store, "SELECT COUNT(*) FROM pending_events").await, 2, "it may be a bridge's yet");
+        clock.advance(SETTLE_AFTER);
+        settle(store, ROOM, json!([])).await;
+        push(store, "4", &[text("$4", ROOM, "private as well")]).await;
         work(&mut worker).await;
         assert_eq!(said(store).await, []);
         assert_eq!(count(store, "SELECT COUNT(*) FROM pending_events").await, 0);

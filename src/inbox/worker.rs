@@ -27,9 +27,10 @@ use super::{
     flow,
     heights::Heights,
     imports::Imports,
-    rooms::{Policy, Rooms},
+    rooms::{Policy, Rooms, Settled},
     seen::Seen,
     silence::{Changes, Silence},
+    takebacks::Takebacks,
     verdict::Doubts,
 };
 use crate::{
@@ -37,7 +38,7 @@ use crate::{
     crypto::{CryptoError, Engine, RoomKey},
     metrics::metrics,
     model::{Account, AccountId, Relay, Role, Route, SilenceSettings},
-    store::{Lease, Store, StoreError, inbox, leases, messages, pending, readings},
+    store::{Lease, Store, StoreError, inbox, leases, member_redactions, messages, pending, readings},
 };
 
 /// Rows taken in one step at most.
@@ -142,6 +143,10 @@ pub struct Worker {
     pub(super) look_at: Timestamp,
     /// What is known of silences.
     pub(super) silence: Silence,
+    /// Members of whom all is taken back, one part in each step.
+    pub(super) takebacks: Takebacks,
+    /// Events of held rooms that were kept since all of them were counted.
+    pub(super) held_count: u32,
 }
 
 impl Worker {
@@ -175,6 +180,8 @@ impl Worker {
         let careful_rows = if parts.cautious { MOST_ROWS } else { 0 };
         let (seen, heights) = (Seen::default(), Heights::default());
         let silence = Silence::load(&parts, since).await?;
+        let takebacks = member_redactions::all(parts.store.db(), parts.store.seal()?).await?;
+        let takebacks = Takebacks::of(takebacks);
         let (doubts, imports) = (Doubts::default(), Imports::default());
         Ok(Self {
             parts,
@@ -191,6 +198,8 @@ impl Worker {
             imports,
             look_at: since,
             silence,
+            takebacks,
+            held_count: 0,
         })
     }
 
@@ -249,6 +258,7 @@ impl Worker {
             && keys.is_empty()
             && news.is_empty()
             && untold.is_empty()
+            && self.takebacks.first().is_none()
         {
             return Ok(Progress::Idle);
         }
@@ -262,6 +272,11 @@ impl Worker {
         let mut touched: HashSet<_> = batch.rooms().collect();
         touched.extend(keys.iter().map(|key| &*key.room_id).chain(due.iter().map(|id| &**id)));
         touched.extend(told_of.iter().map(|id| &**id));
+        let takeback = self.takebacks.first().cloned();
+        touched.extend(takeback.iter().map(|member| &*member.room_id));
+        let states = batch.snapshots.iter().filter_map(|snapshot| snapshot.state.as_deref());
+        let predecessors: Vec<_> = states.filter_map(Rooms::predecessor).collect();
+        touched.extend(predecessors.iter().map(|id| &**id));
         self.rooms.load(db, seal, touched, now).await?;
         self.rooms.foresee(&batch.events);
         self.drop_unwanted_keys(&keys).await?;
@@ -269,7 +284,10 @@ impl Worker {
         due.extend(released);
         Box::pin(self.relay(batch, &keys, due, now, &mut outcome)).await?;
         self.tell(untold, &mut outcome).await?;
+        self.take_back(takeback, &mut outcome).await?;
+        self.note_takebacks(now, &mut outcome);
         self.note_bots(&mut outcome);
+        outcome.unread.extend(self.rooms.take_unread());
         outcome.unread.extend(self.rooms.pins.take_unread());
         Box::pin(self.commit(outcome, now)).await?;
         Ok(Progress::Worked)
@@ -324,10 +342,12 @@ impl Worker {
         queued.map(|key| key.room_id.clone()).collect()
     }
 
-    /// Keys of rooms that are known not to be relayed are not kept.
+    /// Keys of rooms that are settled not to be relayed are not kept, but for bridges' management rooms.
     async fn drop_unwanted_keys(&self, keys: &[RoomKey]) -> Result<(), CryptoError> {
-        let unwanted: Vec<_> =
-            keys.iter().filter(|key| self.rooms.relay(&key.room_id) == Relay::No).cloned().collect();
+        let is_unwanted = |key: &&RoomKey| {
+            self.rooms.relay(&key.room_id) == Relay::No && !self.rooms.is_managed(&key.room_id)
+        };
+        let unwanted: Vec<_> = keys.iter().filter(is_unwanted).cloned().collect();
         if unwanted.is_empty() {
             return Ok(());
         }
@@ -348,9 +368,13 @@ impl Worker {
             let is_new = self.rooms.relay(&snapshot.room_id) != Relay::Yes;
             let room_id = &snapshot.room_id;
             let now = self.parts.clock.now();
-            let relay = self.rooms.settle(room_id, snapshot.state.as_deref(), now);
-            tracing::info!(room.id = %room_id, relay = relay.as_str(), "room");
-            if relay == Relay::Yes {
+            let settled = self.rooms.settle(room_id, snapshot.state.as_deref(), now);
+            tracing::info!(room.id = %room_id, relay = settled.as_str(), "room");
+            if let Settled::Held(until) = settled {
+                outcome.held.push((room_id.clone(), until));
+                continue;
+            }
+            if settled == Settled::Relayed {
                 self.doubts.at_once(room_id, now);
                 outcome.settled.insert(room_id.clone());
                 outcome.track.extend(self.rooms.users_to_track(room_id));
@@ -361,9 +385,13 @@ impl Worker {
                 }
                 continue;
             }
+            self.stop_watching(room_id, outcome);
             outcome.purged.insert(room_id.clone());
             self.queues.remove(room_id);
             self.being_read.remove(room_id);
+            if self.rooms.is_managed(room_id) {
+                continue;
+            }
             for engine in self.decrypter.engines() {
                 engine.forget_room(room_id).await?;
             }

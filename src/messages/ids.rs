@@ -42,6 +42,18 @@ pub fn message_id(class: PayloadClass, event_id: &EventId) -> MessageId {
     written(&hash.finalize())
 }
 
+/// The id of the message that tells that `target` was taken back by a membership event, which takes back many.
+#[must_use]
+pub fn takeback_id(event_id: &EventId, target: &EventId) -> MessageId {
+    let mut hash = Sha256::new();
+    hash.update("takeback");
+    for id in [event_id, target] {
+        hash.update([0]);
+        hash.update(id.as_bytes());
+    }
+    written(&hash.finalize())
+}
+
 /// The id that a hash makes.
 pub(super) fn written(hash: &[u8]) -> MessageId {
     const DIGITS: [char; 16] =

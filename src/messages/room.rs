@@ -5,6 +5,7 @@
 //! homeserver as others wrote it: a part of the wrong shape is as if it were not there.
 
 mod bridge;
+mod power;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use bridge::{Bridge, BridgeConflict, Claim, Judge, Standing};
+pub use power::Redactors;
 
 use crate::{
     messages::network,
@@ -24,6 +26,13 @@ use crate::{
 
 /// Members of a room that count as service members at most.
 const MAX_SERVICE_MEMBERS: usize = 50;
+
+/// Members of a room at most of whom all is taken back.
+const MAX_REDACTED_MEMBERS: usize = 1_000;
+
+/// The mark of a ban, or a removal, that takes back all that the member has said
+/// ([MSC4293](https://github.com/matrix-org/matrix-spec-proposals/pull/4293)).
+const REDACT_EVENTS: [&str; 2] = ["redact_events", "org.matrix.msc4293.redact_events"];
 
 /// What a state event changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +72,9 @@ pub struct RoomState {
     /// The other bridges that are believed, each with a state key of its own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub further_bridges: Vec<Bridge>,
+    /// The bridge that has let go of the room last: what it said before may get its key later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub former_bridge: Option<Box<Bridge>>,
     /// The bot of the bridge that was believed last, which keeps the room from others when it lets go.
     pub pinned_bot: Option<OwnedUserId>,
     /// The latest other bridge bot that claims the room; the believed one stays.
@@ -73,6 +85,12 @@ pub struct RoomState {
     /// ghosts of logins whose users are in the room themselves.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub service_members: BTreeSet<OwnedUserId>,
+    /// Who may take back what others have said; none until the room's state was read by a version that looks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redactors: Option<Redactors>,
+    /// Former members of whom all is taken back, until they are members again or no longer banned.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub redacted_members: BTreeSet<OwnedUserId>,
     /// Who is joined or invited. Kept apart by whoever stores large rooms row by row: see [`Change::Member`].
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub members: BTreeMap<OwnedUserId, Member>,
@@ -120,6 +138,7 @@ impl RoomState {
         match (event_type, state_key) {
             ("m.room.member", user) => {
                 let since = event.get("origin_server_ts").and_then(Value::as_i64);
+                self.take_back_of(user, text("sender"), content);
                 match self.apply_member(user, content, since) {
                     Change::Member(user) => any(self.reconsider_for(&user, standing), Change::Member(user)),
                     change => change,
@@ -141,11 +160,17 @@ impl RoomState {
             ("m.room.create", "") => {
                 let creator = text("sender").or_else(|| content.get("creator").and_then(Value::as_str));
                 let creator = creator.and_then(|id| UserId::parse(id).ok());
+                self.redactors.get_or_insert_default().create(creator.as_deref(), content);
                 let room_type = replace(&mut self.room_type, filled(content, "type"));
                 let predecessor = content.get("predecessor").and_then(|room| filled(room, "room_id"));
                 let predecessor = predecessor.filter(|id| RoomId::parse(id).is_ok());
                 let predecessor = replace(&mut self.predecessor, predecessor);
                 any(any(replace(&mut self.creator, creator), room_type), predecessor)
+            }
+            ("m.room.power_levels", "") => {
+                let mut redactors = self.redactors.clone().unwrap_or_default();
+                redactors.levels(content);
+                replace(&mut self.redactors, Some(redactors))
             }
             ("m.room.tombstone", "") => {
                 let replacement = filled(content, "replacement_room").filter(|id| RoomId::parse(id).is_ok());
@@ -169,13 +194,25 @@ impl RoomState {
     pub fn rebuild_judged(&self, state: &[Value], standing: Judge<'_>) -> Self {
         // What a later state no longer shows: that it was encrypted, and that an invite was to a direct chat,
         // which the join replaces.
-        let mut fresh = Self { encryption: self.encryption.clone(), direct: self.direct, ..Self::default() };
+        let mut fresh = Self {
+            encryption: self.encryption.clone(),
+            direct: self.direct,
+            redacted_members: self.redacted_members.clone(),
+            redactors: Some(Redactors::default()),
+            ..Self::default()
+        };
         let known = self.bridge.as_ref().map(|bridge| bridge.bot.clone());
         fresh.pinned_bot = self.pinned_bot.clone().or(known);
-        let is_bridge = |event: &&Value| {
-            matches!(event.get("type").and_then(Value::as_str), Some("m.bridge" | "uk.half-shot.bridge"))
-        };
-        for event in state.iter().filter(|event| !is_bridge(event)) {
+        let kind = |event: &&Value| event.get("type").and_then(Value::as_str).map(str::to_owned);
+        let is_bridge =
+            |event: &&Value| matches!(kind(event).as_deref(), Some("m.bridge" | "uk.half-shot.bridge"));
+        // What members have done is judged by their power.
+        let is_power =
+            |event: &&Value| matches!(kind(event).as_deref(), Some("m.room.create" | "m.room.power_levels"));
+        for event in state.iter().filter(is_power) {
+            fresh.apply(event);
+        }
+        for event in state.iter().filter(|event| !is_bridge(event) && !is_power(event)) {
             fresh.apply(event);
         }
         let mut claims = state.iter().filter(is_bridge).collect::<Vec<_>>();
@@ -289,6 +326,29 @@ impl RoomState {
                     .as_ref()
                     .is_some_and(|login| ids.any(|id| naming::is_of_login(protocol, id, login)))
         })
+    }
+
+    /// Notes that all that a member has said is taken back, or is so no longer.
+    fn take_back_of(&mut self, user: &str, sender: Option<&str>, content: &Value) {
+        let parse = |id: &str| UserId::parse(id).ok();
+        let (Some(user), Some(sender)) = (parse(user), sender.and_then(parse)) else { return };
+        let is_marked = || REDACT_EVENTS.iter().any(|mark| content.get(mark) == Some(&Value::Bool(true)));
+        match content.get("membership").and_then(Value::as_str) {
+            Some("join") => {
+                self.redacted_members.remove(&user);
+            }
+            Some("ban" | "leave") if user != sender => {
+                let may = || self.redactors.as_ref().is_some_and(|redactors| redactors.may(&sender));
+                if is_marked() && may() {
+                    if self.redacted_members.len() < MAX_REDACTED_MEMBERS {
+                        self.redacted_members.insert(user);
+                    }
+                } else if content.get("membership").is_some_and(|membership| membership == "leave") {
+                    self.redacted_members.remove(&user);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn apply_member(&mut self, user: &str, content: &Value, since: Option<i64>) -> Change {

@@ -1,4 +1,4 @@
-use ruma::UserId;
+use ruma::{OwnedRoomId, RoomId, UserId};
 
 use super::Pattern;
 
@@ -77,12 +77,53 @@ impl Membership {
 /// Which rooms are relayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RelayPolicy {
-    /// Rooms with a believable bridge.
+    /// Rooms with a believable bridge; the default with an owner.
     Bridged,
-    /// Every room that an account is in.
+    /// Every room that an account is in; the default without an owner.
     All,
     /// These rooms.
-    Only(Vec<ruma::OwnedRoomId>),
+    Only(Vec<OwnedRoomId>),
+    /// Those of another policy, but for a few.
+    Adjusted {
+        /// The other policy.
+        base: Box<Self>,
+        /// Rooms that are relayed as well.
+        with: Vec<OwnedRoomId>,
+        /// Rooms that are not relayed in any case.
+        without: Vec<OwnedRoomId>,
+    },
+}
+
+impl RelayPolicy {
+    /// Returns whether a room is relayed: one that `is_bridged`, by its state, or that is a space.
+    #[must_use]
+    pub fn relays(&self, room_id: &RoomId, is_bridged: bool, is_space: bool) -> bool {
+        match self {
+            Self::All => !is_space,
+            Self::Bridged => is_bridged,
+            Self::Only(rooms) => rooms.iter().any(|room| room == room_id),
+            Self::Adjusted { base, with, without } => {
+                without.iter().all(|room| room != room_id)
+                    && (with.iter().any(|room| room == room_id) || base.relays(room_id, is_bridged, is_space))
+            }
+        }
+    }
+
+    /// Returns whether a room can be relayed for its state: else it is not, whatever its state becomes.
+    #[must_use]
+    pub fn may_relay(&self, room_id: &RoomId) -> bool {
+        self.relays(room_id, true, false)
+    }
+
+    /// Returns whether rooms are relayed for their bridges.
+    #[must_use]
+    pub fn is_by_bridge(&self) -> bool {
+        match self {
+            Self::Bridged => true,
+            Self::All | Self::Only(_) => false,
+            Self::Adjusted { base, .. } => base.is_by_bridge(),
+        }
+    }
 }
 
 /// Somebody whose invites are accepted.

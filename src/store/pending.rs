@@ -211,6 +211,31 @@ pub async fn queue(db: &Db, seal: &Seal, room_id: &RoomId, most: i64) -> Result<
     rows.into_iter().map(|row| pending(seal, row)).collect()
 }
 
+const TRIM_QUEUE: &str = "DELETE FROM pending_events WHERE room_id = $1 AND state = 'queued' AND position <= ( \
+         SELECT position FROM pending_events WHERE room_id = $1 AND state = 'queued' \
+         ORDER BY position DESC LIMIT 1 OFFSET $2)";
+
+/// Deletes the oldest events of a room's queue beyond so many, and returns how many those were.
+///
+/// # Errors
+/// When the database fails.
+pub async fn trim_queue(tx: &mut Tx, room_id: &RoomId, most: i64) -> Result<u64, StoreError> {
+    tx.execute(TRIM_QUEUE, values![room_id.as_str(), most]).await
+}
+
+const TRIM_HELD: &str = "DELETE FROM pending_events WHERE position IN ( \
+         SELECT p.position FROM rooms r JOIN pending_events p ON p.room_id = r.room_id \
+         WHERE r.relay = 'no' AND p.state = 'queued' ORDER BY p.position DESC LIMIT 1000000 OFFSET $1)";
+
+/// Deletes the oldest events that are kept of rooms which are not relayed, beyond so many of all, and returns how many
+/// those were.
+///
+/// # Errors
+/// When the database fails.
+pub async fn trim_held(tx: &mut Tx, most: i64) -> Result<u64, StoreError> {
+    tx.execute(TRIM_HELD, values![most]).await
+}
+
 /// Which of these events are on the ledger.
 ///
 /// # Errors

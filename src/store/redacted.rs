@@ -1,4 +1,4 @@
-//! Events that were taken back before they were relayed.
+//! Events that were taken back before they were relayed, or are not relayed because they are no messages.
 //!
 //! What waits for its key is deleted when it is taken back; here is that it was, should it come again, or
 //! come later than its redaction.

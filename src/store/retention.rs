@@ -166,6 +166,18 @@ pub async fn delete_ledger(tx: &mut Tx, before: Timestamp) -> Result<u64, StoreE
     tx.execute(DELETE_LEDGER, values![before, BATCH]).await
 }
 
+pub(super) const DELETE_HELD: &str = "DELETE FROM pending_events WHERE position IN ( \
+         SELECT p.position FROM rooms r JOIN pending_events p ON p.room_id = r.room_id \
+         WHERE r.relay = 'no' AND p.state = 'queued' AND p.received_at < $1 LIMIT $2)";
+
+/// Deletes events that came before a time and wait for their room to be relayed, which it is not so far.
+///
+/// # Errors
+/// When the database fails.
+pub async fn delete_held(tx: &mut Tx, before: Timestamp) -> Result<u64, StoreError> {
+    tx.execute(DELETE_HELD, values![before, BATCH]).await
+}
+
 pub(super) const DELETE_SET_ASIDE: &str = "DELETE FROM inbox WHERE inbox_id IN ( \
          SELECT inbox_id FROM inbox WHERE processed_at IS NOT NULL AND processed_at < $1 \
          AND body IS NOT NULL ORDER BY processed_at LIMIT $2)";

@@ -31,6 +31,26 @@ pub struct RoomRow {
     pub state: Option<Vec<u8>>,
     /// The sequence of the room's newest message; 0 before the first.
     pub last_sequence: i64,
+    /// Since when readings of its state say that it is not relayed, as long as that is not settled.
+    pub unrelayed_since: Option<Timestamp>,
+    /// The believed bridge bot whose management room it is; of a room that is not relayed.
+    pub managed_by: Option<OwnedUserId>,
+}
+
+impl RoomRow {
+    /// A room of which nothing is known but whether it is relayed.
+    #[must_use]
+    pub fn bare(relay: Relay) -> Self {
+        Self {
+            relay,
+            network: None,
+            bridge_bot: None,
+            state: None,
+            last_sequence: 0,
+            unrelayed_since: None,
+            managed_by: None,
+        }
+    }
 }
 
 /// A room whose state is to be read.
@@ -40,8 +60,10 @@ pub struct DueRoom {
     pub room_id: OwnedRoomId,
     /// How often it was tried.
     pub tries: i64,
-    /// Whether it is relayed already.
+    /// `true` when it is relayed already.
     pub is_relayed: bool,
+    /// Since when it was due.
+    pub due_at: Timestamp,
 }
 
 /// The rooms of that list that are stored.
@@ -53,22 +75,30 @@ pub async fn find_many(
     seal: &Seal,
     room_ids: &[&RoomId],
 ) -> Result<HashMap<OwnedRoomId, RoomRow>, StoreError> {
-    type FoundRow = (String, String, Option<String>, Option<String>, Option<Vec<u8>>, i64);
+    type FoundRow =
+        (String, String, Option<String>, Option<String>, Option<Vec<u8>>, i64, Option<i64>, Option<String>);
     let rows: Vec<FoundRow> = db
         .fetch_many(
-            "SELECT room_id, relay, network, bridge_bot, state, last_sequence FROM rooms \
-             WHERE room_id IN (VALUES {rows})",
+            "SELECT room_id, relay, network, bridge_bot, state, last_sequence, unrelayed_since, managed_by \
+             FROM rooms WHERE room_id IN (VALUES {rows})",
             vec![],
             room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
         )
         .await?;
     rows.into_iter()
-        .map(|(room_id, relay, network, bridge_bot, state, last_sequence)| {
-            let bridge_bot = bridge_bot.map(OwnedUserId::try_from).transpose().map_err(|_| CORRUPT)?;
+        .map(|(room_id, relay, network, bridge_bot, state, last_sequence, since, managed_by)| {
+            let user = |id: Option<String>| id.map(OwnedUserId::try_from).transpose().map_err(|_| CORRUPT);
             let state = state.map(|state| seal.open(TABLE, &room_id, &state)).transpose()?;
-            let relay = Relay::parse(&relay).ok_or(CORRUPT)?;
-            let room_id = OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)?;
-            Ok((room_id, RoomRow { relay, network, bridge_bot, state, last_sequence }))
+            let row = RoomRow {
+                relay: Relay::parse(&relay).ok_or(CORRUPT)?,
+                network,
+                bridge_bot: user(bridge_bot)?,
+                state,
+                last_sequence,
+                unrelayed_since: since.map(Timestamp),
+                managed_by: user(managed_by)?,
+            };
+            Ok((OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)?, row))
         })
         .collect()
 }
@@ -95,12 +125,17 @@ pub async fn put_many(
             room.last_sequence,
             0_i64,
             now,
+            room.unrelayed_since,
+            room.managed_by.as_ref().map(|bot| bot.as_str()),
         ]);
     }
     tx.execute_many(
-        "INSERT INTO rooms (room_id, relay, network, bridge_bot, state, last_sequence, tries, created_at) \
+        "INSERT INTO rooms (room_id, relay, network, bridge_bot, state, last_sequence, tries, created_at, \
+         unrelayed_since, managed_by) \
          VALUES {rows} ON CONFLICT (room_id) DO UPDATE SET relay = excluded.relay, \
-         network = excluded.network, bridge_bot = excluded.bridge_bot, state = excluded.state, last_sequence = excluded.last_sequence",
+         network = excluded.network, bridge_bot = excluded.bridge_bot, state = excluded.state, \
+         last_sequence = excluded.last_sequence, unrelayed_since = excluded.unrelayed_since, \
+         managed_by = excluded.managed_by",
         vec![],
         rows,
     )
@@ -227,10 +262,27 @@ pub async fn relayed(db: &Db) -> Result<Vec<(OwnedRoomId, AccountId)>, StoreErro
 /// # Errors
 /// When the database fails.
 pub async fn set_due(tx: &mut Tx, room_ids: &[&RoomId], due_at: Timestamp) -> Result<(), StoreError> {
+    // Another time than the one that is there tells a reading under way that it comes too early.
     tx.execute_many(
-        "UPDATE rooms SET due_at = $1, tries = 0 WHERE room_id IN (VALUES {rows})",
-        values![due_at],
+        "UPDATE rooms SET due_at = CASE WHEN due_at = $1 THEN $2 ELSE $1 END, tries = 0 \
+         WHERE room_id IN (VALUES {rows})",
+        values![due_at, Timestamp(due_at.0 - 1)],
         room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Asks for the second reading of rooms that the first one takes for unrelayed, unless one is due before.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_second_reading(tx: &mut Tx, rooms: &[(OwnedRoomId, Timestamp)]) -> Result<(), StoreError> {
+    tx.execute_many(
+        "UPDATE rooms SET due_at = v.column2, tries = 0 FROM (VALUES {rows}) AS v \
+         WHERE room_id = v.column1 AND (due_at IS NULL OR due_at > v.column2)",
+        vec![],
+        rooms.iter().map(|(room_id, due_at)| values![room_id.as_str(), *due_at]).collect(),
     )
     .await?;
     Ok(())
@@ -254,27 +306,30 @@ pub async fn set_due_unless_relayed(
     Ok(())
 }
 
-/// Deletes room keys of rooms that are known not to be relayed: those that a process took in and died before
-/// it could delete them. Before any crypto store is opened, which would still know them.
+/// Deletes room keys of rooms that are settled not to be relayed: those that a process took in and died before
+/// it could delete them. Before any crypto store is opened, which would still know them. Keys of bridges' management rooms
+/// stay.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn delete_unwanted_keys(tx: &mut Tx) -> Result<u64, StoreError> {
     tx.execute(
-        "DELETE FROM megolm_inbound_sessions WHERE room_id IN (SELECT room_id FROM rooms WHERE relay = 'no')",
+        "DELETE FROM megolm_inbound_sessions WHERE room_id IN (SELECT room_id FROM rooms \
+         WHERE relay = 'no' AND unrelayed_since IS NULL AND managed_by IS NULL)",
         vec![],
     )
     .await
 }
 
-/// Which of these rooms are known not to be relayed.
+/// Which of these rooms are settled not to be relayed.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn unrelayed(db: &Db, room_ids: &[&RoomId]) -> Result<HashSet<String>, StoreError> {
     let rows: Vec<(String,)> = db
         .fetch_many(
-            "SELECT room_id FROM rooms WHERE relay = 'no' AND room_id IN (VALUES {rows})",
+            "SELECT room_id FROM rooms \
+             WHERE relay = 'no' AND unrelayed_since IS NULL AND room_id IN (VALUES {rows})",
             vec![],
             room_ids.iter().map(|room_id| values![room_id.as_str()]).collect(),
         )
@@ -311,44 +366,51 @@ pub async fn look_again_for(tx: &mut Tx, bots: &[OwnedUserId], now: Timestamp) -
 /// # Errors
 /// When the database fails.
 pub async fn due(db: &Db, now: Timestamp, most: i64) -> Result<Vec<DueRoom>, StoreError> {
-    let rows: Vec<(String, i64, String)> = db
+    let rows: Vec<(String, i64, i64, String)> = db
         .fetch_all(
-            "SELECT room_id, tries, relay FROM rooms WHERE due_at <= $1 ORDER BY due_at LIMIT $2",
+            "SELECT room_id, tries, due_at, relay FROM rooms WHERE due_at <= $1 ORDER BY due_at LIMIT $2",
             values![now, most],
         )
         .await?;
     rows.into_iter()
-        .map(|(room_id, tries, relay)| {
+        .map(|(room_id, tries, due_at, relay)| {
             let room_id = OwnedRoomId::try_from(room_id).map_err(|_| CORRUPT)?;
-            Ok(DueRoom { room_id, tries, is_relayed: relay == Relay::Yes.as_str() })
+            let is_relayed = relay == Relay::Yes.as_str();
+            Ok(DueRoom { room_id, tries, is_relayed, due_at: Timestamp(due_at) })
         })
         .collect()
 }
 
-/// Notes that a room's state was read (`next` is `None`) or is to be tried again.
+/// Notes that a room's state was read (`next` is `None`) or is to be tried again. A room that was asked for once more while
+/// it was read stays due: what the reading was asked for again may have come after it.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn reschedule(tx: &mut Tx, room_id: &RoomId, next: Option<Timestamp>) -> Result<(), StoreError> {
+pub async fn reschedule(tx: &mut Tx, room: &DueRoom, next: Option<Timestamp>) -> Result<(), StoreError> {
     tx.execute(
-        "UPDATE rooms SET due_at = $2, tries = tries + 1 WHERE room_id = $1",
-        values![room_id.as_str(), next],
+        "UPDATE rooms SET due_at = $2, tries = tries + 1 WHERE room_id = $1 AND due_at = $3",
+        values![room.room_id.as_str(), next, room.due_at],
     )
     .await?;
     Ok(())
 }
 
-/// Those of these rooms that are known not to be relayed.
+/// Those of these rooms of which no room key is kept: they are settled not to be relayed, and no bridge's management room.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn not_relayed(db: &Db, room_ids: &[&str]) -> Result<HashSet<String>, StoreError> {
     let rows: Vec<(String,)> = db
         .fetch_many(
-            "SELECT room_id FROM rooms WHERE relay = 'no' AND room_id IN (VALUES {rows})",
+            "SELECT room_id FROM rooms WHERE relay = 'no' AND unrelayed_since IS NULL AND managed_by IS NULL \
+             AND room_id IN (VALUES {rows})",
             vec![],
             room_ids.iter().map(|id| values![*id]).collect(),
         )
         .await?;
     Ok(rows.into_iter().map(|(room_id,)| room_id).collect())
 }
+
+#[cfg(test)]
+#[path = "conformance/rooms.rs"]
+mod conformance;

@@ -169,8 +169,8 @@ const MALFORMED: &[(&str, &str, &str)] = &[
     (
         "COUCOU_ROOMS_RELAY",
         "bridged,all",
-        "rooms.relay must be bridged, all, or a list of room ids, but COUCOU_ROOMS_RELAY has \"bridged\": set \
-         it in coucou.yaml or as COUCOU_ROOMS_RELAY, for example COUCOU_ROOMS_RELAY=bridged",
+        "rooms.relay must be bridged, all, or room ids, or a list of these, in which -!room leaves a room out, but \
+         COUCOU_ROOMS_RELAY has \"all\": set it in coucou.yaml or as COUCOU_ROOMS_RELAY, for example COUCOU_ROOMS_RELAY=bridged",
     ),
     (
         "COUCOU_ROOMS_INVITE_FROM",
@@ -251,7 +251,7 @@ fn untrusted(value: &str, example: &str) -> (String, &'static str, String) {
 
 #[test]
 fn a_malformed_setting_is_named_with_its_variable_and_an_example() {
-    let tables = MALFORMED.iter().chain(media::MALFORMED).chain(silence::MALFORMED);
+    let tables = MALFORMED.iter().chain(media::MALFORMED).chain(silence::MALFORMED).chain(rooms::MALFORMED);
     let tables = tables.map(|&(name, value, expected)| (name.to_owned(), value, expected.to_owned()));
     let malformed: Vec<_> =
         tables.chain(TRUST.iter().map(|(value, example)| untrusted(value, example))).collect();

@@ -33,10 +33,17 @@ pub struct Speaker<'a> {
 }
 
 impl Policy {
-    /// Returns the data of payloads about a room: as its first bridge has it, and as the others have it.
-    pub(super) fn contexts(&self, state: &RoomState, pins: &Pins) -> (RoomContext, Vec<RoomContext>) {
-        let further = state.further_bridges.iter().map(|bridge| self.context_of(state, Some(bridge), pins));
-        (self.context_of(state, state.bridge.as_ref(), pins), further.collect())
+    /// Returns the data of payloads about a room: as its first bridge has it, as the others have it, and as the one has it
+    /// that has let go of the room.
+    pub(super) fn contexts(
+        &self,
+        state: &RoomState,
+        pins: &Pins,
+    ) -> (RoomContext, Vec<RoomContext>, Option<Box<RoomContext>>) {
+        let of = |bridge| self.context_of(state, Some(bridge), pins);
+        let further = state.further_bridges.iter().map(of);
+        let former = state.former_bridge.as_deref().map(|bridge| Box::new(of(bridge)));
+        (self.context_of(state, state.bridge.as_ref(), pins), further.collect(), former)
     }
 
     fn context_of(&self, state: &RoomState, bridge: Option<&Bridge>, pins: &Pins) -> RoomContext {
@@ -111,8 +118,9 @@ impl Rooms {
             return;
         }
         for room in self.known.values_mut() {
-            if room.state.bridges().any(|bridge| bots.contains(&bridge.bot)) {
-                (room.context, room.further_contexts) = self.policy.contexts(&room.state, &self.pins);
+            if room.state.bots().any(|bot| bots.contains(bot)) {
+                (room.context, room.further_contexts, room.former_context) =
+                    self.policy.contexts(&room.state, &self.pins);
             }
         }
     }
@@ -130,10 +138,13 @@ impl Rooms {
         let is_only = room.state.further_bridges.is_empty();
         let place = if is_only { None } else { self.pins.bridge_of(&room.state, &event.sender, bridged_by) };
         let place = place.unwrap_or_default();
-        let bridge = room.state.bridges().nth(place);
-        let context = match place {
-            0 => &room.context,
-            further => room.further_contexts.get(further - 1).unwrap_or(&room.context),
+        // What a bridge has encrypted before it let go of the room is its own still.
+        let former = room.state.former_bridge.as_deref().filter(|former| bridged_by == Some(&*former.bot));
+        let bridge = former.or_else(|| room.state.bridges().nth(place));
+        let context = match (place, &room.former_context) {
+            (_, Some(context)) if former.is_some() => context,
+            (0, _) => &room.context,
+            (further, _) => room.further_contexts.get(further - 1).unwrap_or(&room.context),
         };
         let is_puppet = !by.encrypted
             && is_puppets(content)

@@ -124,6 +124,11 @@ impl RoomState {
         self.bridge.iter().chain(&self.further_bridges)
     }
 
+    /// The bots of the bridges that are believed, and of the one that has let go of the room last.
+    pub fn bots(&self) -> impl Iterator<Item = &UserId> {
+        self.bridges().chain(self.former_bridge.as_deref()).map(|bridge| &*bridge.bot)
+    }
+
     fn bridges_mut(&mut self) -> impl Iterator<Item = &mut Bridge> {
         self.bridge.iter_mut().chain(&mut self.further_bridges)
     }
@@ -202,6 +207,7 @@ impl RoomState {
 
     fn believe(&mut self, claim: Bridge, place: Place) {
         self.bridge_conflict.take_if(|conflict| conflict.bot == claim.bot);
+        self.former_bridge.take_if(|former| former.bot == claim.bot);
         match place {
             Place::First(ended) => {
                 let before = self.bridge.take();
@@ -243,6 +249,8 @@ impl RoomState {
         };
         let bots: Vec<_> = self.bridges().filter(|bridge| is_refused(bridge, self)).cloned().collect();
         let mut refused = None;
+        let is_former_refused = self.former_bridge.as_ref().is_some_and(|former| is_refused(former, self));
+        self.former_bridge.take_if(|_| is_former_refused);
         for bridge in bots {
             self.remove(&bridge.bot);
             refused = Some(bridge);
@@ -283,8 +291,9 @@ impl RoomState {
         let known = self.bridges().find(|known| is_by(known));
         if let Some(known) = known {
             if known.event_type == event_type && known.state_key == state_key {
-                let bot = known.bot.clone();
-                self.remove(&bot);
+                let known = known.clone();
+                self.remove(&known.bot);
+                self.former_bridge = Some(Box::new(known));
                 return Change::Bridge;
             }
             return Change::None;
@@ -322,6 +331,7 @@ impl RoomState {
             let is_known = sender.as_ref().is_some_and(|sender| known.contains(sender));
             (!is(&first), !is_known, !is(&creator), sent_at)
         });
+        self.former_bridge.clone_from(&before.former_bridge);
         for event in &*claims {
             self.apply_judged(event, standing);
         }
@@ -335,6 +345,9 @@ impl RoomState {
                 self.bridges().all(|other| other.bot != bridge.bot && other.state_key != bridge.state_key);
             let is_believed =
                 !matches!(self.judge(bridge, standing), Standing::Refused | Standing::Unrelated);
+            if is_ended && is_believed && self.bridges().all(|other| other.bot != bridge.bot) {
+                self.former_bridge = Some(Box::new(bridge.clone()));
+            }
             if !is_ended && is_free && is_believed {
                 match self.bridge {
                     None => self.bridge = Some(bridge.clone()),

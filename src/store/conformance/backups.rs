@@ -17,7 +17,7 @@ use crate::{
 };
 
 fn row(relay: Relay) -> RoomRow {
-    RoomRow { relay, network: None, bridge_bot: None, state: None, last_sequence: 0 }
+    RoomRow::bare(relay)
 }
 
 /// Two rooms that are relayed and one that is not.

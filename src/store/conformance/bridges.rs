@@ -87,8 +87,7 @@ async fn a_bridge_that_is_pinned_stays_as_it_is() {
         assert_eq!(bridges::devices(db).await.unwrap(), devices);
 
         let room: ruma::OwnedRoomId = conflict.room_id.as_str().try_into().unwrap();
-        let row =
-            RoomRow { relay: Relay::No, network: None, bridge_bot: None, state: None, last_sequence: 0 };
+        let row = RoomRow::bare(Relay::No);
         for (bots, due) in [(vec![], 0), (vec![bot.clone()], 0), (vec![conflict.bot.clone(), bot.clone()], 1)]
         {
             let mut tx = store.begin().await.unwrap();
@@ -113,13 +112,7 @@ async fn a_bridge_is_known_by_the_rooms_that_an_account_has_joined() {
     for test in testing::both().await {
         let store = &test.store;
         let (bot, room) = (user_id!("@instagrambot:a.org"), ruma::owned_room_id!("!room"));
-        let row = RoomRow {
-            relay: Relay::Yes,
-            network: None,
-            bridge_bot: Some(bot.to_owned()),
-            state: None,
-            last_sequence: 0,
-        };
+        let row = RoomRow { bridge_bot: Some(bot.to_owned()), ..RoomRow::bare(Relay::Yes) };
         let mut tx = store.begin().await.unwrap();
         let mut account = async |user: &str, role| {
             let user = ruma::UserId::parse(user).unwrap();

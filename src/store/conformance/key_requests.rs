@@ -34,13 +34,8 @@ async fn stuck(store: &Store, events: &[NewPending]) -> AccountId {
     let mut tx = store.begin().await.unwrap();
     let bot = user_id!("@coucou:example.org");
     let account = accounts::insert(&mut tx, bot, &"D".into(), Role::Bot, START).await.unwrap();
-    let room = RoomRow {
-        relay: Relay::Yes,
-        network: None,
-        bridge_bot: Some(user_id!("@bridge:example.org").to_owned()),
-        state: None,
-        last_sequence: 0,
-    };
+    let room =
+        RoomRow { bridge_bot: Some(user_id!("@bridge:example.org").to_owned()), ..RoomRow::bare(Relay::Yes) };
     let seal = store.seal().unwrap();
     let rooms = [(room_id!("!room:example.org").to_owned(), room)];
     rooms::put_many(&mut tx, seal, &rooms, START).await.unwrap();

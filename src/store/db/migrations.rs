@@ -47,6 +47,8 @@ migrations! {
     "0017_operator"
     "0018_silence"
     "0019_room_readings"
+    "0021_settled_rooms"
+    "0022_member_redactions"
     "0023_bridge_logins"
 }
 

@@ -4,8 +4,14 @@ use ruma::{device_id, room_id, user_id};
 
 use super::*;
 use crate::{
-    model::Role,
-    store::{Store, accounts, crypto::Key, db::Values, holders, key_news, redacted},
+    model::{Relay, Role},
+    store::{
+        Store, accounts,
+        crypto::{Key, plans::assert_indexed},
+        db::Values,
+        holders, key_news, redacted, retention,
+        rooms::{self, RoomRow},
+    },
     testing::{self, START},
 };
 
@@ -264,4 +270,51 @@ async fn the_ledger_is_read_off_its_indexes() {
             assert!(plan.contains(index), "{index} in {}: {statement}\n{plan}", store.backend());
         }
     }
+}
+
+#[tokio::test]
+async fn of_what_is_kept_of_rooms_that_are_not_relayed_the_oldest_goes_first() {
+    for test in testing::both().await {
+        let store = &test.store;
+        let queued = |id: &str, room: &str| NewPending {
+            waits: Waits::Queued,
+            ..event(id, room, "one", Reason::RoomState)
+        };
+        let events = [
+            queued("$1", "!a"),
+            queued("$2", "!b"),
+            queued("$3", "!a"),
+            queued("$4", "!c"),
+            queued("$5", "!a"),
+        ];
+        put(store, &events).await;
+        put(store, &[event("$6", "!a", "one", Reason::NoKey)]).await;
+        let left = async || {
+            let queued = queued_ids(store).await;
+            queued.into_iter().collect::<std::collections::BTreeSet<_>>()
+        };
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(trim_queue(&mut tx, room_id!("!a"), 2).await.unwrap(), 1);
+        assert_eq!(trim_queue(&mut tx, room_id!("!a"), 2).await.unwrap(), 0);
+        tx.commit().await.unwrap();
+        assert_eq!(left().await, ["$2", "$3", "$4", "$5"].map(str::to_owned).into());
+        let rows = [("!a", Relay::No), ("!b", Relay::No), ("!c", Relay::Yes)];
+        let rows: Vec<_> = rows.map(|(id, relay)| (id.try_into().unwrap(), RoomRow::bare(relay))).into();
+        let mut tx = store.begin().await.unwrap();
+        rooms::put_many(&mut tx, store.seal().unwrap(), &rows, START).await.unwrap();
+        assert_eq!(trim_held(&mut tx, 2).await.unwrap(), 1);
+        tx.commit().await.unwrap();
+        assert_eq!(left().await, ["$3", "$4", "$5"].map(str::to_owned).into(), "nothing of a relayed room");
+        let mut tx = store.begin().await.unwrap();
+        assert_eq!(retention::delete_held(&mut tx, START.plus(Duration::from_secs(1))).await.unwrap(), 2);
+        tx.commit().await.unwrap();
+        assert_eq!(left().await, ["$4".to_owned()].into());
+        let ledger = on_ledger(store.db(), &["$6"]).await.unwrap();
+        assert_eq!(ledger.len(), 1);
+        assert_indexed(store, "pending_events", &["room_id"], TRIM_QUEUE, values!["!a", 2_i64]).await;
+    }
+}
+
+async fn queued_ids(store: &Store) -> std::collections::HashSet<String> {
+    queued(store.db(), &["$1", "$2", "$3", "$4", "$5"]).await.unwrap()
 }

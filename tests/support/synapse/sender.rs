@@ -183,6 +183,21 @@ impl Send<'_> {
         self.room(room_id).flag("--claim")
     }
 
+    /// A new portal is none at first: the bridge states it to be its own so much later.
+    pub(crate) fn bridge_info_after(self, delay: Duration) -> Self {
+        self.arg("--bridge-info-after", &delay.as_secs_f64().to_string())
+    }
+
+    /// A new portal takes the place of another room, which gets a tombstone.
+    pub(crate) fn replaces(self, room_id: &str) -> Self {
+        self.arg("--replaces", room_id)
+    }
+
+    /// The room in which the bot talks with its user, `login_lost` and `login_back` for example.
+    pub(crate) fn management(self) -> Self {
+        self.arg("--kind", "management")
+    }
+
     /// Begins a new Megolm session after so many messages of a new portal.
     pub(crate) fn rotate_every(self, count: usize) -> Self {
         self.arg("--rotate-every", &count.to_string())

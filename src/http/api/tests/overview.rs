@@ -10,11 +10,10 @@ async fn rooms_are_listed_with_what_is_known_of_them() {
         let bot = user_id!("@coucou:example.org");
         let account = accounts::insert(&mut tx, bot, &"COUCOU1".into(), Role::Bot, START).await.unwrap();
         let row = |relay, network: Option<&str>, state: Option<Value>, last_sequence| RoomRow {
-            relay,
             network: network.map(str::to_owned),
-            bridge_bot: None,
             state: state.map(|state| state.to_string().into_bytes()),
             last_sequence,
+            ..RoomRow::bare(relay)
         };
         let known = json!({"name": "A room", "encryption": "m.megolm.v1.aes-sha2"});
         let rooms = [
