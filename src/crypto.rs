@@ -6,6 +6,7 @@ mod forward;
 pub mod import;
 pub mod keylane;
 pub mod merge;
+mod one_time_keys;
 mod outgoing;
 pub mod recovery;
 pub mod requests;
@@ -16,7 +17,8 @@ pub mod trust;
 mod unwedge;
 
 pub use backup::KeyBackup;
-pub use engine::{Changes, Clear, CryptoError, Decrypted, ENOUGH_KEYS, Engine, RoomKey, SessionDevice};
+pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey, SessionDevice};
 pub use keylane::KeyLane;
+pub use one_time_keys::ENOUGH_KEYS;
 pub use requests::Asker;
 pub use secrets::{RecoveryError, SecretStorage};

@@ -38,6 +38,7 @@ mod kills_on_fake;
 mod late_keys_on_synapse;
 mod media_on_fake;
 mod media_on_synapse;
+mod one_time_keys_on_synapse;
 mod owner_on_synapse;
 mod recovery_on_synapse;
 mod relay_on_fake;

@@ -21,11 +21,12 @@ use matrix_sdk_crypto::{
     vodozemac::megolm::DecryptionError,
 };
 use ruma::{
-    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt, api::client::sync::sync_events::DeviceLists,
+    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, api::client::sync::sync_events::DeviceLists,
     events::AnyToDeviceEvent, serde::Raw,
 };
 use serde_json::value::RawValue;
 
+use super::one_time_keys::{KeyStock, for_the_sdk};
 use super::store::{AccountStore, Hidden, passes, store_error, watch};
 use super::unwedge::Wedged;
 use crate::{
@@ -104,9 +105,6 @@ impl CryptoError {
         self.is_of_the_store() || matches!(self, Self::Refused(_))
     }
 }
-
-/// As many one-time keys the SDK keeps on the homeserver.
-pub const ENOUGH_KEYS: u64 = 50;
 
 /// What a push or a page of the key lane tells one device.
 #[derive(Debug, Default)]
@@ -200,6 +198,8 @@ pub struct Engine {
     pub(super) clock: SharedClock,
     /// Devices whose Olm sessions with us do not open any more.
     pub(super) wedged: Wedged,
+    /// The one-time keys that the homeserver holds.
+    pub(super) key_stock: KeyStock,
 }
 
 impl std::fmt::Debug for Engine {
@@ -236,6 +236,7 @@ impl Engine {
             lease,
             clock,
             wedged: Wedged::default(),
+            key_stock: KeyStock::default(),
         })
     }
 
@@ -253,11 +254,11 @@ impl Engine {
     pub async fn receive(&self, changes: Changes) -> Result<Vec<RoomKey>, CryptoError> {
         // Before the machine: it advances what the copies are made of, and wipes keys that it does not take.
         let forwards = self.take_forwards(&changes.to_device).await?;
+        self.note_new_sessions(&changes.to_device);
         let to_device = changes.to_device.into_iter().map(Raw::<AnyToDeviceEvent>::from_json).collect();
         let mut lists = DeviceLists::new();
         lists.changed = changes.changed;
-        let counts = changes.one_time_key_counts.into_iter();
-        let counts = counts.map(|(name, count)| (name.into(), UInt::new_saturating(count))).collect();
+        let counts = for_the_sdk(&changes.one_time_key_counts);
         let fallback: Option<Vec<OneTimeKeyAlgorithm>> =
             changes.unused_fallback_keys.map(|names| names.into_iter().map(Into::into).collect());
         let changes = EncryptionSyncChanges {
@@ -472,6 +473,6 @@ fn device(session: &InboundGroupSession) -> Option<SessionDevice> {
 }
 
 /// Bridges encrypt for their ghosts, which every stricter requirement refuses; coucou judges afterwards.
-fn settings() -> DecryptionSettings {
+pub(super) fn settings() -> DecryptionSettings {
     DecryptionSettings { sender_device_trust_requirement: TrustRequirement::Untrusted }
 }

@@ -26,7 +26,7 @@ use rand::Rng;
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::engine::{CryptoError, ENOUGH_KEYS};
+use super::{engine::CryptoError, one_time_keys::ENOUGH_KEYS};
 use crate::{
     clock::SharedClock,
     homeserver::{Homeserver, HomeserverError, Identity},

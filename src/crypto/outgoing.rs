@@ -35,6 +35,7 @@ impl Engine {
     /// When the homeserver or the store fails.
     pub async fn drain_outgoing(&self) -> Result<usize, CryptoError> {
         let mut sent = 0;
+        self.count_one_time_keys().await?;
         self.unwedge().await?;
         for _ in 0..MOST_ROUNDS {
             let requests = self.machine.outgoing_requests().await?;
@@ -110,7 +111,7 @@ impl Engine {
             answered => answered?,
         };
         self.mark_as_sent(id, &response).await?;
-        Ok(())
+        self.take_counts_of_upload(&response.one_time_key_counts).await
     }
 
     async fn query_keys(&self, id: &TransactionId, request: &KeysQueryRequest) -> Result<(), CryptoError> {
