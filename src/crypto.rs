@@ -1,6 +1,8 @@
 //! End-to-end encryption: one `OlmMachine` for each account, over a store of ours.
 
 pub mod backup;
+pub mod bundles;
+pub mod claims;
 pub mod engine;
 mod forward;
 pub mod import;
@@ -17,6 +19,8 @@ pub mod trust;
 mod unwedge;
 
 pub use backup::KeyBackup;
+pub use bundles::KeyBundles;
+pub use claims::Claim;
 pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey, SessionDevice};
 pub use keylane::KeyLane;
 pub use one_time_keys::ENOUGH_KEYS;

@@ -19,7 +19,7 @@ use crate::{
         inbox::{self, InboxId},
         key_news, leases,
         memberships::{self, MembershipChange, Successor},
-        messages::{self, MegolmIndex},
+        messages::{self, IndexClaim, MegolmIndex},
         outbox::{self, Queued},
         pending::{self, NewPending, Waits},
         probes, redacted, redactions, rooms,
@@ -37,6 +37,8 @@ pub(super) struct Outcome {
     pub messages: Vec<Message>,
     /// Places of Megolm sessions that they used.
     pub used: Vec<(MegolmIndex, String)>,
+    /// In whose names they were used, where that is to be known.
+    pub index_claims: Vec<IndexClaim>,
     /// Events that wait from now on.
     pub waiting: Vec<NewPending>,
     /// Events that were tried in vain: event id and reason. They leave their room's order.
@@ -135,6 +137,7 @@ impl Worker {
         }
         self.write_waiting(&mut tx, &outcome, now).await?;
         messages::use_indexes(&mut tx, &outcome.used, now).await?;
+        messages::claim_indexes(&mut tx, &outcome.index_claims).await?;
         self.write_silence(&mut tx, &mut outcome, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
         outcome.apply_redactions(&mut tx, seal, now).await?;

@@ -136,9 +136,15 @@ mod tests {
         assert!(!is_nothing(1, ENOUGH_KEYS, there));
         assert!(is_nothing(1, ENOUGH_KEYS, there));
         assert!(!is_nothing(2, ENOUGH_KEYS, there), "another account");
-        assert!(!is_nothing(1, ENOUGH_KEYS - 1, there) && !is_nothing(1, ENOUGH_KEYS - 1, there), "too few, as long as it is so");
+        assert!(
+            !is_nothing(1, ENOUGH_KEYS - 1, there) && !is_nothing(1, ENOUGH_KEYS - 1, there),
+            "too few, as long as it is so"
+        );
         assert!(!is_nothing(1, ENOUGH_KEYS, there));
-        assert!(!is_nothing(1, ENOUGH_KEYS, Some(&[])) && !is_nothing(1, ENOUGH_KEYS, Some(&[])), "the fallback key is used");
+        assert!(
+            !is_nothing(1, ENOUGH_KEYS, Some(&[])) && !is_nothing(1, ENOUGH_KEYS, Some(&[])),
+            "the fallback key is used"
+        );
         assert!(!is_nothing(1, ENOUGH_KEYS, None) && is_nothing(1, ENOUGH_KEYS, None));
         let devices = Changes { changed: vec!["@a:b".try_into().unwrap()], ..Changes::default() };
         assert!(!seen.is_nothing(AccountId(1), &devices) && !seen.is_nothing(AccountId(1), &devices));

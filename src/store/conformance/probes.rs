@@ -36,7 +36,16 @@ async fn a_store_is_looked_at_without_a_change() {
         tx.execute("DELETE FROM _sqlx_migrations WHERE version >= 17", vec![]).await.unwrap();
         tx.commit().await.unwrap();
         let behind = testing::open(&test.location, "test pickle key").look().await.unwrap();
-        assert_eq!(behind, Looked::Behind(vec!["0017_operator", "0018_silence", "0023_bridge_logins"]));
+        assert_eq!(
+            behind,
+            Looked::Behind(vec![
+                "0017_operator",
+                "0018_silence",
+                "0023_bridge_logins",
+                "0028_key_bundles",
+                "0029_session_claims"
+            ])
+        );
         let mut tx = again.begin().await.unwrap();
         tx.execute("DROP TABLE _sqlx_migrations", vec![]).await.unwrap();
         tx.commit().await.unwrap();

@@ -47,6 +47,8 @@ migrations! {
     "0017_operator"
     "0018_silence"
     "0023_bridge_logins"
+    "0028_key_bundles"
+    "0029_session_claims"
 }
 
 /// The leading number of a migration's file name.
