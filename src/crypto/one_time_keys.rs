@@ -114,11 +114,18 @@ impl Engine {
     /// # Errors
     /// When the homeserver or the store fails.
     pub(super) async fn count_one_time_keys(&self) -> Result<(), CryptoError> {
-        if !self.key_stock.is_due() {
-            return Ok(());
-        }
-        let counts = self.homeserver.one_time_key_counts(&self.identity).await?;
-        self.key_stock.note_count(counts.get(SIGNED_CURVE25519).copied().unwrap_or(0));
+        if self.key_stock.is_due() { self.recount_one_time_keys().await } else { Ok(()) }
+    }
+
+    /// Asks the homeserver for the count of one-time keys.
+    ///
+    /// # Errors
+    /// When the homeserver or the store fails.
+    pub(super) async fn recount_one_time_keys(&self) -> Result<(), CryptoError> {
+        let mut counts = self.homeserver.one_time_key_counts(&self.identity).await?;
+        // None are left of an algorithm that is not named.
+        let count = *counts.entry(SIGNED_CURVE25519.to_owned()).or_default();
+        self.key_stock.note_count(count);
         self.take_counts(&counts).await
     }
 
@@ -186,7 +193,8 @@ mod tests {
 
     #[test]
     fn the_sdk_fills_up_what_is_missing_to_the_whole_stock() {
-        let told = |count| for_the_sdk(&[(SIGNED_CURVE25519.to_owned(), count), ("other".to_owned(), count)].into());
+        let told =
+            |count| for_the_sdk(&[(SIGNED_CURVE25519.to_owned(), count), ("other".to_owned(), count)].into());
         for (count, known) in [(0, 0), (50, 0), (150, 0), (151, 1), (199, 49), (200, 50), (1_000, 850)] {
             let counts = told(count);
             assert_eq!(u64::from(counts[&OneTimeKeyAlgorithm::SignedCurve25519]), known);
