@@ -46,6 +46,7 @@ pub(crate) struct Device {
     pub(crate) user: User,
     account: Account,
     identity: Option<Identity>,
+    tells_keys: bool,
     olm: Option<Session>,
     sent: usize,
 }
@@ -67,7 +68,7 @@ fn sign(value: &mut Value, mxid: &str, key_id: &str, sign: impl FnOnce(&[u8]) ->
 impl Device {
     /// The device of a login; nobody knows its keys before they are [published](Self::publish).
     pub(crate) fn new(user: User) -> Self {
-        Self { user, account: Account::new(), identity: None, olm: None, sent: 0 }
+        Self { user, account: Account::new(), identity: None, tells_keys: false, olm: None, sent: 0 }
     }
 
     fn ed25519(&self) -> String {
@@ -93,6 +94,12 @@ impl Device {
         let body = json!({"master_key": master, "self_signing_key": self_signing});
         self.user.request("POST", "v3/keys/device_signing/upload", Some(&body)).await;
         self.identity = Some(identity);
+        self.tell_keys();
+    }
+
+    /// Tells its keys along with every Olm message from now on (MSC4147).
+    pub(crate) fn tell_keys(&mut self) {
+        self.tells_keys = true;
     }
 
     fn device_keys(&self) -> Value {
@@ -145,7 +152,7 @@ impl Device {
             "keys": {"ed25519": self.ed25519()},
             "recipient": peer.mxid, "recipient_keys": {"ed25519": peer.ed25519},
         });
-        if self.identity.is_some() {
+        if self.tells_keys {
             plain["sender_device_keys"] = self.device_keys();
         }
         let message = self.olm.as_mut().unwrap().encrypt(plain.to_string()).unwrap();
