@@ -222,6 +222,7 @@ fn keep_running<F>(
 /// Prepares the store as soon as its database answers, and tells the health endpoint how it is.
 fn watch_store(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppError>) -> Health {
     let (state, health) = Health::new(shared.store.backend());
+    let health = health.with_homeserver(shared.homeserver.state());
     let health = health.standing_in(shared.stand_in.as_ref().map(|stand_in| stand_in.reason.clone()));
     let (shared, reporter, stop) = (shared.clone(), fatal.clone(), lifecycle.stop_token());
     let state = Arc::new(state);

@@ -1,11 +1,14 @@
 //! End-to-end encryption: one `OlmMachine` for each account, over a store of ours.
 
 pub mod backup;
+pub mod bundles;
+pub mod claims;
 pub mod engine;
 mod forward;
 pub mod import;
 pub mod keylane;
 pub mod merge;
+mod one_time_keys;
 mod outgoing;
 pub mod recovery;
 pub mod requests;
@@ -16,7 +19,10 @@ pub mod trust;
 mod unwedge;
 
 pub use backup::KeyBackup;
-pub use engine::{Changes, Clear, CryptoError, Decrypted, ENOUGH_KEYS, Engine, RoomKey, SessionDevice};
+pub use bundles::KeyBundles;
+pub use claims::Claim;
+pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey, SessionDevice};
 pub use keylane::KeyLane;
+pub use one_time_keys::ENOUGH_KEYS;
 pub use requests::Asker;
 pub use secrets::{RecoveryError, SecretStorage};

@@ -16,6 +16,7 @@ mod glance;
 mod history;
 mod media;
 mod rooms;
+mod standing;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
 use url::Url;
 
+use self::standing::Standing;
 pub use backup::{BackupVersion, RoomKeys};
 pub use error::HomeserverError;
 pub use glance::{Greeting, PublishedDevice, PublishedKeys};
@@ -100,6 +102,7 @@ pub struct Homeserver {
     as_token: SecretString,
     authorization: HeaderValue,
     versions: Arc<SupportedVersions>,
+    standing: Standing,
 }
 
 /// A request of our own making.
@@ -160,7 +163,8 @@ impl Homeserver {
         // Every endpoint used has been stable since v1.1, and homeservers that speak less are no longer met.
         let versions = [MatrixVersion::V1_1, MatrixVersion::V1_11].into();
         let versions = Arc::new(SupportedVersions { versions, features: [].into() });
-        Ok(Self { client, url, as_token, authorization, versions })
+        let standing = Standing::default();
+        Ok(Self { client, url, as_token, authorization, versions, standing })
     }
 
     /// Makes a request of ruma's for `identity`.
@@ -223,6 +227,12 @@ impl Homeserver {
 
     /// Sends a request and reads its answer, up to `limit` bytes of it.
     async fn exchange(&self, request: Request, limit: usize) -> Result<Vec<u8>, HomeserverError> {
+        let answer = self.try_exchange(request, limit).await;
+        self.standing.note(&answer);
+        answer
+    }
+
+    async fn try_exchange(&self, request: Request, limit: usize) -> Result<Vec<u8>, HomeserverError> {
         let response = self.client.execute(request).await.map_err(HomeserverError::unreachable)?;
         let status = response.status();
         if status.is_success() {

@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod batch;
+mod claims;
 mod commit;
 mod decrypt;
 pub mod describe;

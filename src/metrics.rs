@@ -281,6 +281,8 @@ metrics! {
         "Room keys that are stored."
     one_time_keys: Gauge "coucou_crypto_one_time_keys" ["account"]
         "One-time keys left on the homeserver, as it last said to this process; at 0 bridges cannot begin sessions but by the fallback key."
+    devices_restored: Counter "coucou_crypto_devices_restored_total" ["account"]
+        "Devices of coucou's that were deleted on the homeserver, or lost their keys there, and were made again with the same keys."
     key_wait: Histogram (SLOW) "coucou_crypto_key_wait_seconds" []
         "How long encrypted messages waited from when they came until they were decrypted."
     lane_syncs: Counter "coucou_keylane_syncs_total" ["outcome"]

@@ -23,7 +23,7 @@ use crate::support::{
 
 const BOT: &str = "@coucou:localhost";
 /// As many one-time keys a device keeps on the homeserver.
-const FULL: i64 = 50;
+const FULL: i64 = 200;
 const SOON: Duration = Duration::from_mins(1);
 
 async fn script(name: &str, database: &Database, file: &Path) -> Output {

@@ -19,6 +19,7 @@ pub(crate) mod certificates;
 pub(crate) mod consumers;
 pub(crate) mod coucou;
 pub(crate) mod cutter;
+pub(crate) mod device;
 pub(crate) mod fake_homeserver;
 pub(crate) mod forwarder;
 pub(crate) mod gate;

@@ -195,6 +195,9 @@ pub(super) fn advice(error: &HomeserverError) -> &'static str {
         Some("M_BAD_STATUS") => {
             "another service answers at the url of the registration, or hs_token differs on the two sides"
         }
+        Some("M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN") => {
+            "as_token differs between coucou's registration and the homeserver's"
+        }
         Some("M_FORBIDDEN") => "id differs between coucou's registration and the homeserver's",
         Some("M_UNRECOGNIZED" | "M_NOT_FOUND") => {
             "this homeserver does not know pings; nothing is to be done"

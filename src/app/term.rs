@@ -19,7 +19,7 @@ use super::{Shared, fallback, outage::Outages, recovery};
 use crate::{
     clock::Timestamp,
     config::{OwnerMode, Relay},
-    crypto::{Asker, CryptoError, Engine, KeyLane, RecoveryError, keylane::backoff, setup},
+    crypto::{Asker, CryptoError, Engine, KeyBundles, KeyLane, RecoveryError, keylane::backoff, setup},
     inbox::{Worker, WorkerParts, worker::Progress},
     model::{Account, Role, Route},
     rooms::{Errands, InvitePolicy, RoomsError, missed::Missed},
@@ -96,6 +96,7 @@ impl Term {
         let online = match timeout(PATIENCE, self.go_online(&mut office, &accounts)).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) if error.ends_the_term() => return Err(error),
+            Ok(Err(error)) if is_unknown_token(&error) => false,
             Ok(Err(error)) => {
                 tracing::warn!(
                     error = &error as &dyn Error,
@@ -115,6 +116,7 @@ impl Term {
             tasks.spawn(lane.run(stop.clone()));
         }
         tasks.spawn(self.asker(&office.engines).run(stop.clone()));
+        tasks.spawn(self.key_bundles(&office.engines).run(stop.clone()));
         let term = Arc::new(self);
         tasks.spawn(term.outages(&accounts).run(stop.clone()));
         let errands = term.errands(accounts);
@@ -181,11 +183,14 @@ impl Term {
                 Ok(accounts) => return Ok(Some(accounts)),
                 Err(CryptoError::Homeserver(error)) => {
                     failures += 1;
-                    tracing::warn!(
-                        error = &error as &dyn Error,
-                        failures,
-                        "could not set up the accounts on the homeserver"
-                    );
+                    // Of a token that it does not know it is told elsewhere, once.
+                    if !error.is_unknown_token() {
+                        tracing::warn!(
+                            error = &error as &dyn Error,
+                            failures,
+                            "could not set up the accounts on the homeserver"
+                        );
+                    }
                     tokio::select! { () = stop.cancelled() => {}, () = sleep(backoff(failures)) => {} }
                 }
                 Err(error) => return Err(error),
@@ -355,6 +360,11 @@ impl Term {
         Asker::new(store.clone(), lease, engines.to_vec(), Arc::clone(clock), wake)
     }
 
+    fn key_bundles(&self, engines: &[Engine]) -> KeyBundles {
+        let Shared { store, clock, .. } = &self.shared;
+        KeyBundles::new(store.clone(), self.lease.clone(), engines.to_vec(), Arc::clone(clock))
+    }
+
     fn errands(&self, accounts: Vec<Account>) -> Errands {
         let Shared { store, homeserver, clock, wakes, config, .. } = &self.shared;
         let policy = InvitePolicy {
@@ -415,25 +425,47 @@ impl Term {
                 }
                 refreshed = Some(now);
             }
+            let homeserver = &self.shared.homeserver;
+            // A device that somebody has deleted is made again, with the keys that it had.
+            let is_gone = homeserver.take_device_is_gone();
+            online &= !is_gone;
             let sent = if online { drain(&engines).await } else { self.publish(&engines).await };
             match sent {
                 Ok(()) => {
+                    if is_gone {
+                        // The key lanes need not wait any longer.
+                        self.shared.wakes.alive.notify_waiters();
+                    }
                     online = true;
                     failures = 0;
                     tokio::select! {
-                        () = stop.cancelled() => {}, () = wake.notified() => {}, () = sleep(IDLE) => {}
+                        () = stop.cancelled() => {},
+                        () = wake.notified() => {},
+                        () = homeserver.device_is_gone() => {}
+                        () = sleep(IDLE) => {}
                     }
                 }
                 Err(error) if error.ends_the_term() => return Err(error),
                 Err(error) => {
                     failures += 1;
-                    tracing::warn!(error = &error as &dyn Error, failures, "outgoing requests failed");
-                    tokio::select! { () = stop.cancelled() => {}, () = sleep(backoff(failures)) => {} }
+                    if !is_unknown_token(&error) {
+                        tracing::warn!(error = &error as &dyn Error, failures, "outgoing requests failed");
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = homeserver.device_is_gone(), if online => {}
+                        () = sleep(backoff(failures)) => {}
+                    }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Whether the homeserver does not know the token, which is told once, and not as a failure of each request.
+fn is_unknown_token(error: &CryptoError) -> bool {
+    matches!(error, CryptoError::Homeserver(error) if error.is_unknown_token())
 }
 
 async fn drain(engines: &[Engine]) -> Result<(), CryptoError> {

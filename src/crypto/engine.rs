@@ -16,17 +16,19 @@ use matrix_sdk_common::deserialized_responses::{
 use matrix_sdk_crypto::{
     CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
     TrustRequirement,
-    olm::{InboundGroupSession, SenderData},
+    olm::SenderData,
     types::events::room::encrypted::EncryptedEvent,
-    vodozemac::megolm::DecryptionError,
+    vodozemac::{Curve25519PublicKey, megolm::DecryptionError},
 };
 use ruma::{
-    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, UInt, api::client::sync::sync_events::DeviceLists,
+    OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, api::client::sync::sync_events::DeviceLists,
     events::AnyToDeviceEvent, serde::Raw,
 };
 use serde_json::value::RawValue;
 
-use super::store::{AccountStore, Hidden, passes, store_error, watch};
+use super::claims::Claim;
+use super::one_time_keys::{KeyStock, for_the_sdk};
+use super::store::{AccountStore, Hidden, observe, passes, store_error, watch};
 use super::unwedge::Wedged;
 use crate::{
     clock::SharedClock,
@@ -105,9 +107,6 @@ impl CryptoError {
     }
 }
 
-/// As many one-time keys the SDK keeps on the homeserver.
-pub const ENOUGH_KEYS: u64 = 50;
-
 /// What a push or a page of the key lane tells one device.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -154,6 +153,8 @@ pub struct Clear {
     pub session_owner: Option<OwnedUserId>,
     /// That device, when it is known.
     pub device: Option<SessionDevice>,
+    /// All claims to the session, where that owner alone does not explain the sender.
+    pub claims: Vec<Claim>,
 }
 
 /// The device that made a Megolm session.
@@ -200,6 +201,8 @@ pub struct Engine {
     pub(super) clock: SharedClock,
     /// Devices whose Olm sessions with us do not open any more.
     pub(super) wedged: Wedged,
+    /// The one-time keys that the homeserver holds.
+    pub(super) key_stock: KeyStock,
 }
 
 impl std::fmt::Debug for Engine {
@@ -236,6 +239,7 @@ impl Engine {
             lease,
             clock,
             wedged: Wedged::default(),
+            key_stock: KeyStock::default(),
         })
     }
 
@@ -253,11 +257,11 @@ impl Engine {
     pub async fn receive(&self, changes: Changes) -> Result<Vec<RoomKey>, CryptoError> {
         // Before the machine: it advances what the copies are made of, and wipes keys that it does not take.
         let forwards = self.take_forwards(&changes.to_device).await?;
+        self.note_new_sessions(&changes.to_device);
         let to_device = changes.to_device.into_iter().map(Raw::<AnyToDeviceEvent>::from_json).collect();
         let mut lists = DeviceLists::new();
         lists.changed = changes.changed;
-        let counts = changes.one_time_key_counts.into_iter();
-        let counts = counts.map(|(name, count)| (name.into(), UInt::new_saturating(count))).collect();
+        let counts = for_the_sdk(&changes.one_time_key_counts);
         let fallback: Option<Vec<OneTimeKeyAlgorithm>> =
             changes.unused_fallback_keys.map(|names| names.into_iter().map(Into::into).collect());
         let changes = EncryptionSyncChanges {
@@ -268,13 +272,16 @@ impl Engine {
             next_batch_token: None,
         };
         let settings = settings();
-        let (processed, keys) = watched(self.machine.receive_sync_changes(changes, &settings)).await?;
+        let work = Box::pin(watched(self.machine.receive_sync_changes(changes, &settings)));
+        let (received, before) = observe(work).await;
+        let (processed, keys) = received?;
         let mut keys: Vec<_> = keys
             .into_iter()
             .map(|key| RoomKey { room_id: key.room_id, session_id: key.session_id })
             .collect();
         self.count_forwards(&forwards, &processed, &keys).await?;
         self.note_wedged(&processed).await?;
+        keys.extend(self.note_claims(&before, &processed).await?);
         keys.extend(forwards.taken);
         keys.sort();
         keys.dedup();
@@ -354,8 +361,14 @@ impl Engine {
                 VerificationLevel::UnsignedDevice | VerificationLevel::VerificationViolation,
             ) => Trust::Unverified,
         };
-        let mut clear =
-            Clear { event: decrypted.event.into_json(), algorithm, trust, session_owner: None, device: None };
+        let mut clear = Clear {
+            event: decrypted.event.into_json(),
+            algorithm,
+            trust,
+            session_owner: None,
+            device: None,
+            claims: Vec::new(),
+        };
         match session {
             // The SDK finds the sender's device for the keys that an import claims, which proves nothing. Another
             // maker than the sender was noted when the maker itself forwarded the key.
@@ -370,7 +383,7 @@ impl Engine {
                     clear.trust = Trust::MismatchedSender;
                 }
                 clear.session_owner = owner(&session.sender_data);
-                clear.device = device(&session);
+                clear.device = session_device(&session.sender_data, session.sender_key());
             }
             None => {}
         }
@@ -442,7 +455,7 @@ fn code_name(code: &WithheldCode) -> String {
 }
 
 /// Whose device made a session, when that is proven.
-fn owner(sender: &SenderData) -> Option<OwnedUserId> {
+pub(super) fn owner(sender: &SenderData) -> Option<OwnedUserId> {
     match sender {
         SenderData::UnknownDevice { .. } => None,
         SenderData::DeviceInfo { device_keys, .. } => Some(device_keys.user_id.clone()),
@@ -458,8 +471,8 @@ fn is_disowned(sender: &SenderData) -> bool {
 }
 
 /// The device that made a session, when that is proven.
-fn device(session: &InboundGroupSession) -> Option<SessionDevice> {
-    let (device_id, master_key) = match &session.sender_data {
+pub(super) fn session_device(sender: &SenderData, sender_key: Curve25519PublicKey) -> Option<SessionDevice> {
+    let (device_id, master_key) = match sender {
         SenderData::UnknownDevice { .. } => return None,
         SenderData::DeviceInfo { device_keys, .. } => (device_keys.device_id.clone(), None),
         SenderData::VerificationViolation(known)
@@ -468,10 +481,10 @@ fn device(session: &InboundGroupSession) -> Option<SessionDevice> {
     };
     // What a device calls itself is stored and logged: no more than a name.
     let device_id = device_id.as_str().chars().filter(char::is_ascii_graphic).take(64).collect();
-    Some(SessionDevice { device_id, identity_key: session.sender_key().to_base64(), master_key })
+    Some(SessionDevice { device_id, identity_key: sender_key.to_base64(), master_key })
 }
 
 /// Bridges encrypt for their ghosts, which every stricter requirement refuses; coucou judges afterwards.
-fn settings() -> DecryptionSettings {
+pub(super) fn settings() -> DecryptionSettings {
     DecryptionSettings { sender_device_trust_requirement: TrustRequirement::Untrusted }
 }

@@ -26,7 +26,7 @@ use rand::Rng;
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::engine::{CryptoError, ENOUGH_KEYS};
+use super::{engine::CryptoError, one_time_keys::ENOUGH_KEYS};
 use crate::{
     clock::SharedClock,
     homeserver::{Homeserver, HomeserverError, Identity},
@@ -251,7 +251,10 @@ impl KeyLane {
                 Err(error) => {
                     failures += 1;
                     // The first failure is often a restart of the homeserver, and not worth a warning.
-                    if failures > 1 {
+                    // Nor is a token that the homeserver does not know: of that it is told once, as an error.
+                    let is_told =
+                        matches!(&error, CryptoError::Homeserver(error) if error.is_unknown_token());
+                    if failures > 1 && !is_told {
                         tracing::warn!(account.user_id = %self.account.user_id, error = &error as &dyn Error, failures, "key lane failed");
                     }
                     let asked =

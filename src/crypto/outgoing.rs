@@ -19,7 +19,7 @@ use ruma::{
 };
 
 use super::engine::{CryptoError, Engine, watched};
-use crate::homeserver::HomeserverError;
+use crate::{homeserver::HomeserverError, metrics::metrics};
 
 /// Rounds of requests that one drain makes at most; each may give rise to the next.
 const MOST_ROUNDS: usize = 16;
@@ -35,6 +35,7 @@ impl Engine {
     /// When the homeserver or the store fails.
     pub async fn drain_outgoing(&self) -> Result<usize, CryptoError> {
         let mut sent = 0;
+        self.count_one_time_keys().await?;
         self.unwedge().await?;
         for _ in 0..MOST_ROUNDS {
             let requests = self.machine.outgoing_requests().await?;
@@ -110,7 +111,7 @@ impl Engine {
             answered => answered?,
         };
         self.mark_as_sent(id, &response).await?;
-        Ok(())
+        self.take_counts_of_upload(&response.one_time_key_counts).await
     }
 
     async fn query_keys(&self, id: &TransactionId, request: &KeysQueryRequest) -> Result<(), CryptoError> {
@@ -170,7 +171,7 @@ impl Engine {
     }
 
     /// Uploads the keys of the device again when the homeserver has lost them, as it has of a device that somebody
-    /// deleted; answers whether it had. One-time keys follow when the key lane tells that there are none.
+    /// deleted, with new one-time keys; answers whether it had.
     ///
     /// # Errors
     /// When the homeserver or the store fails.
@@ -184,8 +185,12 @@ impl Engine {
         let mut upload = upload_keys::v3::Request::new();
         upload.device_keys = Some(keys.cast_unchecked());
         self.homeserver.send(&self.identity, upload).await?;
-        tracing::warn!(account.user_id = %user_id, account.device_id = %device_id,
-            "the homeserver had lost the keys of the device; they were uploaded again");
+        metrics().devices_restored.inc(&[self.account().role.as_str()]);
+        tracing::error!(account.user_id = %user_id, account.device_id = %device_id,
+            "somebody has deleted coucou's device, or the homeserver has lost its keys; it is there again, with the same \
+             keys. What was encrypted meanwhile was not encrypted for it. Delete it no more: it is coucou's");
+        self.recount_one_time_keys().await?;
+        self.drain_outgoing().await?;
         Ok(true)
     }
 

@@ -9,6 +9,7 @@
 //! `OlmMachine` and loads a new one. Calls into the machine must not happen inside an open transaction on the
 //! same store: the machine's own transaction would wait for it, and it for the machine.
 
+mod before;
 mod cache;
 mod codec;
 mod error;
@@ -20,6 +21,7 @@ mod save;
 mod suite;
 #[cfg(test)]
 mod tests;
+mod twice;
 
 use std::{
     collections::BTreeSet,
@@ -38,6 +40,7 @@ use matrix_sdk_crypto::{
 use ruma::{OwnedRoomId, RoomId, UserId};
 use tokio::sync::{Mutex, MutexGuard};
 
+pub use before::{Before, observe};
 pub use error::{AccountStoreError, Hidden, passes, store_error, watch};
 
 use self::{

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use ruma::{OwnedUserId, UserId};
 
+use super::{claims::Claim, engine::SessionDevice};
 use crate::model::{
     Pattern, Trust,
     naming::{self, Ghosts, Strength},
@@ -155,6 +156,10 @@ pub struct Verdict {
     pub bridged_by: Option<OwnedUserId>,
     /// Whether it may look better once more devices are known.
     pub is_open: bool,
+    /// Whose session it is, by the claim that explains the sender.
+    pub claimant: Option<OwnedUserId>,
+    /// The device of that claim, where another than the session's owner made it.
+    pub device: Option<SessionDevice>,
 }
 
 /// What is known of an event that was decrypted.
@@ -170,25 +175,63 @@ pub struct Evidence<'a> {
     pub bots: &'a [&'a UserId],
     /// Whether it is marked as a puppet's, inside the encryption.
     pub marked: bool,
+    /// All claims to the session, where the owner alone does not explain the sender.
+    pub claims: &'a [Claim],
 }
 
 /// Judges an event by what the SDK says, by whose session it was encrypted in, and by the bridge bots that the
 /// room believably names.
+///
+/// A session may be claimed by several, as whoever has its key can say that it is theirs. The event is judged by the claim
+/// that explains its sender best, so that a claim that came later, or is worth less, takes nothing away: the bridge's for
+/// whom it may speak, then the sender's own.
 #[must_use]
 pub fn judge(evidence: &Evidence<'_>, bridges: &Bridges) -> Verdict {
-    let Evidence { sdk, session_owner, sender, bots, marked } = *evidence;
-    let plain = |trust| Verdict { trust, bridged_by: None, is_open: false };
-    match session_owner {
-        Some(owner) if owner == sender => plain(sdk),
-        Some(owner) if bots.contains(&owner) && bridges.may_speak(owner, sender, marked) => {
-            Verdict { trust: Trust::Bridge, bridged_by: Some(owner.to_owned()), is_open: false }
+    let Evidence { sdk, session_owner, sender, bots, marked, claims } = *evidence;
+    let plain = |trust| Verdict { trust, bridged_by: None, is_open: false, claimant: None, device: None };
+    let of = |claimant: &UserId, verdict: Verdict| Verdict { claimant: Some(claimant.to_owned()), ..verdict };
+    let bridged =
+        |bot: &UserId| of(bot, Verdict { bridged_by: Some(bot.to_owned()), ..plain(Trust::Bridge) });
+    let speaks =
+        |bot: &UserId| bot != sender && bots.contains(&bot) && bridges.may_speak(bot, sender, marked);
+    if let Some(owner) = session_owner {
+        if owner == sender {
+            return of(owner, plain(sdk));
         }
-        Some(_) => plain(Trust::MismatchedSender),
-        // A ghost has no device of its own: this is one of the bridge's that is not known yet, or a forger's.
-        None if sdk == Trust::UnknownDevice && bridges.is_ghost(sender, bots) => {
-            Verdict { is_open: true, ..plain(Trust::MismatchedSender) }
+        if speaks(owner) {
+            return bridged(owner);
         }
-        None => plain(sdk),
+    }
+    let mut by_bridge = claims.iter().filter(|claim| speaks(&claim.user_id)).peekable();
+    let is_a_bridges = by_bridge.peek().is_some();
+    if let Some((claim, device)) = by_bridge.find_map(|claim| Some((claim, claim.device.as_ref()?))) {
+        return Verdict { device: Some(device.clone()), ..bridged(&claim.user_id) };
+    }
+    let own = claims.iter().filter(|claim| claim.user_id == sender);
+    if let Some(claim) = own.max_by_key(|claim| strength(claim.trust)) {
+        return of(sender, Verdict { device: claim.device.clone(), ..plain(claim.trust) });
+    }
+    // A ghost has no device of its own: this is one of the bridge's that is not known yet, or a forger's.
+    let is_open = is_a_bridges || (session_owner.is_none() && bridges.is_ghost(sender, bots));
+    let is_somebody_elses = session_owner.is_some() || !claims.is_empty();
+    match sdk {
+        // Nothing is known of who made an imported key: that others claim it proves nothing against the sender.
+        Trust::Imported if session_owner.is_none() => plain(sdk),
+        Trust::UnknownDevice if is_open || is_somebody_elses => {
+            Verdict { is_open, ..plain(Trust::MismatchedSender) }
+        }
+        _ if session_owner.is_some() => Verdict { is_open, ..plain(Trust::MismatchedSender) },
+        _ => plain(sdk),
+    }
+}
+
+/// Returns how much the device of a sender's own claim is worth.
+fn strength(trust: Trust) -> u8 {
+    match trust {
+        Trust::Verified => 3,
+        Trust::CrossSigned => 2,
+        Trust::Unverified => 1,
+        _ => 0,
     }
 }
 
@@ -231,7 +274,7 @@ mod tests {
 
     fn judged(sdk: Trust, owner: Option<&UserId>, sender: &UserId, bot: Option<&UserId>) -> Trust {
         let bots: Vec<_> = bot.into_iter().collect();
-        let evidence = Evidence { sdk, session_owner: owner, sender, bots: &bots, marked: true };
+        let evidence = Evidence { sdk, session_owner: owner, sender, bots: &bots, marked: true, claims: &[] };
         judge(&evidence, &bridges()).trust
     }
 
@@ -264,6 +307,7 @@ mod tests {
             sender: ghost(),
             bots: &[instagrambot()],
             marked: false,
+            claims: &[],
         };
         assert_eq!(judge(&evidence, &bridges()).bridged_by.as_deref(), Some(instagrambot()));
     }
@@ -302,7 +346,8 @@ mod tests {
         assert!(!bridges.may_speak(instagrambot(), user_id!("@owner:b.org"), true));
         let judged = |bots: &[&UserId]| {
             let (sdk, sender) = (Trust::MismatchedSender, the_owner());
-            let evidence = Evidence { sdk, session_owner: Some(mallory()), sender, bots, marked: true };
+            let evidence =
+                Evidence { sdk, session_owner: Some(mallory()), sender, bots, marked: true, claims: &[] };
             judge(&evidence, &bridges).trust
         };
         assert_eq!(judged(&[instagrambot()]), Trust::MismatchedSender, "no bridge of the room's");
@@ -347,7 +392,8 @@ mod tests {
         let bots = [instagrambot(), facebookbot];
         let judged = |owner, sender| {
             let sdk = Trust::MismatchedSender;
-            let evidence = Evidence { sdk, session_owner: Some(owner), sender, bots: &bots, marked: false };
+            let evidence =
+                Evidence { sdk, session_owner: Some(owner), sender, bots: &bots, marked: false, claims: &[] };
             judge(&evidence, &bridges()).bridged_by
         };
         assert_eq!(judged(instagrambot(), ghost()).as_deref(), Some(instagrambot()));
@@ -407,5 +453,81 @@ mod tests {
         assert!(bridges.may_speak(instagrambot(), the_owner(), false));
         assert!(!bridges.may_speak(instagrambot(), user_id!("@facebook_1:a.org"), false));
         assert!(bridges.is_ghost(ghost(), &[instagrambot()]) && !bridges.is_ghost(ghost(), &[]));
+    }
+
+    /// A claim of a user's, by a device that is known or not.
+    fn claim(user_id: &UserId, trust: Trust) -> Claim {
+        let is_known = trust != Trust::UnknownDevice;
+        let device = is_known.then(|| SessionDevice {
+            device_id: format!("of {user_id}"),
+            identity_key: "key".to_owned(),
+            master_key: None,
+        });
+        Claim { user_id: user_id.to_owned(), device, trust }
+    }
+
+    fn judged_by(
+        (sdk, session_owner): (Trust, Option<&UserId>),
+        sender: &UserId,
+        claims: &[Claim],
+    ) -> (Trust, bool, Option<OwnedUserId>) {
+        let bots = &[instagrambot()];
+        let evidence = Evidence { sdk, session_owner, sender, bots, marked: true, claims };
+        let verdict = judge(&evidence, &bridges());
+        (verdict.trust, verdict.is_open, verdict.claimant)
+    }
+
+    #[test]
+    fn a_session_that_a_member_takes_over_is_still_the_bridges() {
+        let taken = (Trust::MismatchedSender, Some(mallory()));
+        let unknown = (Trust::UnknownDevice, None);
+        let (by_bridge, by_mallory) =
+            (claim(instagrambot(), Trust::Unverified), claim(mallory(), Trust::CrossSigned));
+        let not_yet = claim(instagrambot(), Trust::UnknownDevice);
+        let bot = Some(instagrambot().to_owned());
+        let mismatched = |is_open| (Trust::MismatchedSender, is_open, None);
+        for session in [taken, unknown] {
+            let both = [by_mallory.clone(), by_bridge.clone()];
+            for sender in [ghost(), the_owner()] {
+                assert_eq!(judged_by(session, sender, &both), (Trust::Bridge, false, bot.clone()));
+                assert_eq!(
+                    judged_by(session, sender, &both[..1]),
+                    mismatched(session == unknown && sender == ghost())
+                );
+                let open = [by_mallory.clone(), not_yet.clone()];
+                assert_eq!(
+                    judged_by(session, sender, &open),
+                    mismatched(true),
+                    "the bridge's device is not known yet"
+                );
+            }
+            // What the taker says in its own name is its own, and another's is not.
+            let stranger = user_id!("@stranger:a.org");
+            assert_eq!(judged_by(session, stranger, &both), mismatched(false));
+        }
+        let own = judged_by((Trust::CrossSigned, Some(mallory())), mallory(), &[]);
+        assert_eq!(own, (Trust::CrossSigned, false, Some(mallory().to_owned())));
+        let own =
+            judged_by((Trust::MismatchedSender, Some(instagrambot())), mallory(), &[by_mallory, by_bridge]);
+        assert_eq!(own, (Trust::CrossSigned, false, Some(mallory().to_owned())));
+    }
+
+    #[test]
+    fn a_copy_of_a_session_that_the_sender_has_not_claimed_is_not_the_senders() {
+        let claims = [claim(instagrambot(), Trust::UnknownDevice)];
+        let judged = |sdk, sender| judged_by((sdk, None), sender, &claims);
+        assert_eq!(judged(Trust::UnknownDevice, mallory()).0, Trust::MismatchedSender);
+        assert_eq!(judged(Trust::UnknownDevice, ghost()), (Trust::MismatchedSender, true, None));
+        assert_eq!(
+            judged(Trust::Imported, mallory()).0,
+            Trust::Imported,
+            "nothing is proven of an imported key"
+        );
+        let own = [claims[0].clone(), claim(mallory(), Trust::UnknownDevice)];
+        let own = judged_by((Trust::UnknownDevice, None), mallory(), &own);
+        assert_eq!(own, (Trust::UnknownDevice, false, Some(mallory().to_owned())));
+        // Another account was given the key by its maker.
+        let proven = [claim(instagrambot(), Trust::Unverified)];
+        assert_eq!(judged_by((Trust::Imported, None), ghost(), &proven).0, Trust::Bridge);
     }
 }

@@ -61,6 +61,22 @@ impl HomeserverError {
         }
     }
 
+    /// Whether the homeserver does not know our token.
+    #[must_use]
+    pub fn is_unknown_token(&self) -> bool {
+        // The second, when it does not look like a token at all.
+        matches!(self.errcode(), Some("M_UNKNOWN_TOKEN" | "M_MISSING_TOKEN"))
+    }
+
+    /// Whether the homeserver does not know the device that the request was made for
+    /// ([MSC4326](https://github.com/matrix-org/matrix-spec-proposals/pull/4326)). Older ones say so in words only.
+    #[must_use]
+    pub fn is_unknown_device(&self) -> bool {
+        let Self::Status { errcode, message, .. } = self else { return false };
+        errcode == "M_UNKNOWN_DEVICE"
+            || (errcode == "M_EXCLUSIVE" && message.contains("device that doesn't exist"))
+    }
+
     /// How long the homeserver asks to be left alone.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

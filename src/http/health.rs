@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use utoipa::ToSchema;
 
 use super::HttpState;
+use crate::model::HomeserverState;
 
 /// How the store is, as last seen by whoever watches it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,8 +36,21 @@ pub(super) struct Answer {
     status: &'static str,
     /// The store.
     store: StoreHealth,
+    /// The homeserver.
+    homeserver: HomeserverHealth,
     /// The version of coucou.
     version: &'static str,
+}
+
+/// The homeserver, as the last request to it has shown.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = HealthHomeserver)]
+pub(super) struct HomeserverHealth {
+    /// `ok`, `away`, `refuses`, or `unasked`, as by a process that stands by. It changes no status.
+    state: &'static str,
+    /// Why it refuses; absent when it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
 }
 
 /// The store, as far as everybody may know.
@@ -62,6 +76,7 @@ pub struct Health {
     store: watch::Receiver<StoreState>,
     /// Why this store stands in for the one of the settings.
     stands_in: Option<String>,
+    homeserver: watch::Receiver<HomeserverState>,
 }
 
 impl Health {
@@ -69,7 +84,8 @@ impl Health {
     #[must_use]
     pub fn new(backend: &'static str) -> (watch::Sender<StoreState>, Self) {
         let (sender, store) = watch::channel(StoreState::default());
-        (sender, Self { backend, store, stands_in: None })
+        let (_, homeserver) = watch::channel(HomeserverState::default());
+        (sender, Self { backend, store, stands_in: None, homeserver })
     }
 
     /// Says that the store stands in for the one of the settings, and why: in words that everybody may read.
@@ -82,6 +98,18 @@ impl Health {
     #[must_use]
     pub fn stands_in(&self) -> Option<&str> {
         self.stands_in.as_deref()
+    }
+
+    /// Follows how the homeserver is.
+    #[must_use]
+    pub fn with_homeserver(self, homeserver: watch::Receiver<HomeserverState>) -> Self {
+        Self { homeserver, ..self }
+    }
+
+    /// How the homeserver is.
+    #[must_use]
+    pub fn homeserver(&self) -> HomeserverState {
+        self.homeserver.borrow().clone()
     }
 
     /// How the store is.
@@ -98,9 +126,11 @@ impl Health {
             StoreState::Unavailable { reason } => ("unavailable", Some(reason)),
         };
         let ready = state == "ready";
+        let homeserver = self.homeserver();
         let body = Answer {
             status: if ready { "ok" } else { "degraded" },
             store: StoreHealth { backend: self.backend, state, fallback: self.stands_in.is_some(), reason },
+            homeserver: HomeserverHealth { state: homeserver.as_str(), reason: homeserver.why() },
             version: env!("CARGO_PKG_VERSION"),
         };
         (if ready { StatusCode::OK } else { away }, Json(body)).into_response()

@@ -288,7 +288,10 @@ async fn health_and_ready_say_how_the_store_is() {
         let (status, _, answer) = rig.ask("GET", path, None, vec![]).await;
         (status, answer)
     };
-    let answer = |status: &str, store: Value| json!({ "status": status, "store": store, "version": env!("CARGO_PKG_VERSION") });
+    let answer = |status: &str, store: Value| {
+        let homeserver = json!({ "state": "unasked" });
+        json!({ "status": status, "store": store, "homeserver": homeserver, "version": env!("CARGO_PKG_VERSION") })
+    };
     let starting = answer("degraded", json!({ "backend": "sqlite", "state": "starting", "fallback": false }));
     assert_eq!(ask("/api/v1/health").await, (200, starting.clone()));
     assert_eq!(ask("/api/v1/ready").await, (503, starting));

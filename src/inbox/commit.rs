@@ -20,7 +20,7 @@ use crate::{
         key_news, leases,
         member_redactions::{self, MemberRedaction},
         memberships::{self, MembershipChange, Successor},
-        messages::{self, MegolmIndex},
+        messages::{self, IndexClaim, MegolmIndex},
         outbox::{self, Queued},
         pending::{self, NewPending, Waits},
         probes, readings, redacted, redactions, rooms,
@@ -47,6 +47,8 @@ pub(super) struct Outcome {
     pub messages: Vec<Message>,
     /// Places of Megolm sessions that they used.
     pub used: Vec<(MegolmIndex, String)>,
+    /// In whose names they were used, where that is to be known.
+    pub index_claims: Vec<IndexClaim>,
     /// Events that wait from now on.
     pub waiting: Vec<NewPending>,
     /// Events that were tried in vain: event id and reason. They leave their room's order.
@@ -159,6 +161,7 @@ impl Worker {
         self.write_waiting(&mut tx, &outcome, now).await?;
         let dropped = self.bound_held(&mut tx, &outcome).await?;
         messages::use_indexes(&mut tx, &outcome.used, now).await?;
+        messages::claim_indexes(&mut tx, &outcome.index_claims).await?;
         self.write_silence(&mut tx, &mut outcome, now).await?;
         messages::insert(&mut tx, seal, &outcome.messages, now).await?;
         outcome.apply_redactions(&mut tx, seal, now).await?;

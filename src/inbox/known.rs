@@ -19,6 +19,8 @@ pub(super) struct Known {
     pub(super) messages: HashSet<String>,
     /// Which event used which place of a Megolm session.
     pub(super) indexes: HashMap<MegolmIndex, String>,
+    /// In whose names places were used, and by which event, where that was noted.
+    pub(super) index_claims: HashMap<MegolmIndex, Vec<(String, String)>>,
     /// Events of the batch that later ones have overtaken.
     pub(super) overtaken: HashSet<OwnedEventId>,
     pub(super) reactions: Reactions,

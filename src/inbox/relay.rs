@@ -113,7 +113,7 @@ impl Worker {
         let reactions = Reactions::find(db, &all).await?;
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
         let (mut events, mut redacting) = (Vec::new(), HashSet::new());
-        for event in all {
+        for &event in &all {
             ids.extend(self.membership_id(event));
             let relay = self.relays(&event.room_id);
             let is_listened_to = event.state_key.is_none() && self.listens_to(event);
@@ -156,19 +156,24 @@ impl Worker {
             let id = messages::message_id(PayloadClass::Event, &sealed.event_id);
             !messages.contains(id.as_str())
         });
-        let decrypted = self.decrypter.decrypt(sealed).await?;
-        let overtaken = HashSet::new();
-        Ok(Known {
+        let mut decrypted = self.decrypter.decrypt(sealed).await?;
+        self.add_claims(&all, &mut decrypted).await?;
+        let (overtaken, index_claims) = Default::default();
+        let mut known = Known {
             decrypted,
             messages,
             indexes,
+            index_claims,
             overtaken,
             reactions,
             on_ledger,
             redacted,
             dismissed,
             redacting,
-        })
+        };
+        let places = all.iter().filter_map(|event| Some((megolm_index(event)?, event.event_id.as_str())));
+        known.load_index_claims(db, places).await?;
+        Ok(known)
     }
 
     /// Moves a room's queue as far as it goes.
@@ -332,10 +337,11 @@ impl Worker {
         if let Some(clear) = clear {
             let (clear_type, clear_content) = event::told(&clear.event);
             let bots = pins::bots(&room.state);
-            match self.rooms.pins.admit(event, &clear, &clear_content, &bots, late) {
+            let claimant = match self.rooms.pins.admit(event, &clear, &clear_content, &bots, late) {
                 Ok(admitted) => {
                     encryption = admitted.encryption;
                     bridge_device = admitted.bridge_device;
+                    admitted.claimant
                 }
                 Err(held) => {
                     if held.is_open {
@@ -345,16 +351,13 @@ impl Worker {
                     refuse(event, Reason::UntrustedSender, outcome);
                     return Ok(false);
                 }
-            }
+            };
             // Only a genuine event takes a place: a forger's copy that comes first must not keep it.
-            if let Some(index) = megolm_index(event) {
-                let user = event.event_id.to_string();
-                let first = known.indexes.entry(index.clone()).or_insert_with(|| user.clone());
-                if *first != user {
-                    refuse(event, Reason::Replay, outcome);
-                    return Ok(false);
-                }
-                outcome.used.push((index, user));
+            if let Some(index) = megolm_index(event)
+                && !outcome.use_index(index, event, &claimant, known)
+            {
+                refuse(event, Reason::Replay, outcome);
+                return Ok(false);
             }
             outcome.waited.push(now.since(event.received_at));
             event_type = clear_type.unwrap_or(event_type);

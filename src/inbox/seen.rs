@@ -133,13 +133,19 @@ mod tests {
             seen.is_nothing(AccountId(id), &changes)
         };
         let there: Option<&[&str]> = Some(&["signed_curve25519"]);
-        assert!(!is_nothing(1, 50, there));
-        assert!(is_nothing(1, 50, there));
-        assert!(!is_nothing(2, 50, there), "another account");
-        assert!(!is_nothing(1, 49, there) && !is_nothing(1, 49, there), "too few, as long as it is so");
-        assert!(!is_nothing(1, 50, there));
-        assert!(!is_nothing(1, 50, Some(&[])) && !is_nothing(1, 50, Some(&[])), "the fallback key is used");
-        assert!(!is_nothing(1, 50, None) && is_nothing(1, 50, None));
+        assert!(!is_nothing(1, ENOUGH_KEYS, there));
+        assert!(is_nothing(1, ENOUGH_KEYS, there));
+        assert!(!is_nothing(2, ENOUGH_KEYS, there), "another account");
+        assert!(
+            !is_nothing(1, ENOUGH_KEYS - 1, there) && !is_nothing(1, ENOUGH_KEYS - 1, there),
+            "too few, as long as it is so"
+        );
+        assert!(!is_nothing(1, ENOUGH_KEYS, there));
+        assert!(
+            !is_nothing(1, ENOUGH_KEYS, Some(&[])) && !is_nothing(1, ENOUGH_KEYS, Some(&[])),
+            "the fallback key is used"
+        );
+        assert!(!is_nothing(1, ENOUGH_KEYS, None) && is_nothing(1, ENOUGH_KEYS, None));
         let devices = Changes { changed: vec!["@a:b".try_into().unwrap()], ..Changes::default() };
         assert!(!seen.is_nothing(AccountId(1), &devices) && !seen.is_nothing(AccountId(1), &devices));
     }

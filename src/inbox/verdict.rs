@@ -6,6 +6,7 @@ use ruma::{OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value};
 
 use super::{
+    claims::Claimant,
     event::WireEvent,
     pins::Pins,
     worker::{Worker, room_keys},
@@ -35,6 +36,8 @@ pub struct Admitted {
     pub encryption: Encryption,
     /// The bridge bot that encrypted it, and the device.
     pub bridge_device: Option<(OwnedUserId, SessionDevice)>,
+    /// In whose name it uses its place of the session.
+    pub claimant: Claimant,
 }
 
 /// An event that may not.
@@ -86,6 +89,7 @@ impl Pins {
             sender: &event.sender,
             bots,
             marked: messages::is_puppets(content),
+            claims: &clear.claims,
         };
         let verdict = trust::judge(&evidence, &self.bridges);
         let action = self.actions.action(verdict.trust);
@@ -96,12 +100,17 @@ impl Pins {
             }
             return Err(Held { is_open: verdict.is_open, for_unknown });
         }
-        let speaker = match verdict.trust {
-            Trust::Bridge => verdict.bridged_by.clone(),
-            _ => clear.session_owner.clone().filter(|owner| bots.contains(&&**owner)),
+        let speaker = verdict.claimant.clone().or_else(|| clear.session_owner.clone());
+        let speaker = speaker.filter(|speaker| bots.contains(&&**speaker));
+        let device = verdict.device.or_else(|| clear.device.clone());
+        let claimant = match (verdict.claimant, &verdict.bridged_by) {
+            (_, Some(bot)) => Claimant::Bridge(bot.clone()),
+            (Some(sender), None) => Claimant::Sender(sender),
+            (None, None) => Claimant::Unknown,
         };
         Ok(Admitted {
-            bridge_device: speaker.zip(clear.device.clone()),
+            bridge_device: speaker.zip(device),
+            claimant,
             encryption: Encryption {
                 encrypted: true,
                 algorithm: Some(clear.algorithm.to_owned()),

@@ -1,6 +1,8 @@
 //! Every store method, on both databases.
 
 mod bridges;
+mod bundles;
+mod claims;
 
 use std::time::Duration;
 

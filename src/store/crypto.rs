@@ -4,6 +4,8 @@
 //! sealed for its row on the way in and opened on the way out; what rows are looked up by stays in clear.
 //! Every table is scoped by account ([`Scope`]), so that two accounts in one database never meet.
 
+pub mod bundles;
+pub mod claims;
 pub mod inbound;
 pub mod listed;
 pub mod olm;

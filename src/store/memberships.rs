@@ -9,7 +9,7 @@ use ruma::{OwnedRoomId, OwnedUserId, RoomId};
 use super::{Db, StoreError, Tx, db::values};
 use crate::{
     clock::Timestamp,
-    model::{AccountId, Membership},
+    model::{AccountId, Membership, Relay},
 };
 
 const CORRUPT: StoreError = StoreError::Corrupt("room_accounts");
@@ -42,7 +42,7 @@ pub struct MembershipChange {
     pub inviter: Option<OwnedUserId>,
 }
 
-/// Writes memberships; an invite becomes due at once.
+/// Writes memberships; an invite becomes due at once, and who invited stays known of an account that joins.
 ///
 /// # Errors
 /// When the database fails.
@@ -62,7 +62,9 @@ pub async fn put(tx: &mut Tx, changes: &[MembershipChange], now: Timestamp) -> R
     tx.execute_many(
         "INSERT INTO room_accounts (room_id, account_id, membership, inviter, due_at, tries) VALUES {rows} \
          ON CONFLICT (room_id, account_id) DO UPDATE SET membership = excluded.membership, \
-         inviter = excluded.inviter, due_at = excluded.due_at, tries = 0",
+         inviter = COALESCE(excluded.inviter, \
+             CASE WHEN excluded.membership = 'join' THEN room_accounts.inviter END), \
+         due_at = excluded.due_at, tries = 0",
         vec![],
         rows,
     )
@@ -153,6 +155,41 @@ pub async fn follow(tx: &mut Tx, successors: &[Successor], now: Timestamp) -> Re
     )
     .await?;
     Ok(())
+}
+
+/// What an account is to a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipOf {
+    /// Its membership.
+    pub membership: Membership,
+    /// Who invited it, last.
+    pub inviter: Option<OwnedUserId>,
+    /// Whether the room is relayed.
+    pub relay: Relay,
+}
+
+/// Finds what an account is to a room.
+///
+/// # Errors
+/// When the database fails.
+pub async fn find(
+    db: &Db,
+    room_id: &RoomId,
+    account_id: AccountId,
+) -> Result<Option<MembershipOf>, StoreError> {
+    let row: Option<(String, Option<String>, Option<String>)> = db
+        .fetch_optional(
+            "SELECT a.membership, a.inviter, r.relay FROM room_accounts AS a \
+             LEFT JOIN rooms AS r ON r.room_id = a.room_id WHERE a.room_id = $1 AND a.account_id = $2",
+            values![room_id.as_str(), account_id.0],
+        )
+        .await?;
+    let found = |(membership, inviter, relay): (String, Option<String>, Option<String>)| MembershipOf {
+        membership: Membership::parse(&membership),
+        inviter: inviter.and_then(|inviter| OwnedUserId::try_from(inviter).ok()),
+        relay: relay.as_deref().and_then(Relay::parse).unwrap_or(Relay::Unknown),
+    };
+    Ok(row.map(found))
 }
 
 /// The rooms that an account has joined.

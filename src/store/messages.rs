@@ -225,6 +225,43 @@ pub async fn heights(
     Ok(rows.into_iter().filter_map(height).collect())
 }
 
+/// In whose name a place of a session was used, and by which event.
+pub type IndexClaim = (MegolmIndex, String, String);
+
+pub(super) const CLAIMED: &str = "SELECT c.room_id, c.session_id, c.message_index, c.claimant, c.event_id \
+     FROM (VALUES {rows}) AS v JOIN megolm_index_claims AS c ON c.room_id = v.column1 \
+     AND c.session_id = v.column2 AND c.message_index = v.column3";
+
+/// Finds in whose names these places were used, as far as that was noted.
+///
+/// # Errors
+/// When the database fails.
+pub async fn index_claims(db: &Db, indexes: &[MegolmIndex]) -> Result<Vec<IndexClaim>, StoreError> {
+    let rows = indexes.iter().map(|(room, session, index)| values![room.as_str(), session.as_str(), *index]);
+    let rows: Vec<(String, String, i64, String, String)> =
+        db.fetch_many(CLAIMED, vec![], rows.collect()).await?;
+    let claim = |(room, session, index, claimant, event)| ((room, session, index), claimant, event);
+    Ok(rows.into_iter().map(claim).collect())
+}
+
+/// Notes in whose names places were used; of one name the first event stays.
+///
+/// # Errors
+/// When the database fails.
+pub async fn claim_indexes(tx: &mut Tx, claims: &[IndexClaim]) -> Result<(), StoreError> {
+    let rows = claims.iter().map(|((room, session, index), claimant, event)| {
+        values![room.as_str(), session.as_str(), *index, claimant.as_str(), event.as_str()]
+    });
+    tx.execute_many(
+        "INSERT INTO megolm_index_claims (room_id, session_id, message_index, claimant, event_id) \
+         VALUES {rows} ON CONFLICT DO NOTHING",
+        vec![],
+        rows.collect(),
+    )
+    .await?;
+    Ok(())
+}
+
 /// Remembers which event used which place; the first one stays.
 ///
 /// # Errors

@@ -135,6 +135,12 @@ pub async fn forget_indexes(tx: &mut Tx, before: Timestamp) -> Result<u64, Store
     )
     .await?;
     tx.execute_many(
+        "DELETE FROM megolm_index_claims WHERE (room_id, session_id, message_index) IN (VALUES {rows})",
+        vec![],
+        found.iter().map(|(room, session, index)| values![room.as_str(), session.as_str(), *index]).collect(),
+    )
+    .await?;
+    tx.execute_many(
         "DELETE FROM megolm_indexes WHERE (room_id, session_id, message_index) IN (VALUES {rows})",
         vec![],
         found.iter().map(|(room, session, index)| values![room.as_str(), session.as_str(), *index]).collect(),

@@ -314,6 +314,12 @@ pub async fn set_due_unless_relayed(
 /// When the database fails.
 pub async fn delete_unwanted_keys(tx: &mut Tx) -> Result<u64, StoreError> {
     tx.execute(
+        "DELETE FROM megolm_claims WHERE room_id IN (SELECT room_id FROM rooms \
+         WHERE relay = 'no' AND unrelayed_since IS NULL AND managed_by IS NULL)",
+        vec![],
+    )
+    .await?;
+    tx.execute(
         "DELETE FROM megolm_inbound_sessions WHERE room_id IN (SELECT room_id FROM rooms \
          WHERE relay = 'no' AND unrelayed_since IS NULL AND managed_by IS NULL)",
         vec![],

@@ -215,6 +215,16 @@ impl User {
         assert!((200..300).contains(&status), "{method} {path} answered {status}: {answer}");
     }
 
+    /// Uploads a file and answers its address.
+    pub(crate) async fn upload(&self, file: Vec<u8>) -> String {
+        let url = format!("{}/_matrix/media/v3/upload", self.url);
+        let request =
+            http().post(url).bearer_auth(&self.token).header("content-type", "application/octet-stream");
+        let answer = request.body(file).send().await.unwrap().bytes().await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        answer["content_uri"].as_str().unwrap().to_owned()
+    }
+
     /// Creates a private room and answers its id.
     pub(crate) async fn create_room(&self, options: &Value) -> String {
         let answer = self.request("POST", "v3/createRoom", Some(options)).await;

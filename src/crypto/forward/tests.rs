@@ -182,7 +182,7 @@ impl Scene {
     }
 
     /// The engine learns of the devices of others.
-    async fn meet(&self, peers: &[&Peer]) {
+    pub(crate) async fn meet(&self, peers: &[&Peer]) {
         let machine = &self.engine.machine;
         machine.update_tracked_users(peers.iter().map(|peer| &*peer.user_id)).await.unwrap();
         let mut response = get_keys::v3::Response::new();
@@ -267,6 +267,21 @@ fn say(bridge: &Peer, session: &mut GroupSession) -> Box<RawValue> {
 pub(crate) fn room_key(peer: &mut Peer, scene: &mut Scene, session: &GroupSession) -> Box<RawValue> {
     let content = json!({
         "algorithm": MEGOLM, "room_id": room(), "session_id": session.session_id(),
+        "session_key": session.session_key().to_base64(),
+    });
+    let plain = peer.inside(scene, "m.room_key", &content);
+    peer.encrypt(scene, &plain)
+}
+
+/// The key of one session under the name of another.
+pub(crate) fn false_key(
+    peer: &mut Peer,
+    scene: &mut Scene,
+    session: &GroupSession,
+    named: &GroupSession,
+) -> Box<RawValue> {
+    let content = json!({
+        "algorithm": MEGOLM, "room_id": room(), "session_id": named.session_id(),
         "session_key": session.session_key().to_base64(),
     });
     let plain = peer.inside(scene, "m.room_key", &content);

@@ -60,6 +60,10 @@ pub(super) fn olm_session(own: &DeviceKeys, pickle: &[u8]) -> Result<Session> {
 pub(super) fn inbound_session(found: &inbound::Found) -> Result<InboundGroupSession> {
     let mut pickle: PickledInboundGroupSession = from_msgpack("megolm_inbound_sessions", &found.pickle)?;
     pickle.backed_up = found.backed_up;
+    unpickled(pickle)
+}
+
+pub(super) fn unpickled(pickle: PickledInboundGroupSession) -> Result<InboundGroupSession> {
     InboundGroupSession::from_pickle(pickle).map_err(|_| corrupt("megolm_inbound_sessions"))
 }
 

@@ -28,7 +28,7 @@ use ruma::{
 use zeroize::Zeroizing;
 
 use super::{
-    AccountStore, AccountStoreError, Result,
+    AccountStore, AccountStoreError, Result, before,
     cache::Cache,
     codec,
     save::{self, Batch},
@@ -112,6 +112,7 @@ impl CryptoStore for AccountStore {
     ) -> Result<Option<InboundGroupSession>> {
         self.open()?;
         if let Some(session) = self.cache.session(room_id, session_id) {
+            before::note(room_id, session_id, Some(&session));
             return Ok(Some(session));
         }
         let ticket = self.cache.ticket();
@@ -122,6 +123,7 @@ impl CryptoStore for AccountStore {
         if let Some(session) = &session {
             self.cache.fill_session(ticket, session);
         }
+        before::note(room_id, session_id, session.as_ref());
         Ok(session)
     }
 

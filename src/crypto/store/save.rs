@@ -9,13 +9,13 @@ use matrix_sdk_crypto::{
 };
 use ruma::OwnedUserId;
 
-use super::{Result, cache::Cache, codec};
+use super::{Result, cache::Cache, codec, twice};
 use crate::{
     clock::Timestamp,
     store::{
         Tx,
         crypto::{
-            Key, Plain, Rows, Scope, inbound, olm, requests, rooms, users,
+            Key, Plain, Rows, Scope, bundles, inbound, olm, requests, rooms, users,
             values::{self, Name},
         },
         key_news,
@@ -152,7 +152,7 @@ impl Batch {
     }
 
     async fn add_inbound(&mut self, sessions: Vec<InboundGroupSession>) -> Result<()> {
-        for session in sessions {
+        for session in twice::merge(sessions).await? {
             let pickle = session.pickle().await;
             let row = inbound::Row {
                 sender_key: session.sender_key().to_base64(),
@@ -219,6 +219,7 @@ impl Batch {
         rooms::save_outbound(tx, scope, self.outbound).await?;
         rooms::save_withheld(tx, scope, self.withheld).await?;
         rooms::save_settings(tx, scope, self.settings).await?;
+        bundles::want(tx, scope, self.bundles.keys().cloned().collect(), now).await?;
         rooms::save_bundles(tx, scope, self.bundles).await?;
         rooms::save_pending(tx, scope, self.pending).await?;
         rooms::delete_pending(tx, scope, self.no_longer_pending).await?;

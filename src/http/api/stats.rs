@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    model::{self, Role},
+    model::{self, HomeserverState, Role},
     store::{
         accounts,
         crypto::recovery_key::{self, RecoveryKeyHolder},
@@ -35,6 +35,9 @@ pub(super) struct Stats {
     now: String,
     /// The store.
     store: Store,
+    /// The homeserver, as the last request to it has shown: `ok`, `away`, `refuses: ` and why, or `unasked`, as by a
+    /// process that stands by.
+    homeserver: String,
     /// What the store says; null while it is away.
     stored: Option<Stored>,
 }
@@ -258,6 +261,10 @@ pub(super) async fn get(State(state): State<HttpState>, query: Query) -> Result<
             state: text,
             fallback: state.health.stands_in().is_some(),
             fallback_reason: state.health.stands_in().map(str::to_owned),
+        },
+        homeserver: match state.health.homeserver() {
+            HomeserverState::Refuses { why } => format!("refuses: {why}"),
+            state => state.as_str().to_owned(),
         },
         stored,
     }))

@@ -45,6 +45,8 @@ async fn a_store_is_looked_at_without_a_change() {
                 "0021_settled_rooms",
                 "0022_member_redactions",
                 "0023_bridge_logins",
+                "0028_key_bundles",
+                "0029_session_claims",
             ])
         );
         let mut tx = again.begin().await.unwrap();

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Key, Plain, Scope, keys};
+use super::{Key, Plain, Scope, claims, keys};
 use crate::{
     clock::Timestamp,
     model::AccountId,
@@ -293,6 +293,7 @@ pub async fn reset_backup(tx: &mut Tx, scope: &Scope<'_>) -> Result<(), StoreErr
 /// # Errors
 /// When the database fails.
 pub async fn delete(tx: &mut Tx, scope: &Scope<'_>, sessions: BTreeSet<Key<2>>) -> Result<u64, StoreError> {
+    tx.execute_many(claims::DELETE, vec![], keys(scope, sessions.clone())).await?;
     tx.execute_many(DELETE, vec![], keys(scope, sessions)).await
 }
 
@@ -301,5 +302,10 @@ pub async fn delete(tx: &mut Tx, scope: &Scope<'_>, sessions: BTreeSet<Key<2>>) 
 /// # Errors
 /// When the database fails.
 pub async fn delete_of_room(tx: &mut Tx, scope: &Scope<'_>, room_id: &str) -> Result<u64, StoreError> {
+    tx.execute(
+        "DELETE FROM megolm_claims WHERE account_id = $1 AND room_id = $2",
+        scope.values(&Key::of([room_id])),
+    )
+    .await?;
     tx.execute(DELETE_OF_ROOM, scope.values(&Key::of([room_id]))).await
 }

@@ -50,6 +50,8 @@ migrations! {
     "0021_settled_rooms"
     "0022_member_redactions"
     "0023_bridge_logins"
+    "0028_key_bundles"
+    "0029_session_claims"
 }
 
 /// The leading number of a migration's file name.
