@@ -1,6 +1,7 @@
 //! End-to-end encryption: one `OlmMachine` for each account, over a store of ours.
 
 pub mod backup;
+pub mod encrypted;
 pub mod engine;
 mod forward;
 pub mod import;
@@ -16,6 +17,7 @@ pub mod trust;
 mod unwedge;
 
 pub use backup::KeyBackup;
+pub use encrypted::Encrypted;
 pub use engine::{Changes, Clear, CryptoError, Decrypted, ENOUGH_KEYS, Engine, RoomKey, SessionDevice};
 pub use keylane::KeyLane;
 pub use requests::Asker;

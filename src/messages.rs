@@ -71,7 +71,7 @@ pub fn undecryptable(
     received_at: Timestamp,
 ) -> Draft {
     // It is of no use to anybody without the key, and can be 60 kB.
-    event.content.remove("ciphertext");
+    event.content = event.content.without("ciphertext");
     let device_id = event.content.get("device_id").and_then(Value::as_str).map(str::to_owned);
     let relates_to = RelatesTo::read(&event.content);
     let class = PayloadClass::Undecryptable;
@@ -135,6 +135,7 @@ fn bare(
         undecryptable: None,
         undecryptable_id: None,
         encryption: event.encryption,
+        repairs: event.repairs,
         matrix: Matrix { event_type: event.event_type, content: event.content },
     }
 }

@@ -186,6 +186,7 @@ fn clear(event: &WireEvent) -> ClearEvent {
         origin_server_ts: event.origin_server_ts,
         event_type: event.event_type.clone(),
         content: event.content(),
+        repairs: event.repairs.clone(),
         redacts: None,
         encryption: Encryption::default(),
         late: false,
