@@ -76,6 +76,13 @@ impl Scene {
         self.bridge.say(&self.room_id, "1", text)
     }
 
+    /// Puts a transaction as it is written, which need be no JSON that a reader of ours takes.
+    async fn put_written(&self, txn_id: &str, body: &str) {
+        let url = format!("{}/_matrix/app/v1/transactions/{txn_id}", self.coucou.url());
+        let put = http().put(url).bearer_auth(self.coucou.registered("hs_token")).body(body.to_owned());
+        assert_eq!(put.send().await.unwrap().status().as_u16(), 200, "{body}");
+    }
+
     async fn all_arrived(&mut self, after: &str) {
         self.receiver.wait_for(self.said.len(), SOON).await;
         self.settled().await;
@@ -222,7 +229,6 @@ fn homeless_events(scene: &Scene) -> Vec<(&'static str, Value)> {
         ("an array for a room", with("room_id", json!(["!room"]))),
         ("an object for a sender", with("sender", json!({}))),
         ("null for a type", with("type", Value::Null)),
-        ("a text for a time", with("origin_server_ts", json!("noon"))),
         ("NUL in the event id", with("event_id", json!("$a\0b"))),
         ("NUL in the room id", with("room_id", json!("!a\0b:localhost"))),
         ("NUL in the sender", with("sender", json!("@a\0b:localhost"))),
@@ -301,6 +307,32 @@ fn odd_states(scene: &Scene) -> Vec<(&'static str, Value)> {
         ("a number for a state key", state("m.room.name", json!(7), json!({"name": "x"}))),
         ("the bridge as it was", bridge("instagramgo")),
     ]
+}
+
+/// Members of an event's envelope that no strict reader takes; the event is authentic all the same.
+fn odd_members() -> [&'static str; 11] {
+    [
+        "\"origin_server_ts\":18446744073709551615",
+        "\"origin_server_ts\":-1",
+        "\"origin_server_ts\":1.5",
+        "\"origin_server_ts\":1e400",
+        "\"origin_server_ts\":\"noon\"",
+        "\"origin_server_ts\":null",
+        "\"unsigned\":{\"age\":1e400}",
+        "\"unsigned\":{\"prev_content\":{\"body\":\"\\ud83d\"}}",
+        "\"\\udc00\":1",
+        "\"redacts\":{\"n\":1e400}",
+        "\"depth\":123456789012345678901234567890",
+    ]
+}
+
+/// An event with another member, as a text.
+fn with_member(event: &Value, member: &str) -> String {
+    let mut event = event.clone();
+    let (name, _) = member.split_once(':').unwrap();
+    event.as_object_mut().unwrap().remove(name.trim_matches('"'));
+    let event = event.to_string();
+    format!("{{{member},{}", event.strip_prefix('{').unwrap())
 }
 
 /// To-device messages that are none, or lie.
@@ -391,6 +423,18 @@ async fn nothing_bad_holds_up_what_is_good(store: Store) {
     scene.good_passes("what is no event at all").await;
     assert!(scene.coucou.log().contains("a transaction has malformed members"));
     assert_eq!(scene.kept().await[2], waiting, "nothing is kept of what is refused");
+
+    for (number, odd) in odd_members().into_iter().enumerate() {
+        let event = scene.say(odd);
+        let encrypted = with_member(&event, odd);
+        let plain =
+            scene.bad("m.room.message", &json!({"msgtype": "m.text", "body": format!("plain {odd}")}));
+        scene.said.push(format!("plain {odd}"));
+        let plain = with_member(&plain, odd);
+        scene.put_written(&format!("odd{number}"), &format!("{{\"events\":[{encrypted},{plain}]}}")).await;
+        scene.good_passes(odd).await;
+    }
+    assert_eq!(scene.kept().await[2], waiting, "all of it was told");
 
     for (what, state) in odd_states(&scene) {
         assert_eq!(scene.homeserver.push(&[state], &[]).await, 200);

@@ -22,6 +22,7 @@ pub(crate) mod cutter;
 pub(crate) mod fake_homeserver;
 pub(crate) mod forwarder;
 pub(crate) mod gate;
+pub(crate) mod json;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod receiver;
