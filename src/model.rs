@@ -14,6 +14,7 @@ mod recovery;
 mod room;
 mod silence;
 mod sync;
+pub mod text;
 mod trust;
 mod webhook;
 

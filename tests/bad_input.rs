@@ -12,7 +12,7 @@ use crate::support::{
     fake_homeserver::{FakeBridge, FakeHomeserver, event},
     http,
     postgres::Database,
-    receiver::Receiver,
+    receiver::{Attempt, Receiver},
     until,
 };
 
@@ -470,4 +470,108 @@ async fn nothing_bad_holds_up_what_is_good_on_sqlite() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_bad_holds_up_what_is_good_on_postgres() {
     nothing_bad_holds_up_what_is_good(Store::Postgres(Database::create().await)).await;
+}
+
+/// Contents with ids that no server gave, as they stand inside of ciphertext.
+fn hostile_contents() -> Vec<Value> {
+    let long: String = (0..8_000_u32).map(|at| char::from(b'a' + (at * 7919 % 25) as u8)).collect();
+    let ids = [
+        json!("$\0"),
+        json!(format!("$a\0{long}")),
+        json!(format!("${long}")),
+        json!(7),
+        json!({"a": "$\0"}),
+        Value::Null,
+    ];
+    let new = json!({"msgtype": "m.text", "body": "x"});
+    let relations = |id: &Value| {
+        [
+            json!({"rel_type": "m.replace", "event_id": id}),
+            json!({"rel_type": "m.thread", "event_id": id, "m.in_reply_to": {"event_id": id}}),
+            json!({"rel_type": "m.annotation", "event_id": id, "key": "\0"}),
+            json!({"rel_type": "m.reference", "event_id": id}),
+            json!({"m.in_reply_to": {"event_id": id}}),
+        ]
+    };
+    let relations = ids.iter().flat_map(relations);
+    relations
+        .map(|relation| {
+            json!({"msgtype": "m.text", "body": "hostile", "m.new_content": new, "m.relates_to": relation,
+                "redacts": "$\0", "m.mentions": {"user_ids": ["@\0:b"]}, "external_url": long})
+        })
+        .collect()
+}
+
+/// How long something good may take beside something hostile.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+async fn hostile_ids_inside_of_ciphertext_hold_up_no_one(store: Store) {
+    let mut scene = Scene::set(store).await;
+    let (bot, device_id, room_id) = (scene.bridge.bot(), scene.device_id.clone(), scene.room_id.clone());
+    let other = scene.bridge.create_portal(&scene.homeserver, "2", "Bob");
+    scene.homeserver.invite(&other, &bot, BOT).await;
+    scene.homeserver.wait_for_join(&other, BOT, SOON).await;
+    let key = scene.bridge.share_key(&scene.homeserver, &other, BOT, &device_id);
+    assert_eq!(scene.homeserver.push(&[], &key).await, 200);
+    let hostile = hostile_contents();
+    let mut expected = scene.receiver.messages().len();
+    for when in ["before", "with", "after"] {
+        scene.bridge.rotate(&room_id);
+        scene.homeserver.hold_lane(true);
+        let key = scene.bridge.share_key(&scene.homeserver, &room_id, BOT, &device_id);
+        let mut events = vec![scene.bridge.say(&room_id, "1", "good")];
+        for content in &hostile {
+            events.push(scene.bridge.encrypt(&room_id, "1", "m.room.message", content));
+            events.push(scene.bridge.say(&room_id, "1", "good"));
+        }
+        let ids: Vec<String> =
+            events.iter().map(|event| event["event_id"].as_str().unwrap().to_owned()).collect();
+        let count = ids.len();
+        match when {
+            "before" => {
+                assert_eq!(scene.homeserver.push(&[], &key).await, 200);
+                assert_eq!(scene.homeserver.push(&events, &[]).await, 200);
+            }
+            "with" => assert_eq!(scene.homeserver.push(&events, &key).await, 200),
+            _ => {
+                assert_eq!(scene.homeserver.push(&events, &[]).await, 200);
+                let waiting = async || {
+                    let on_ledger = "SELECT COUNT(*) FROM pending_events WHERE state = 'ledger'";
+                    (scene.number(on_ledger).await == i64::try_from(count).unwrap()).then_some(())
+                };
+                until("the events to be on the ledger", SOON, waiting).await;
+                assert_eq!(scene.homeserver.push(&[], &key).await, 200);
+            }
+        }
+        scene.homeserver.hold_lane(false);
+        let beside = scene.bridge.say(&other, "2", "beside");
+        assert_eq!(scene.homeserver.push(&[beside], &[]).await, 200);
+        expected += count + 1;
+        scene.receiver.wait_for(expected, AT_ONCE).await;
+        let taken = scene.receiver.messages();
+        let arrived: Vec<&str> =
+            taken.iter().map(Attempt::event_id).filter(|id| ids.iter().any(|it| it == id)).collect();
+        assert!(arrived == ids, "{when}: each once, in order");
+        assert!(!scene.coucou.log().contains(STUCK), "{when}:\n{}", scene.coucou.log());
+    }
+    let taken = scene.receiver.messages();
+    let hostile_ones: Vec<_> =
+        taken.iter().filter(|taken| taken.data()["content"]["text"] == "hostile").collect();
+    assert_eq!(hostile_ones.len(), 3 * hostile.len());
+    assert!(hostile_ones.iter().all(|taken| taken.data()["repairs"][0]["reason"] == "bad_id"));
+    assert_eq!(
+        scene.number("SELECT COUNT(*) FROM inbox WHERE processed_at IS NULL").await,
+        0,
+        "nothing is set aside"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_ids_inside_of_ciphertext_hold_up_no_one_on_sqlite() {
+    hostile_ids_inside_of_ciphertext_hold_up_no_one(Store::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_ids_inside_of_ciphertext_hold_up_no_one_on_postgres() {
+    hostile_ids_inside_of_ciphertext_hold_up_no_one(Store::Postgres(Database::create().await)).await;
 }

@@ -12,6 +12,7 @@ use crate::{
         JsonObject, Repair, RepairReason,
         json::{self, EventBody},
         ledger::Malformed,
+        text,
     },
 };
 
@@ -89,15 +90,6 @@ struct Head<'a> {
 /// ([spec](https://spec.matrix.org/latest/client-server-api/#mroomencrypted)).
 pub const ENCRYPTED: &str = "m.room.encrypted";
 
-/// The most bytes of an id ([spec](https://spec.matrix.org/latest/appendices/#common-identifier-format)).
-const LONGEST_ID: usize = 255;
-
-/// Whether a text may stand in a column that is looked up by. PostgreSQL stores no NUL and indexes nothing
-/// long: one such event would fail the whole step, and hold up everything behind it for ever.
-pub(super) fn can_be_kept(id: &str) -> bool {
-    id.len() <= LONGEST_ID && !id.contains('\0')
-}
-
 /// The type of an event, of which nothing else is read.
 pub(super) fn clear_type(event: &RawValue) -> Option<String> {
     #[derive(Deserialize)]
@@ -127,8 +119,8 @@ impl WireEvent {
             ("room_id", head.room_id.as_str()),
             ("sender", head.sender.as_str()),
         ];
-        if let Some((name, _)) = ids.iter().find(|(_, id)| !can_be_kept(id)) {
-            return Err(format!("{name} is longer than {LONGEST_ID} bytes or holds a NUL"));
+        if let Some((name, _)) = ids.iter().find(|(_, id)| !text::is_id(id)) {
+            return Err(format!("{name} is longer than {} bytes or holds a NUL", text::MAX_ID));
         }
         let (session, flaw) =
             if head.event_type == ENCRYPTED { place(&raw, &head.room_id) } else { (None, None) };
@@ -209,7 +201,7 @@ fn place(raw: &RawValue, room_id: &OwnedRoomId) -> (Option<SessionPlace>, Option
     let content = EventBody::read(raw.get().as_bytes()).unwrap_or_default().content;
     let text = |key: &str| content.get(key).and_then(Value::as_str);
     let (algorithm, ciphertext) = (text("algorithm"), text("ciphertext"));
-    let session_id = text("session_id").filter(|session_id| can_be_kept(session_id));
+    let session_id = text("session_id").filter(|session_id| text::is_id(session_id));
     let flaw = if algorithm.is_some_and(|algorithm| algorithm != MEGOLM) {
         Some(Flaw::UnsupportedAlgorithm)
     } else if algorithm.is_none() || ciphertext.is_none() {
@@ -274,7 +266,7 @@ mod tests {
     fn ids_that_no_column_holds_are_refused() {
         let good = json!({"event_id": "$a", "room_id": "!r", "sender": "@a:b", "type": ENCRYPTED,
             "content": {"session_id": "s", "ciphertext": ""}});
-        let long = "x".repeat(LONGEST_ID);
+        let long = "x".repeat(text::MAX_ID);
         for (key, bad) in [
             ("event_id", "$a\0b".to_owned()),
             ("event_id", format!("${long}")),

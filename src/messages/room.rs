@@ -19,7 +19,7 @@ pub use bridge::{Bridge, BridgeConflict, Claim, Judge, Standing};
 
 use crate::{
     messages::network,
-    model::{RoomContext, RoomKind, SenderProfile, naming},
+    model::{RoomContext, RoomKind, SenderProfile, naming, text::is_id},
 };
 
 /// Members of a room that count as service members at most.
@@ -148,7 +148,8 @@ impl RoomState {
                 any(any(replace(&mut self.creator, creator), room_type), predecessor)
             }
             ("m.room.tombstone", "") => {
-                let replacement = filled(content, "replacement_room").filter(|id| RoomId::parse(id).is_ok());
+                let replacement =
+                    filled(content, "replacement_room").filter(|id| is_id(id) && RoomId::parse(id).is_ok());
                 let replacement = replace(&mut self.replacement, replacement);
                 any(replace(&mut self.tombstoned, true), replacement)
             }

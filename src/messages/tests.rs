@@ -9,7 +9,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     messages::room::RoomState,
-    model::{Encryption, MessageId, RawObject, Trust, json::EventBody},
+    model::{Encryption, MessageId, RawObject, RepairReason, Trust, json::EventBody},
 };
 
 mod documented;
@@ -229,6 +229,47 @@ fn a_payload_with_odd_numbers_can_be_changed_like_any_other() {
     redaction.redacts = Some(owned_event_id!("$it"));
     let redaction = drafted(redaction).render(1).unwrap();
     assert_eq!(target(&redaction), Some(("!portal".to_owned(), "$it".to_owned())));
+}
+
+#[test]
+fn an_id_that_no_server_gave_costs_the_relation_and_nothing_else() {
+    let long = format!("${}", "x".repeat(8_000));
+    for bad in [
+        json!("$\0"),
+        json!("$a\0b"),
+        json!(long),
+        json!("event"),
+        json!(""),
+        json!(7),
+        json!({}),
+        json!(null),
+    ] {
+        let new = json!({"msgtype": "m.text", "body": "x"});
+        for (relation, place) in [
+            (json!({"rel_type": "m.replace", "event_id": bad}), "event_id"),
+            (json!({"rel_type": "m.thread", "event_id": bad}), "event_id"),
+            (json!({"rel_type": "m.reference", "event_id": bad}), "event_id"),
+            (json!({"rel_type": "m.annotation", "event_id": bad, "key": "k"}), "event_id"),
+            (json!({"m.in_reply_to": {"event_id": bad}}), "m.in_reply_to/event_id"),
+        ] {
+            let content =
+                json!({"msgtype": "m.text", "body": "* x", "m.new_content": new, "m.relates_to": relation});
+            let message = drafted(event("m.room.message", content.clone()));
+            assert_eq!(
+                (message.message_type, message.relates_to.is_none()),
+                (MessageType::MessageCreated, true)
+            );
+            let repair = Repair::new(format!("/content/m.relates_to/{place}"), RepairReason::BadId);
+            assert_eq!(message.repairs, [repair], "{content}");
+            let stored = message.into_message(1).unwrap();
+            assert_eq!(stored.replaces, None);
+            assert!(String::from_utf8(stored.payload).unwrap().contains("\"text\":\"* x\""));
+            let reaction = drafted(event("m.reaction", content));
+            assert_eq!(reaction.message_type, MessageType::MessageCreated);
+        }
+        let redaction = drafted(event("m.room.redaction", json!({"redacts": bad})));
+        assert_eq!(redaction.redacts(), None, "{bad}");
+    }
 }
 
 #[test]

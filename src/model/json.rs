@@ -66,6 +66,8 @@ pub enum RepairReason {
     OutOfRange,
     /// A number that must be whole and is not: what follows the point is left out.
     NotAnInteger,
+    /// Something in the place of an event's id that is none: the message is told without it.
+    BadId,
 }
 
 impl Repair {
