@@ -46,14 +46,22 @@ impl Timestamp {
         self.0 as f64 / 1000.0
     }
 
-    /// The time as RFC 3339 with milliseconds, in UTC: `2026-11-22T04:28:00.123Z`.
+    /// The last time that [`Self::rfc3339`] can write: the end of the year 9999.
+    pub const LAST: Self = Self(253_402_300_799_999);
+
+    /// The first time that [`Self::rfc3339`] can write: the beginning of the year 1.
+    const FIRST: Self = Self(-62_135_596_800_000);
+
+    /// The time as RFC 3339 with milliseconds, in UTC: `2026-11-22T04:28:00.123Z`. Years before 1 and after 9999 have no
+    /// such form: the nearest time that has one is written.
     #[must_use]
     pub fn rfc3339(self) -> String {
+        let this = self.clamp(Self::FIRST, Self::LAST);
         // Always three digits, which the format of the library's own would shorten, so that text sorts as time.
-        OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1000))
+        OffsetDateTime::from_unix_timestamp(this.0.div_euclid(1000))
             .ok()
             .and_then(|time| time.format(&Rfc3339).ok())
-            .and_then(|text| Some(format!("{}.{:03}Z", text.strip_suffix('Z')?, self.0.rem_euclid(1000))))
+            .and_then(|text| Some(format!("{}.{:03}Z", text.strip_suffix('Z')?, this.0.rem_euclid(1000))))
             .unwrap_or_else(|| "1970-01-01T00:00:00.000Z".to_owned())
     }
 }
@@ -116,7 +124,14 @@ mod tests {
     fn a_timestamp_is_written_as_rfc_3339() {
         assert_eq!(Timestamp(1_700_000_000_123).rfc3339(), "2023-11-14T22:13:20.123Z");
         assert_eq!(Timestamp(1_700_000_000_100).rfc3339(), "2023-11-14T22:13:20.100Z");
-        assert_eq!(Timestamp(i64::MAX).rfc3339(), "1970-01-01T00:00:00.000Z");
+        assert_eq!(Timestamp(-1).rfc3339(), "1969-12-31T23:59:59.999Z");
+        for (time, written) in
+            [(Timestamp::LAST, "9999-12-31T23:59:59.999Z"), (Timestamp::FIRST, "0001-01-01T00:00:00.000Z")]
+        {
+            assert_eq!(time.rfc3339(), written);
+            assert_eq!(Timestamp(time.0.saturating_add(time.0.signum())).rfc3339(), written);
+            assert_eq!(Timestamp(i64::MAX * time.0.signum()).rfc3339(), written);
+        }
     }
 
     #[test]

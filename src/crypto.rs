@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod bundles;
 pub mod claims;
+pub mod encrypted;
 pub mod engine;
 mod forward;
 pub mod import;
@@ -21,6 +22,7 @@ mod unwedge;
 pub use backup::KeyBackup;
 pub use bundles::KeyBundles;
 pub use claims::Claim;
+pub use encrypted::Encrypted;
 pub use engine::{Changes, Clear, CryptoError, Decrypted, Engine, RoomKey, SessionDevice};
 pub use keylane::KeyLane;
 pub use one_time_keys::ENOUGH_KEYS;

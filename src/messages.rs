@@ -18,7 +18,7 @@ pub mod room;
 
 use std::time::Duration;
 
-use ruma::{EventId, OwnedEventId, OwnedUserId};
+use ruma::{OwnedEventId, OwnedUserId};
 use serde_json::{Map, Value};
 
 pub use ids::{PayloadClass, message_id};
@@ -32,7 +32,7 @@ use crate::{
         profile::MessageProfile,
         relations::RelatesTo,
     },
-    model::{ClearEvent, Direction, MessageType, RoomContext, SenderProfile},
+    model::{ClearEvent, Direction, MessageType, Repair, RoomContext, SenderProfile, text::read_event_id},
 };
 
 /// An event older than this when it arrives is history: it was fetched from the network, or the homeserver
@@ -50,8 +50,14 @@ const HISTORICAL: [&str; 2] = ["m.historical", "org.matrix.msc2716.historical"];
 /// `received_at` is when the event reached coucou (not when its key did), so that `backfill` is the same
 /// every time. State events do not belong here; they would be relayed as kind `unknown`.
 #[must_use]
-pub fn draft(event: ClearEvent, room: &RoomContext, profile: SenderProfile, received_at: Timestamp) -> Draft {
+pub fn draft(
+    mut event: ClearEvent,
+    room: &RoomContext,
+    profile: SenderProfile,
+    received_at: Timestamp,
+) -> Draft {
     let read = read(&event, room);
+    event.repairs.extend(read.repairs);
     let mut draft = bare(PayloadClass::Event, read.message_type, event, room, profile, received_at);
     draft.content = Some(read.content);
     draft.relates_to = read.relates_to;
@@ -71,9 +77,9 @@ pub fn undecryptable(
     received_at: Timestamp,
 ) -> Draft {
     // It is of no use to anybody without the key, and can be 60 kB.
-    event.content.remove("ciphertext");
+    event.content = event.content.without("ciphertext");
     let device_id = event.content.get("device_id").and_then(Value::as_str).map(str::to_owned);
-    let relates_to = RelatesTo::read(&event.content);
+    let relates_to = RelatesTo::read(&event.content, &mut event.repairs);
     let class = PayloadClass::Undecryptable;
     let mut draft = bare(class, MessageType::MessageUndecryptable, event, room, profile, received_at);
     draft.relates_to = relates_to;
@@ -155,6 +161,7 @@ fn bare(
         undecryptable: None,
         undecryptable_id: None,
         encryption: event.encryption,
+        repairs: event.repairs,
         matrix: Matrix { event_type: event.event_type, content: event.content },
     }
 }
@@ -185,17 +192,25 @@ struct Read {
     relates_to: Option<RelatesTo>,
     redacts: Option<OwnedEventId>,
     profile: Option<MessageProfile>,
+    repairs: Vec<Repair>,
 }
 
 impl Read {
     fn of(message_type: MessageType, content: Content, relates_to: Option<RelatesTo>) -> Self {
-        Self { message_type, content, relates_to, redacts: None, profile: None }
+        Self { message_type, content, relates_to, redacts: None, profile: None, repairs: Vec::new() }
     }
 }
 
 fn read(event: &ClearEvent, room: &RoomContext) -> Read {
+    let mut repairs = Vec::new();
+    let relates_to = RelatesTo::read(&event.content, &mut repairs);
+    let mut read = read_related(event, room, relates_to);
+    read.repairs.extend(repairs);
+    read
+}
+
+fn read_related(event: &ClearEvent, room: &RoomContext, relates_to: Option<RelatesTo>) -> Read {
     let content = &event.content;
-    let relates_to = RelatesTo::read(content);
     match event.event_type.as_str() {
         "m.reaction" => read_reaction(content, relates_to),
         // Homeservers check who may take back what, and see nothing of what is encrypted.
@@ -248,8 +263,8 @@ fn read_reaction(content: &Map<String, Value>, relates_to: Option<RelatesTo>) ->
 }
 
 fn read_redaction(event: &ClearEvent, relates_to: Option<RelatesTo>) -> Read {
-    let inside = || event.content.get("redacts").and_then(Value::as_str);
-    let redacts = event.redacts.clone().or_else(|| inside().and_then(|id| EventId::parse(id).ok()));
+    let inside = || read_event_id(event.content.get("redacts").and_then(Value::as_str)?).ok();
+    let redacts = event.redacts.clone().or_else(inside);
     if redacts.is_none() {
         return Read::of(MessageType::MessageCreated, kinds::unknown(&event.content), relates_to);
     }

@@ -92,6 +92,19 @@ fn sql_stays_in_the_store() {
 }
 
 #[test]
+fn texts_reach_the_database_through_the_gate_alone() {
+    let gate = Path::new("src/store/db/value.rs");
+    let is_test = |path: &Path| path.iter().any(|part| part == "tests" || part == "tests.rs");
+    let past: Vec<_> = files()
+        .into_iter()
+        .filter(|(path, ..)| path != gate && !is_test(path))
+        .filter(|(.., text)| text.matches(".bind(").count() > text.matches(".bind(MIGRATION_LOCK)").count())
+        .map(|(path, ..)| path)
+        .collect();
+    assert!(past.is_empty(), "values bound elsewhere than in {gate:?}: {past:?}");
+}
+
+#[test]
 fn every_room_has_its_arrows() {
     let known: BTreeSet<&str> = ARROWS.iter().map(|(room, _)| *room).chain(BASE.iter().copied()).collect();
     let rooms: BTreeSet<String> =

@@ -12,7 +12,7 @@ use crate::support::{
     fake_homeserver::{FakeBridge, FakeHomeserver, event},
     http,
     postgres::Database,
-    receiver::Receiver,
+    receiver::{Attempt, Receiver},
     until,
 };
 
@@ -74,6 +74,13 @@ impl Scene {
     fn say(&mut self, text: &str) -> Value {
         self.said.push(text.to_owned());
         self.bridge.say(&self.room_id, "1", text)
+    }
+
+    /// Puts a transaction as it is written, which need be no JSON that a reader of ours takes.
+    async fn put_written(&self, txn_id: &str, body: &str) {
+        let url = format!("{}/_matrix/app/v1/transactions/{txn_id}", self.coucou.url());
+        let put = http().put(url).bearer_auth(self.coucou.registered("hs_token")).body(body.to_owned());
+        assert_eq!(put.send().await.unwrap().status().as_u16(), 200, "{body}");
     }
 
     async fn all_arrived(&mut self, after: &str) {
@@ -222,7 +229,6 @@ fn homeless_events(scene: &Scene) -> Vec<(&'static str, Value)> {
         ("an array for a room", with("room_id", json!(["!room"]))),
         ("an object for a sender", with("sender", json!({}))),
         ("null for a type", with("type", Value::Null)),
-        ("a text for a time", with("origin_server_ts", json!("noon"))),
         ("NUL in the event id", with("event_id", json!("$a\0b"))),
         ("NUL in the room id", with("room_id", json!("!a\0b:localhost"))),
         ("NUL in the sender", with("sender", json!("@a\0b:localhost"))),
@@ -301,6 +307,32 @@ fn odd_states(scene: &Scene) -> Vec<(&'static str, Value)> {
         ("a number for a state key", state("m.room.name", json!(7), json!({"name": "x"}))),
         ("the bridge as it was", bridge("instagramgo")),
     ]
+}
+
+/// Members of an event's envelope that no strict reader takes; the event is authentic all the same.
+fn odd_members() -> [&'static str; 11] {
+    [
+        "\"origin_server_ts\":18446744073709551615",
+        "\"origin_server_ts\":-1",
+        "\"origin_server_ts\":1.5",
+        "\"origin_server_ts\":1e400",
+        "\"origin_server_ts\":\"noon\"",
+        "\"origin_server_ts\":null",
+        "\"unsigned\":{\"age\":1e400}",
+        "\"unsigned\":{\"prev_content\":{\"body\":\"\\ud83d\"}}",
+        "\"\\udc00\":1",
+        "\"redacts\":{\"n\":1e400}",
+        "\"depth\":123456789012345678901234567890",
+    ]
+}
+
+/// An event with another member, as a text.
+fn with_member(event: &Value, member: &str) -> String {
+    let mut event = event.clone();
+    let (name, _) = member.split_once(':').unwrap();
+    event.as_object_mut().unwrap().remove(name.trim_matches('"'));
+    let event = event.to_string();
+    format!("{{{member},{}", event.strip_prefix('{').unwrap())
 }
 
 /// To-device messages that are none, or lie.
@@ -392,6 +424,18 @@ async fn nothing_bad_holds_up_what_is_good(store: Store) {
     assert!(scene.coucou.log().contains("a transaction has malformed members"));
     assert_eq!(scene.kept().await[2], waiting, "nothing is kept of what is refused");
 
+    for (number, odd) in odd_members().into_iter().enumerate() {
+        let event = scene.say(odd);
+        let encrypted = with_member(&event, odd);
+        let plain =
+            scene.bad("m.room.message", &json!({"msgtype": "m.text", "body": format!("plain {odd}")}));
+        scene.said.push(format!("plain {odd}"));
+        let plain = with_member(&plain, odd);
+        scene.put_written(&format!("odd{number}"), &format!("{{\"events\":[{encrypted},{plain}]}}")).await;
+        scene.good_passes(odd).await;
+    }
+    assert_eq!(scene.kept().await[2], waiting, "all of it was told");
+
     for (what, state) in odd_states(&scene) {
         assert_eq!(scene.homeserver.push(&[state], &[]).await, 200);
         scene.good_passes(what).await;
@@ -426,4 +470,108 @@ async fn nothing_bad_holds_up_what_is_good_on_sqlite() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_bad_holds_up_what_is_good_on_postgres() {
     nothing_bad_holds_up_what_is_good(Store::Postgres(Database::create().await)).await;
+}
+
+/// Contents with ids that no server gave, as they stand inside of ciphertext.
+fn hostile_contents() -> Vec<Value> {
+    let long: String = (0..8_000_u32).map(|at| char::from(b'a' + (at * 7919 % 25) as u8)).collect();
+    let ids = [
+        json!("$\0"),
+        json!(format!("$a\0{long}")),
+        json!(format!("${long}")),
+        json!(7),
+        json!({"a": "$\0"}),
+        Value::Null,
+    ];
+    let new = json!({"msgtype": "m.text", "body": "x"});
+    let relations = |id: &Value| {
+        [
+            json!({"rel_type": "m.replace", "event_id": id}),
+            json!({"rel_type": "m.thread", "event_id": id, "m.in_reply_to": {"event_id": id}}),
+            json!({"rel_type": "m.annotation", "event_id": id, "key": "\0"}),
+            json!({"rel_type": "m.reference", "event_id": id}),
+            json!({"m.in_reply_to": {"event_id": id}}),
+        ]
+    };
+    let relations = ids.iter().flat_map(relations);
+    relations
+        .map(|relation| {
+            json!({"msgtype": "m.text", "body": "hostile", "m.new_content": new, "m.relates_to": relation,
+                "redacts": "$\0", "m.mentions": {"user_ids": ["@\0:b"]}, "external_url": long})
+        })
+        .collect()
+}
+
+/// How long something good may take beside something hostile.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+async fn hostile_ids_inside_of_ciphertext_hold_up_no_one(store: Store) {
+    let mut scene = Scene::set(store).await;
+    let (bot, device_id, room_id) = (scene.bridge.bot(), scene.device_id.clone(), scene.room_id.clone());
+    let other = scene.bridge.create_portal(&scene.homeserver, "2", "Bob");
+    scene.homeserver.invite(&other, &bot, BOT).await;
+    scene.homeserver.wait_for_join(&other, BOT, SOON).await;
+    let key = scene.bridge.share_key(&scene.homeserver, &other, BOT, &device_id);
+    assert_eq!(scene.homeserver.push(&[], &key).await, 200);
+    let hostile = hostile_contents();
+    let mut expected = scene.receiver.messages().len();
+    for when in ["before", "with", "after"] {
+        scene.bridge.rotate(&room_id);
+        scene.homeserver.hold_lane(true);
+        let key = scene.bridge.share_key(&scene.homeserver, &room_id, BOT, &device_id);
+        let mut events = vec![scene.bridge.say(&room_id, "1", "good")];
+        for content in &hostile {
+            events.push(scene.bridge.encrypt(&room_id, "1", "m.room.message", content));
+            events.push(scene.bridge.say(&room_id, "1", "good"));
+        }
+        let ids: Vec<String> =
+            events.iter().map(|event| event["event_id"].as_str().unwrap().to_owned()).collect();
+        let count = ids.len();
+        match when {
+            "before" => {
+                assert_eq!(scene.homeserver.push(&[], &key).await, 200);
+                assert_eq!(scene.homeserver.push(&events, &[]).await, 200);
+            }
+            "with" => assert_eq!(scene.homeserver.push(&events, &key).await, 200),
+            _ => {
+                assert_eq!(scene.homeserver.push(&events, &[]).await, 200);
+                let waiting = async || {
+                    let on_ledger = "SELECT COUNT(*) FROM pending_events WHERE state = 'ledger'";
+                    (scene.number(on_ledger).await == i64::try_from(count).unwrap()).then_some(())
+                };
+                until("the events to be on the ledger", SOON, waiting).await;
+                assert_eq!(scene.homeserver.push(&[], &key).await, 200);
+            }
+        }
+        scene.homeserver.hold_lane(false);
+        let beside = scene.bridge.say(&other, "2", "beside");
+        assert_eq!(scene.homeserver.push(&[beside], &[]).await, 200);
+        expected += count + 1;
+        scene.receiver.wait_for(expected, AT_ONCE).await;
+        let taken = scene.receiver.messages();
+        let arrived: Vec<&str> =
+            taken.iter().map(Attempt::event_id).filter(|id| ids.iter().any(|it| it == id)).collect();
+        assert!(arrived == ids, "{when}: each once, in order");
+        assert!(!scene.coucou.log().contains(STUCK), "{when}:\n{}", scene.coucou.log());
+    }
+    let taken = scene.receiver.messages();
+    let hostile_ones: Vec<_> =
+        taken.iter().filter(|taken| taken.data()["content"]["text"] == "hostile").collect();
+    assert_eq!(hostile_ones.len(), 3 * hostile.len());
+    assert!(hostile_ones.iter().all(|taken| taken.data()["repairs"][0]["reason"] == "bad_id"));
+    assert_eq!(
+        scene.number("SELECT COUNT(*) FROM inbox WHERE processed_at IS NULL").await,
+        0,
+        "nothing is set aside"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_ids_inside_of_ciphertext_hold_up_no_one_on_sqlite() {
+    hostile_ids_inside_of_ciphertext_hold_up_no_one(Store::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_ids_inside_of_ciphertext_hold_up_no_one_on_postgres() {
+    hostile_ids_inside_of_ciphertext_hold_up_no_one(Store::Postgres(Database::create().await)).await;
 }

@@ -1,7 +1,8 @@
 //! What today's bridges and clients write, sent for real: each message arrives as it was meant, with all of its files.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -9,6 +10,7 @@ use crate::support::{
     http,
     postgres::Database,
     receiver::{Attempt, Receiver},
+    repository,
     synapse::{Bridge, Line, Options, Sent, Synapse},
 };
 
@@ -187,6 +189,11 @@ fn files<'a>(value: &'a Value, found: &mut Vec<&'a Value>) {
 }
 
 async fn every_file_is_handed_out(told: &BTreeMap<String, Attempt>) {
+    assert_eq!(hand_out_every_file(told).await, 24, "files");
+}
+
+/// Fetches every file, and returns how many there are.
+async fn hand_out_every_file(told: &BTreeMap<String, Attempt>) -> usize {
     let mut count = 0;
     for (kind, message) in told {
         let mut found = Vec::new();
@@ -208,7 +215,137 @@ async fn every_file_is_handed_out(told: &BTreeMap<String, Attempt>) {
             assert_ne!(count, 0, "{kind} has a file");
         }
     }
-    assert_eq!(count, 24, "files");
+    count
+}
+
+/// A file of `tests/fixtures/contents`, as far as it says what is to come of it.
+#[derive(Deserialize)]
+struct Written {
+    expect: Expected,
+}
+
+/// Either what is delivered, or why nothing is.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Expected {
+    Refused {
+        reason: String,
+    },
+    Told {
+        kind: String,
+        text: Option<String>,
+        #[serde(default = "created")]
+        event: String,
+        #[serde(rename = "type")]
+        event_type: Option<String>,
+        /// Parts of `data.matrix.content`.
+        written: Vec<String>,
+        repairs: Value,
+        #[serde(default)]
+        files: usize,
+    },
+}
+
+fn created() -> String {
+    "message.created".to_owned()
+}
+
+fn fixtures() -> BTreeMap<String, Expected> {
+    let folder = repository().join("tests/fixtures/contents");
+    let read = |path: PathBuf| {
+        let written: Written = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        (path.file_stem().unwrap().to_str().unwrap().to_owned(), written.expect)
+    };
+    fs::read_dir(folder).unwrap().map(|entry| read(entry.unwrap().path())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contents_that_no_strict_reader_takes_arrive_as_written_with_postgres() {
+    contents_that_no_strict_reader_takes_arrive_as_written(Some(Database::create().await)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contents_that_no_strict_reader_takes_arrive_as_written_with_sqlite() {
+    contents_that_no_strict_reader_takes_arrive_as_written(None).await;
+}
+
+async fn contents_that_no_strict_reader_takes_arrive_as_written(database: Option<Database>) {
+    let scene = Scene::set(database).await;
+    let expected = fixtures();
+    let is_told = |kind: &str| matches!(expected[kind], Expected::Told { .. });
+    let names: Vec<&str> = expected.keys().map(String::as_str).collect();
+    let told: Vec<&str> = names.iter().copied().filter(|name| is_told(name)).collect();
+    assert!(told.len() + KINDS.split(',').count() - 1 > 100, "more than a hundred with those of contents.py");
+    let folder = repository().join("tests/fixtures/contents");
+    let homeserver = scene.synapse.url();
+    let send =
+        scene.bridge.send(&homeserver).arg("--contents", &folder.to_string_lossy()).invite(BOT).name("Alice");
+    let sent = send.messages(&format!("text,{},text", names.join(","))).run().await;
+    let last = sent.messages().last().unwrap().event_id.clone();
+    let is_last = |attempt: &Attempt| attempt.event_id() == last;
+    scene.receiver.wait_until("the last", ARRIVAL, |taken| taken.iter().any(is_last)).await;
+
+    let messages = scene.told(&sent, &told.join(",")).await;
+    let before = &sent.messages().next().unwrap().event_id;
+    let mut files_of = BTreeMap::new();
+    for (name, message) in &messages {
+        assert_as_written(name, message, &expected[name], before);
+        let mut found = Vec::new();
+        files(content(&messages, name), &mut found);
+        let Expected::Told { files, .. } = &expected[name] else { unreachable!() };
+        assert_eq!(found.len(), *files, "{name}");
+        files_of.insert(name.clone(), message.clone());
+    }
+    let count: usize =
+        expected.values().map(|it| if let Expected::Told { files, .. } = it { *files } else { 0 }).sum();
+    assert_eq!(hand_out_every_file(&files_of).await, count);
+    let taken = scene.receiver.taken().into_iter().filter(|attempt| attempt.event() != "room.joined");
+    let order: Vec<String> = taken.map(|attempt| attempt.event_id().to_owned()).collect();
+    let in_order: Vec<String> =
+        sent.messages().map(|line| line.event_id.clone()).filter(|id| order.contains(id)).collect();
+    assert!(order == in_order, "in order, and none twice");
+    assert_refused(&scene, &sent, &expected).await;
+}
+
+fn assert_as_written(name: &str, message: &Attempt, expected: &Expected, before: &str) {
+    let Expected::Told { kind, text, event, event_type, written, repairs, .. } = expected else {
+        unreachable!()
+    };
+    let data = message.data();
+    assert_eq!((message.event(), &data["content"]["kind"]), (&**event, &json!(kind)), "{name}");
+    if let Some(text) = text {
+        assert_eq!(&data["content"]["text"], text, "{name}");
+    }
+    if let Some(event_type) = event_type {
+        assert_eq!(&data["matrix"]["type"], event_type, "{name}");
+    }
+    let none = json!([]);
+    assert_eq!(data.get("repairs").unwrap_or(&none), repairs, "{name}");
+    assert_eq!((&data["encryption"]["trust"], &data["late"]), (&json!("bridge"), &json!(false)), "{name}");
+    let body = String::from_utf8(message.body.to_vec()).unwrap();
+    let content = body.split_once("\"matrix\":").unwrap().1;
+    for part in written {
+        let part = part.replace("@BEFORE@", before);
+        assert!(content.contains(&part), "{name}: {part} in {content}");
+    }
+}
+
+/// What cannot be told is on the ledger, each with what is so.
+async fn assert_refused(scene: &Scene, sent: &Sent, expected: &BTreeMap<String, Expected>) {
+    let url = format!("{}/api/v1/undecryptable?limit=100", scene.coucou.url());
+    let ledger = http().get(url).bearer_auth(API_TOKEN).send().await.unwrap().bytes().await.unwrap();
+    let ledger: Value = serde_json::from_slice(&ledger).unwrap();
+    let ledger = ledger["events"].as_array().unwrap().clone();
+    let mut refused = 0;
+    for line in sent.messages() {
+        let Some(Expected::Refused { reason }) = expected.get(&line.kind) else { continue };
+        let entry = ledger.iter().find(|entry| entry["event_id"] == json!(line.event_id));
+        let entry = entry.unwrap_or_else(|| panic!("{} is on the ledger: {ledger:#?}", line.kind));
+        assert_eq!(&entry["reason"], reason, "{}", line.kind);
+        assert!(entry["next_step"].as_str().unwrap().starts_with("nothing"), "{entry}");
+        refused += 1;
+    }
+    assert_eq!((refused, ledger.len()), (refused, refused), "and nothing else is");
 }
 
 async fn nothing_is_told_of_controls(scene: &Scene, sent: &Sent) {

@@ -23,6 +23,7 @@ pub(crate) mod device;
 pub(crate) mod fake_homeserver;
 pub(crate) mod forwarder;
 pub(crate) mod gate;
+pub(crate) mod json;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod receiver;

@@ -14,7 +14,7 @@ use crate::{
 pub(super) async fn run(config: Config) -> Result<()> {
     let mut out = io::stdout();
     writeln!(out, "{}", config.store.chosen_because)?;
-    let done = app::init(config).await.context("coucou could not be set up")?;
+    let done = Box::pin(app::init(config)).await.context("coucou could not be set up")?;
     print(&mut out, &done)?;
     Ok(())
 }

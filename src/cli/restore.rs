@@ -52,7 +52,8 @@ pub(super) async fn run(args: Args, config: Config) -> Result<()> {
             let _ = writeln!(io::stdout(), "{} of {} room keys", progress.keys, progress.of);
         }
     };
-    let restored = app::restore(config, key, options, progress).await.context("nothing was restored")?;
+    let restored =
+        Box::pin(app::restore(config, key, options, progress)).await.context("nothing was restored")?;
     if args.start_over {
         writeln!(out, "the bot has a new device and a new identity; what came before cannot be read")?;
     } else {

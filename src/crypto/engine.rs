@@ -11,14 +11,11 @@ use std::{
 };
 
 use matrix_sdk_common::deserialized_responses::{
-    AlgorithmInfo, DecryptedRoomEvent, DeviceLinkProblem, VerificationLevel, VerificationState, WithheldCode,
+    AlgorithmInfo, DeviceLinkProblem, EncryptionInfo, VerificationLevel, VerificationState, WithheldCode,
 };
 use matrix_sdk_crypto::{
-    CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, MegolmError, OlmError, OlmMachine,
-    TrustRequirement,
-    olm::SenderData,
-    types::events::room::encrypted::EncryptedEvent,
-    vodozemac::{Curve25519PublicKey, megolm::DecryptionError},
+    CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, OlmError, OlmMachine, TrustRequirement,
+    olm::SenderData, vodozemac::Curve25519PublicKey,
 };
 use ruma::{
     OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, api::client::sync::sync_events::DeviceLists,
@@ -27,13 +24,14 @@ use ruma::{
 use serde_json::value::RawValue;
 
 use super::claims::Claim;
+use super::encrypted::Encrypted;
 use super::one_time_keys::{KeyStock, for_the_sdk};
 use super::store::{AccountStore, Hidden, observe, passes, store_error, watch};
 use super::unwedge::Wedged;
 use crate::{
     clock::SharedClock,
     homeserver::{Homeserver, Identity},
-    model::{Account, Trust},
+    model::{Account, Trust, json::EventBody, ledger::Malformed},
     store::{Lease, Store, StoreError},
 };
 
@@ -143,8 +141,8 @@ pub struct RoomKey {
 /// An event that was decrypted.
 #[derive(Debug)]
 pub struct Clear {
-    /// The event with the decrypted type and content.
-    pub event: Box<RawValue>,
+    /// What it says.
+    pub body: EventBody,
     /// The algorithm it was encrypted with.
     pub algorithm: &'static str,
     /// What the SDK says of its sender; the bridge rule comes after ([`super::trust`]).
@@ -185,6 +183,8 @@ pub enum Decrypted {
     UnsupportedAlgorithm,
     /// The ciphertext is damaged or was not made with this session.
     BadCiphertext,
+    /// The event is not what an encrypted one must be, or what came out is no event of this room.
+    Malformed(Malformed),
 }
 
 /// One account's crypto.
@@ -301,11 +301,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the store fails. Everything that is wrong with the event is an outcome.
-    pub async fn decrypt(
-        &self,
-        key: &RoomKey,
-        event: &Raw<EncryptedEvent>,
-    ) -> Result<Decrypted, CryptoError> {
+    pub async fn decrypt(&self, key: &RoomKey, event: &Encrypted) -> Result<Decrypted, CryptoError> {
         match self.try_decrypt(&key.room_id, event).await? {
             // Another process may have stored a better key than the one in the cache.
             Decrypted::UnknownIndex => {
@@ -316,26 +312,13 @@ impl Engine {
         }
     }
 
-    async fn try_decrypt(
+    /// Judges who said what was decrypted.
+    pub(super) async fn clear(
         &self,
         room_id: &RoomId,
-        event: &Raw<EncryptedEvent>,
-    ) -> Result<Decrypted, CryptoError> {
-        Ok(match self.machine.decrypt_room_event(event, room_id, &settings()).await {
-            Ok(decrypted) => Decrypted::Clear(Box::new(self.clear(room_id, decrypted).await?)),
-            Err(MegolmError::Store(error)) => return Err(error.into()),
-            Err(MegolmError::MissingRoomKey(None)) => Decrypted::AwaitingKey,
-            Err(MegolmError::MissingRoomKey(Some(code))) => Decrypted::Withheld(code_name(&code)),
-            Err(MegolmError::Decryption(DecryptionError::UnknownMessageIndex(..))) => Decrypted::UnknownIndex,
-            Err(MegolmError::EventError(matrix_sdk_crypto::EventError::UnsupportedAlgorithm)) => {
-                Decrypted::UnsupportedAlgorithm
-            }
-            Err(_) => Decrypted::BadCiphertext,
-        })
-    }
-
-    async fn clear(&self, room_id: &RoomId, decrypted: DecryptedRoomEvent) -> Result<Clear, CryptoError> {
-        let info = &decrypted.encryption_info;
+        info: &EncryptionInfo,
+        body: EventBody,
+    ) -> Result<Clear, CryptoError> {
         let algorithm = match info.algorithm_info {
             AlgorithmInfo::MegolmV1AesSha2 { .. } => "m.megolm.v1.aes-sha2",
             AlgorithmInfo::OlmV1Curve25519AesSha2 { .. } => "m.olm.v1.curve25519-aes-sha2",
@@ -361,14 +344,8 @@ impl Engine {
                 VerificationLevel::UnsignedDevice | VerificationLevel::VerificationViolation,
             ) => Trust::Unverified,
         };
-        let mut clear = Clear {
-            event: decrypted.event.into_json(),
-            algorithm,
-            trust,
-            session_owner: None,
-            device: None,
-            claims: Vec::new(),
-        };
+        let claims = Vec::new();
+        let mut clear = Clear { body, algorithm, trust, session_owner: None, device: None, claims };
         match session {
             // The SDK finds the sender's device for the keys that an import claims, which proves nothing. Another
             // maker than the sender was noted when the maker itself forwarded the key.
@@ -450,7 +427,7 @@ pub(super) fn of_store(error: super::store::AccountStoreError) -> CryptoError {
 }
 
 /// The code of an `m.room_key.withheld`, which is any text that its sender likes.
-fn code_name(code: &WithheldCode) -> String {
+pub(super) fn code_name(code: &WithheldCode) -> String {
     code.as_str().chars().filter(char::is_ascii_graphic).take(64).collect()
 }
 

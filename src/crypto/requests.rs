@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock::{SharedClock, Timestamp},
-    model::AccountId,
+    model::{AccountId, text::is_id},
     store::{
         Lease, Store,
         key_requests::{self, KeyRequest, Wanted},
@@ -258,7 +258,8 @@ impl Engine {
                     (None, Some(device_id)) => device_id == device.device_id().as_str(),
                     (None, None) => requests.len() < MOST_DEVICES,
                 };
-                if fits && !device.is_blacklisted() {
+                // A device with such an id was published to be in the way.
+                if fits && !device.is_blacklisted() && is_id(device.device_id().as_str()) {
                     requests.push(request(&bot, device.device_id().as_str(), key));
                 }
             }

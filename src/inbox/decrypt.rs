@@ -10,14 +10,13 @@ use std::{
     thread::available_parallelism,
 };
 
-use matrix_sdk_crypto::types::events::room::encrypted::EncryptedEvent;
 use quick_cache::sync::Cache;
-use ruma::{OwnedEventId, serde::Raw};
+use ruma::{OwnedEventId, OwnedUserId};
 use serde_json::value::RawValue;
 use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{
-    crypto::{CryptoError, Decrypted, Engine, RoomKey},
+    crypto::{CryptoError, Decrypted, Encrypted, Engine, RoomKey},
     metrics::{Lookups, metrics},
     model::AccountId,
     store::{Store, holders},
@@ -34,6 +33,8 @@ const WORTH_SPREADING: usize = 4;
 pub(super) struct Sealed {
     /// The event.
     pub event_id: OwnedEventId,
+    /// Who sent it.
+    pub sender: OwnedUserId,
     /// The session it needs.
     pub key: RoomKey,
     /// The event as it came.
@@ -206,8 +207,15 @@ async fn spread(mut work: Work, engines: &Arc<[Engine]>) -> Result<Outcomes, Cry
 async fn run(work: Work, engines: &[Engine]) -> Result<Outcomes, CryptoError> {
     let mut outcomes = Vec::with_capacity(work.len());
     for (holder, sealed) in work {
-        let (event, key) = (Raw::<EncryptedEvent>::from_json(sealed.raw), sealed.key);
+        let Sealed { event_id, sender, key, raw } = sealed;
         let Some(engine) = engines.get(holder) else { continue };
+        let event = match Encrypted::read(&event_id, &sender, &raw) {
+            Ok(event) => event,
+            Err(lack) => {
+                outcomes.push((event_id, Decrypted::Malformed(lack)));
+                continue;
+            }
+        };
         let mut decrypted = engine.decrypt(&key, &event).await?;
         if matches!(decrypted, Decrypted::UnknownIndex) {
             // Another account may have joined earlier, and have a key that reaches further back.
@@ -218,7 +226,7 @@ async fn run(work: Work, engines: &[Engine]) -> Result<Outcomes, CryptoError> {
                 }
             }
         }
-        outcomes.push((sealed.event_id, decrypted));
+        outcomes.push((event_id, decrypted));
     }
     Ok(outcomes)
 }

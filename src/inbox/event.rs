@@ -3,9 +3,18 @@
 use matrix_sdk_crypto::vodozemac::megolm::MegolmMessage;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Value, value::RawValue};
 
-use crate::{clock::Timestamp, crypto::RoomKey};
+use crate::{
+    clock::Timestamp,
+    crypto::RoomKey,
+    model::{
+        JsonObject, Repair, RepairReason,
+        json::{self, EventBody},
+        ledger::Malformed,
+        text,
+    },
+};
 
 /// A room event as it came.
 #[derive(Clone, Debug)]
@@ -26,6 +35,10 @@ pub struct WireEvent {
     pub redacts: Option<OwnedEventId>,
     /// The Megolm session, for an event that is encrypted with one.
     pub session: Option<SessionPlace>,
+    /// The reason that an encrypted event cannot be decrypted with whichever key.
+    pub flaw: Option<Flaw>,
+    /// What of it had to be repaired before its content was looked at.
+    pub repairs: Vec<Repair>,
     /// The whole event.
     pub raw: Box<RawValue>,
     /// When it reached coucou.
@@ -61,6 +74,16 @@ pub struct SessionPlace {
     pub index: Option<i64>,
 }
 
+/// The reason that an event cannot be decrypted, which is seen without a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// It is not what an encrypted event must be.
+    Malformed(Malformed),
+    /// Its algorithm is not one that this version can decrypt.
+    UnsupportedAlgorithm,
+}
+
+/// What is read of an event before it is known what it says. What others may write in any shape is looked at apart.
 #[derive(Deserialize)]
 struct Head<'a> {
     event_id: OwnedEventId,
@@ -69,34 +92,17 @@ struct Head<'a> {
     #[serde(rename = "type")]
     event_type: String,
     state_key: Option<String>,
-    #[serde(default)]
-    origin_server_ts: f64,
-    redacts: Option<Value>,
+    #[serde(borrow)]
+    origin_server_ts: Option<&'a RawValue>,
+    #[serde(borrow)]
+    redacts: Option<&'a RawValue>,
     #[serde(borrow)]
     unsigned: Option<&'a RawValue>,
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct EncryptedContent<'a> {
-    session_id: Option<String>,
-    #[serde(borrow)]
-    ciphertext: Option<std::borrow::Cow<'a, str>>,
 }
 
 /// The type of encrypted events
 /// ([spec](https://spec.matrix.org/latest/client-server-api/#mroomencrypted)).
 pub const ENCRYPTED: &str = "m.room.encrypted";
-
-/// The most bytes of an id ([spec](https://spec.matrix.org/latest/appendices/#common-identifier-format)).
-const LONGEST_ID: usize = 255;
-
-/// Whether a text may stand in a column that is looked up by. PostgreSQL stores no NUL and indexes nothing
-/// long: one such event would fail the whole step, and hold up everything behind it for ever.
-pub(super) fn can_be_kept(id: &str) -> bool {
-    id.len() <= LONGEST_ID && !id.contains('\0')
-}
 
 /// The type of an event, of which nothing else is read.
 pub(super) fn clear_type(event: &RawValue) -> Option<String> {
@@ -115,6 +121,9 @@ impl WireEvent {
     /// When it is not an event of a room: an id is missing or malformed. The text says which, without
     /// anything of the content.
     pub fn parse(raw: Box<RawValue>, received_at: Timestamp) -> Result<Self, String> {
+        // What no strict reader takes is read again as JSON has it.
+        let strict = serde_json::from_str::<Head<'_>>(raw.get()).is_ok();
+        let raw = if strict { raw } else { json::repaired(&raw).unwrap_or(raw) };
         let head: Head<'_> = serde_json::from_str(raw.get()).map_err(|error| {
             // serde_json quotes at most the value of the wrong type, which for an id can be anything.
             format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column())
@@ -124,14 +133,16 @@ impl WireEvent {
             ("room_id", head.room_id.as_str()),
             ("sender", head.sender.as_str()),
         ];
-        if let Some((name, _)) = ids.iter().find(|(_, id)| !can_be_kept(id)) {
-            return Err(format!("{name} is longer than {LONGEST_ID} bytes or holds a NUL"));
+        if let Some((name, _)) = ids.iter().find(|(_, id)| !text::is_id(id)) {
+            return Err(format!("{name} is longer than {} bytes or holds a NUL", text::MAX_ID));
         }
-        let session = (head.event_type == ENCRYPTED).then(|| place(head.content?, &head.room_id)).flatten();
+        let (session, flaw) =
+            if head.event_type == ENCRYPTED { place(&raw, &head.room_id) } else { (None, None) };
         let redacted = head.unsigned.is_some_and(is_redacted);
-        let redacts = head.redacts.and_then(|redacts| OwnedEventId::try_from(redacts.as_str()?).ok());
-        #[expect(clippy::cast_possible_truncation, reason = "saturates, and no real time is near the ends")]
-        let origin_server_ts = Timestamp(head.origin_server_ts as i64);
+        let redacts =
+            head.redacts.and_then(|redacts| serde_json::from_str::<OwnedEventId>(redacts.get()).ok());
+        let (origin_server_ts, repair) = read_time(head.origin_server_ts.map(RawValue::get), received_at);
+        let repairs = repair.map(|reason| Repair::new("/origin_server_ts", reason)).into_iter().collect();
         Ok(Self {
             event_id: head.event_id,
             room_id: head.room_id,
@@ -141,6 +152,8 @@ impl WireEvent {
             origin_server_ts,
             redacts,
             session,
+            flaw,
+            repairs,
             raw,
             received_at,
             redacted,
@@ -168,11 +181,37 @@ impl WireEvent {
         self.event_type == ENCRYPTED
     }
 
+    /// What it says, as it came.
+    #[must_use]
+    pub fn body(&self) -> EventBody {
+        EventBody::read(self.raw.get().as_bytes()).unwrap_or_default()
+    }
+
     /// The content; empty when it is none.
     #[must_use]
-    pub fn content(&self) -> Map<String, Value> {
-        content(&self.raw)
+    pub fn content(&self) -> JsonObject {
+        self.body().content
     }
+}
+
+/// Returns when an event was sent, and what had to be done so that it can be told. An event without a time was sent when
+/// it came, as far as anyone knows.
+fn read_time(written: Option<&str>, received_at: Timestamp) -> (Timestamp, Option<RepairReason>) {
+    let Some(written) = written else { return (received_at, Some(RepairReason::Missing)) };
+    if let Ok(time) = written.parse().map(Timestamp) {
+        let clamped = time.clamp(Timestamp::default(), Timestamp::LAST);
+        return (clamped, (clamped != time).then_some(RepairReason::OutOfRange));
+    }
+    // A text that says `inf` is no number.
+    let is_number = written.starts_with(|first: char| first == '-' || first.is_ascii_digit());
+    let Some(time) = written.parse::<f64>().ok().filter(|_| is_number) else {
+        return (received_at, Some(RepairReason::WrongType));
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "saturates, and what follows bounds it")]
+    let time = Timestamp(time as i64);
+    let clamped = time.clamp(Timestamp::default(), Timestamp::LAST);
+    let reason = if clamped == time { RepairReason::NotAnInteger } else { RepairReason::OutOfRange };
+    (clamped, Some(reason))
 }
 
 /// What a homeserver adds to an event that was taken back
@@ -180,41 +219,31 @@ impl WireEvent {
 fn is_redacted(unsigned: &RawValue) -> bool {
     const MARK: &str = "redacted_because";
     // Hardly any event has it, so hardly any is read for it.
-    unsigned.get().contains(MARK)
-        && serde_json::from_str::<Value>(unsigned.get()).is_ok_and(|unsigned| unsigned[MARK].is_object())
+    unsigned.get().contains(MARK) && json::read_object(unsigned).get(MARK).is_some_and(Value::is_object)
 }
 
-/// The content of an event; empty when it is none.
-#[must_use]
-pub fn content(raw: &RawValue) -> Map<String, Value> {
-    told(raw).1
-}
-
-/// The type and the content of an event, as far as it has them.
-pub(super) fn told(raw: &RawValue) -> (Option<String>, Map<String, Value>) {
-    #[derive(Default, Deserialize)]
-    struct Body {
-        r#type: Option<Value>,
-        content: Option<Value>,
-    }
-    let Body { r#type, content } = serde_json::from_str(raw.get()).unwrap_or_default();
-    let event_type = match r#type {
-        Some(Value::String(event_type)) => Some(event_type),
-        _ => None,
+/// Returns where in which session an event was encrypted, or the reason that nothing can be known of it.
+fn place(raw: &RawValue, room_id: &OwnedRoomId) -> (Option<SessionPlace>, Option<Flaw>) {
+    const MEGOLM: &str = "m.megolm.v1.aes-sha2";
+    let content = EventBody::read(raw.get().as_bytes()).unwrap_or_default().content;
+    let text = |key: &str| content.get(key).and_then(Value::as_str);
+    let (algorithm, ciphertext) = (text("algorithm"), text("ciphertext"));
+    let session_id = text("session_id").filter(|session_id| text::is_id(session_id));
+    let flaw = if algorithm.is_some_and(|algorithm| algorithm != MEGOLM) {
+        Some(Flaw::UnsupportedAlgorithm)
+    } else if algorithm.is_none() || ciphertext.is_none() {
+        Some(Flaw::Malformed(Malformed::NotEncrypted))
+    } else {
+        session_id.is_none().then_some(Flaw::Malformed(Malformed::NoSession))
     };
-    let content = match content {
-        Some(Value::Object(content)) => content,
-        _ => Map::new(),
-    };
-    (event_type, content)
-}
-
-fn place(content: &RawValue, room_id: &OwnedRoomId) -> Option<SessionPlace> {
-    let content = serde_json::from_str::<EncryptedContent<'_>>(content.get()).ok()?;
-    let session_id = content.session_id.filter(|session_id| can_be_kept(session_id))?;
-    let key = RoomKey { room_id: room_id.clone(), session_id };
-    let message = content.ciphertext.and_then(|text| MegolmMessage::from_base64(&text).ok());
-    Some(SessionPlace { key, index: message.map(|message| i64::from(message.message_index())) })
+    let place = session_id.map(|session_id| {
+        let message = ciphertext.and_then(|text| MegolmMessage::from_base64(text).ok());
+        SessionPlace {
+            key: RoomKey { room_id: room_id.clone(), session_id: session_id.to_owned() },
+            index: message.map(|message| i64::from(message.message_index())),
+        }
+    });
+    (place, flaw)
 }
 
 #[cfg(test)]
@@ -264,7 +293,7 @@ mod tests {
     fn ids_that_no_column_holds_are_refused() {
         let good = json!({"event_id": "$a", "room_id": "!r", "sender": "@a:b", "type": ENCRYPTED,
             "content": {"session_id": "s", "ciphertext": ""}});
-        let long = "x".repeat(LONGEST_ID);
+        let long = "x".repeat(text::MAX_ID);
         for (key, bad) in [
             ("event_id", "$a\0b".to_owned()),
             ("event_id", format!("${long}")),
@@ -291,5 +320,71 @@ mod tests {
         assert_eq!((place.key.session_id.as_str(), place.index), ("s", None));
         event["content"] = json!({"ciphertext": 3});
         assert_eq!(parse(&event).unwrap().session, None);
+    }
+
+    #[test]
+    fn what_no_key_can_decrypt_says_what_it_lacks() {
+        let good = json!({"algorithm": "m.megolm.v1.aes-sha2", "session_id": "s", "ciphertext": "garbage"});
+        let of = |change: &dyn Fn(&mut Value)| {
+            let mut content = good.clone();
+            change(&mut content);
+            let event = json!({"event_id": "$a", "room_id": "!r", "sender": "@a:b", "type": ENCRYPTED,
+                "content": content});
+            parse(&event).unwrap().flaw
+        };
+        let malformed = |lack| Some(Flaw::Malformed(lack));
+        assert_eq!(of(&|_| ()), None);
+        assert_eq!(of(&|content| *content = json!({})), malformed(Malformed::NotEncrypted));
+        assert_eq!(of(&|content| *content = json!("text")), malformed(Malformed::NotEncrypted));
+        assert_eq!(of(&|content| content["algorithm"] = json!(1)), malformed(Malformed::NotEncrypted));
+        assert_eq!(of(&|content| content["ciphertext"] = json!(["a"])), malformed(Malformed::NotEncrypted));
+        assert_eq!(of(&|content| content["session_id"] = json!(7)), malformed(Malformed::NoSession));
+        assert_eq!(of(&|content| content["session_id"] = json!("a\0")), malformed(Malformed::NoSession));
+        assert_eq!(of(&|content| content["algorithm"] = json!("m.rot13")), Some(Flaw::UnsupportedAlgorithm));
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_is_mended_and_told() {
+        use RepairReason::{Missing, NotAnInteger, OutOfRange, WrongType};
+        let received_at = Timestamp(5);
+        for (written, time, reason) in [
+            ("17", 17, None),
+            ("0", 0, None),
+            ("253402300799999", 253_402_300_799_999, None),
+            ("253402300800000", 253_402_300_799_999, Some(OutOfRange)),
+            ("18446744073709551615", 253_402_300_799_999, Some(OutOfRange)),
+            ("1e400", 253_402_300_799_999, Some(OutOfRange)),
+            ("-1", 0, Some(OutOfRange)),
+            ("-1e400", 0, Some(OutOfRange)),
+            ("1700000000000.75", 1_700_000_000_000, Some(NotAnInteger)),
+            ("1.7e12", 1_700_000_000_000, Some(NotAnInteger)),
+            ("null", 5, Some(Missing)),
+            ("\"17\"", 5, Some(WrongType)),
+            ("[]", 5, Some(WrongType)),
+        ] {
+            let event = format!(
+                "{{\"event_id\": \"$a\", \"room_id\": \"!r\", \"sender\": \"@a:b\", \"type\": \"x\", \"origin_server_ts\": {written}}}"
+            );
+            let event = WireEvent::parse(RawValue::from_string(event).unwrap(), received_at).unwrap();
+            let reasons: Vec<_> = event.repairs.iter().map(|repair| repair.reason).collect();
+            assert_eq!(
+                (event.origin_server_ts, reasons),
+                (Timestamp(time), Vec::from_iter(reason)),
+                "{written}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_event_that_no_strict_reader_takes_is_read() {
+        let event = "{\"event_id\": \"$a\", \"room_id\": \"!r\", \"sender\": \"@a:b\", \"type\": \"odd \\ud83d\", \"\\udc00\": 1e400, \
+            \"content\": {\"body\": \"half \\ud83d\", \"big\": 1e400}}";
+        let event = WireEvent::parse(RawValue::from_string(event.to_owned()).unwrap(), Timestamp(5)).unwrap();
+        assert_eq!(event.event_type, "odd \u{fffd}");
+        assert_eq!(event.content()["body"], "half \u{fffd}");
+        assert_eq!(
+            serde_json::to_string(&event.content()).unwrap(),
+            "{\"body\":\"half \u{fffd}\",\"big\":1e400}"
+        );
     }
 }

@@ -9,11 +9,11 @@ use std::{collections::HashMap, time::Duration};
 
 use ruma::OwnedEventId;
 
-use super::event::WireEvent;
+use super::event::{Flaw, WireEvent};
 use crate::{
     clock::Timestamp,
     crypto::{Clear, Decrypted},
-    model::ledger::Reason,
+    model::ledger::{Malformed, Reason},
 };
 
 /// How long an event may hold up its room.
@@ -86,8 +86,19 @@ pub(super) fn fate(decrypted: Option<Decrypted>) -> Fate {
         Some(Decrypted::Withheld(code)) => Fate::Ledger(Reason::Withheld(code)),
         Some(Decrypted::OtherRoom) => Fate::Ledger(Reason::Replay),
         Some(Decrypted::UnsupportedAlgorithm) => Fate::Ledger(Reason::UnsupportedAlgorithm),
+        Some(Decrypted::BadCiphertext) => Fate::Ledger(Reason::BadCiphertext),
+        Some(Decrypted::Malformed(lack)) => Fate::Ledger(Reason::Malformed(lack)),
         // An encrypted event without a session that can be named was never given to a machine.
-        Some(Decrypted::BadCiphertext) | None => Fate::Ledger(Reason::BadCiphertext),
+        None => Fate::Ledger(Reason::Malformed(Malformed::NoSession)),
+    }
+}
+
+impl From<Flaw> for Decrypted {
+    fn from(flaw: Flaw) -> Self {
+        match flaw {
+            Flaw::Malformed(lack) => Self::Malformed(lack),
+            Flaw::UnsupportedAlgorithm => Self::UnsupportedAlgorithm,
+        }
     }
 }
 
@@ -143,6 +154,7 @@ mod tests {
             (id("$b"), Decrypted::Withheld("m.unverified".to_owned())),
             (id("$c"), Decrypted::UnknownIndex),
             (id("$d"), Decrypted::OtherRoom),
+            (id("$e"), Decrypted::Malformed(Malformed::NotJson)),
         ]);
         let mut walk = Walk::new(Timestamp(1), Timestamp(0));
         for (at, expected) in [
@@ -150,6 +162,8 @@ mod tests {
             ("$b", "withheld:m.unverified"),
             ("$c", "unknown_index"),
             ("$d", "replay"),
+            ("$e", "malformed:not_json"),
+            ("$f", "malformed:no_session"),
         ] {
             let fate = walk.next(&event(at, "m.room.encrypted", 1), &mut decrypted);
             assert!(matches!(fate, Fate::Ledger(reason) if reason.to_string() == expected));

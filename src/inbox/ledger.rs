@@ -20,7 +20,7 @@ use crate::{
     clock::Timestamp,
     crypto::{CryptoError, RoomKey},
     messages::{self, PayloadClass},
-    model::{ClearEvent, Encryption, MessageId, Relay, ledger::Reason},
+    model::{ClearEvent, Encryption, MessageId, Relay, json::EventBody, ledger::Reason},
     store::{
         StoreError,
         key_news::{self, News},
@@ -161,7 +161,8 @@ impl Worker {
 
     fn tell_of(&mut self, event: &WireEvent, why: &Reason, outcome: &mut Outcome) -> Result<(), CryptoError> {
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(()) };
-        let content = event.content();
+        let EventBody { content, repairs, .. } = event.body();
+        let repairs = event.repairs.iter().cloned().chain(repairs).collect();
         let algorithm = content.get("algorithm").and_then(serde_json::Value::as_str).map(str::to_owned);
         let session_id = event.session.as_ref().map(|place| place.key.session_id.clone());
         let encryption = Encryption { encrypted: true, algorithm, session_id, ..Encryption::default() };
@@ -174,6 +175,7 @@ impl Worker {
             origin_server_ts: event.origin_server_ts,
             event_type: event.event_type.clone(),
             content,
+            repairs,
             redacts: None,
             encryption,
             late: false,

@@ -191,6 +191,7 @@ pub(super) fn clear(event: &WireEvent) -> ClearEvent {
         origin_server_ts: event.origin_server_ts,
         event_type: event.event_type.clone(),
         content: event.content(),
+        repairs: event.repairs.clone(),
         redacts: None,
         encryption: Encryption::default(),
         late: false,

@@ -6,17 +6,14 @@
 
 use std::collections::HashSet;
 
-use ruma::{EventId, OwnedEventId};
+use ruma::OwnedEventId;
 use serde_json::Value;
 
-use super::{
-    commit::Outcome,
-    event::{WireEvent, can_be_kept},
-};
+use super::{commit::Outcome, event::WireEvent};
 use crate::{
     clock::Timestamp,
     messages::{self, Draft},
-    model::MessageType,
+    model::{MessageType, text::read_event_id},
     store::{
         Db, Seal, StoreError, Tx,
         redactions::{self, Target},
@@ -30,8 +27,8 @@ pub(super) fn target(event: &WireEvent) -> Option<OwnedEventId> {
         return None;
     }
     // Since room version 11 the content says so.
-    let inside = || EventId::parse(event.content().get("redacts").and_then(Value::as_str)?).ok();
-    event.redacts.clone().or_else(inside).filter(|event_id| can_be_kept(event_id.as_str()))
+    let inside = || read_event_id(event.content().get("redacts").and_then(Value::as_str)?).ok();
+    event.redacts.clone().or_else(inside)
 }
 
 /// Reactions that redactions of a step may take back.

@@ -8,7 +8,7 @@ use super::{
     batch::Batch,
     commit::Outcome,
     decrypt::Sealed,
-    event::{self, WireEvent},
+    event::WireEvent,
     flow::{self, Fate, Walk},
     known::Known,
     ledger::{new_pending, redaction_target, refuse, wire},
@@ -23,7 +23,7 @@ use crate::{
         self, PayloadClass,
         control::{self, Control},
     },
-    model::{ClearEvent, Encryption, MessageId, Relay, ledger::Reason},
+    model::{ClearEvent, Encryption, MessageId, Relay, json::EventBody, ledger::Reason},
     store::{
         StoreError, dismissed,
         messages::MegolmIndex,
@@ -112,7 +112,7 @@ impl Worker {
         let heights = self.heights.find(db, relayed.copied()).await?;
         let reactions = Reactions::find(db, &all).await?;
         let (mut ids, mut places, mut sealed) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut events, mut redacting) = (Vec::new(), HashSet::new());
+        let (mut events, mut redacting, mut flawed) = (Vec::new(), HashSet::new(), Vec::new());
         for &event in &all {
             ids.extend(self.membership_id(event));
             let relay = self.relays(&event.room_id);
@@ -133,10 +133,15 @@ impl Worker {
                 ids.push(messages::message_id(PayloadClass::Event, &event.event_id));
                 places.extend(megolm_index(event));
             }
+            if let Some(flaw) = event.flaw {
+                flawed.push((event.event_id.clone(), flaw.into()));
+                continue;
+            }
             // What is read waits for its turn first.
             let Some(place) = event.session.as_ref().filter(|_| !event.is_read()) else { continue };
             sealed.push(Sealed {
                 event_id: event.event_id.clone(),
+                sender: event.sender.clone(),
                 key: place.key.clone(),
                 raw: event.raw.clone(),
             });
@@ -157,6 +162,7 @@ impl Worker {
             !messages.contains(id.as_str())
         });
         let mut decrypted = self.decrypter.decrypt(sealed).await?;
+        decrypted.extend(flawed);
         self.add_claims(&all, &mut decrypted).await?;
         let (overtaken, index_claims) = Default::default();
         let mut known = Known {
@@ -333,11 +339,11 @@ impl Worker {
         let Some(room) = self.rooms.get(&event.room_id) else { return Ok(false) };
         let mut encryption = Encryption::default();
         let mut bridge_device = None;
-        let (mut event_type, mut content) = (event.event_type.clone(), None);
-        if let Some(clear) = clear {
-            let (clear_type, clear_content) = event::told(&clear.event);
+        let (mut event_type, mut said) = (event.event_type.clone(), None);
+        if let Some(mut clear) = clear {
+            let body = std::mem::take(&mut clear.body);
             let bots = pins::bots(&room.state);
-            let claimant = match self.rooms.pins.admit(event, &clear, &clear_content, &bots, late) {
+            let claimant = match self.rooms.pins.admit(event, &clear, &body.content, &bots, late) {
                 Ok(admitted) => {
                     encryption = admitted.encryption;
                     bridge_device = admitted.bridge_device;
@@ -360,10 +366,11 @@ impl Worker {
                 return Ok(false);
             }
             outcome.waited.push(now.since(event.received_at));
-            event_type = clear_type.unwrap_or(event_type);
-            content = Some(clear_content);
+            event_type = body.event_type.clone().unwrap_or(event_type);
+            said = Some(body);
         }
-        let content = content.unwrap_or_else(|| event.content());
+        let EventBody { content, repairs, .. } = said.unwrap_or_else(|| event.body());
+        let repairs = event.repairs.iter().cloned().chain(repairs).collect();
         if !encryption.flagged {
             self.read_notice(event, &content, outcome);
         }
@@ -390,6 +397,7 @@ impl Worker {
                 origin_server_ts: event.origin_server_ts,
                 event_type,
                 content,
+                repairs,
                 redacts: event.redacts.clone(),
                 encryption,
                 late,

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     clock::Timestamp,
     messages::room::{Change, Membership::Join, RoomState},
-    model::{Relay, RelayPolicy, RoomContext},
+    model::{Relay, RelayPolicy, RoomContext, json},
     store::{
         Db, Seal, StoreError,
         rooms::{self, RoomRow},
@@ -357,7 +357,7 @@ impl Rooms {
     pub fn apply(&mut self, room_id: &RoomId, event: &RawValue, now: Timestamp) -> Change {
         let is_followed = |room: &&mut Room| room.relay == Relay::Yes || room.was_relayed();
         let Some(room) = self.known.get_mut(room_id).filter(is_followed) else { return Change::None };
-        let Ok(event) = serde_json::from_str::<Value>(event.get()) else { return Change::None };
+        let event = json::read_object(event);
         // Who leaves is no longer among the members, so it is told apart before.
         let is_about_bot = event.get("type").is_some_and(|kind| kind == "m.room.tombstone")
             || bot_of(&room.state)

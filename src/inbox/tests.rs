@@ -21,6 +21,8 @@ use crate::{
     testing::{self, START},
 };
 
+mod odd;
+
 const ROOM: &str = "!room";
 pub(super) const SETTLE_AFTER: Duration = Duration::from_hours(1);
 pub(super) const NOTIFY_AFTER: Duration = Duration::from_mins(5);

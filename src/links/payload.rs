@@ -1,15 +1,9 @@
 //! Putting addresses into a payload without touching the rest of it: objects are taken apart only on the way to the
 //! file, and keep the order of their keys.
 
-use std::fmt;
-
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{MapAccess, Visitor},
-};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::model::MediaPart;
+use crate::model::{MediaPart, RawObject};
 
 /// What every payload with a file holds, as it is rendered: one of these. No text can: within one, quotes are escaped.
 const MARKS: [&str; 2] = ["\"media\":{", PART_MARK];
@@ -17,39 +11,13 @@ const MARKS: [&str; 2] = ["\"media\":{", PART_MARK];
 /// What every file holds that has a name among its message's files.
 const PART_MARK: &str = "\"part\":\"";
 
-/// An object whose keys keep their order and whose values stay as they were written.
-struct Object(Vec<(String, Box<RawValue>)>);
-
-impl Object {
-    fn read(value: &RawValue) -> Option<Self> {
-        serde_json::from_str(value.get()).ok()
+/// Gives a file its address, in front of all else.
+fn locate(file: &mut RawObject, url: &str, expires_at: &str) -> Option<()> {
+    for (key, text) in [("url_expires_at", expires_at), ("url", url)] {
+        file.remove(key);
+        file.0.insert(0, (key.to_owned(), to_raw_value(text).ok()?));
     }
-
-    fn get(&self, key: &str) -> Option<&RawValue> {
-        self.0.iter().find(|(known, _)| known == key).map(|(_, value)| &**value)
-    }
-
-    /// Changes the object that stands under a key; `None` when there is none, or `change` says so.
-    fn within(&mut self, key: &str, change: impl FnOnce(&mut Self) -> Option<()>) -> Option<()> {
-        let (_, value) = self.0.iter_mut().find(|(known, _)| known == key)?;
-        let mut inner = Self::read(value)?;
-        change(&mut inner)?;
-        *value = to_raw_value(&inner).ok()?;
-        Some(())
-    }
-
-    /// Puts a text in front of all else, in place of what stood under the key.
-    fn put_first(&mut self, key: &str, text: &str) -> Option<()> {
-        self.0.retain(|(known, _)| known != key);
-        self.0.insert(0, (key.to_owned(), to_raw_value(text).ok()?));
-        Some(())
-    }
-
-    /// Gives a file its address.
-    fn locate(&mut self, url: &str, expires_at: &str) -> Option<()> {
-        self.put_first("url_expires_at", expires_at)?;
-        self.put_first("url", url)
-    }
+    Some(())
 }
 
 /// Whether a payload may have files, told fast: hardly any has.
@@ -63,17 +31,17 @@ pub(super) fn with_urls(
     expires_at: &str,
     url: impl Fn(&str, &MediaPart) -> Option<String>,
 ) -> Option<Vec<u8>> {
-    let mut whole: Object = serde_json::from_slice(payload).ok()?;
+    let mut whole = RawObject::parse(payload)?;
     whole.within("data", |data| {
-        let id: String = serde_json::from_str(data.get("id")?.get()).ok()?;
+        let id: String = data.get_as("id")?;
         let url = |part: &MediaPart| url(&id, part);
         let own = data.within("content", |content| {
             content.within("media", |media| {
                 // Of a payload that has no thumbnail this does nothing.
                 let _ = media.within("thumbnail", |thumbnail| {
-                    thumbnail.locate(&url(&MediaPart::Thumbnail)?, expires_at)
+                    locate(thumbnail, &url(&MediaPart::Thumbnail)?, expires_at)
                 });
-                media.locate(&url(&MediaPart::File)?, expires_at)
+                locate(media, &url(&MediaPart::File)?, expires_at)
             })
         });
         let named = ["content", "sender"].map(|key| {
@@ -83,7 +51,7 @@ pub(super) fn with_urls(
         });
         own.or(named.into_iter().flatten().next())
     })?;
-    serde_json::to_vec(&whole).ok()
+    whole.to_vec()
 }
 
 /// A value in which every file that has a name has an address, at whichever depth; `None` when there is none.
@@ -106,41 +74,10 @@ fn with_named(
         let changed = list.iter_mut().filter_map(|value| inner(value).then_some(())).count();
         return if changed > 0 { to_raw_value(&list).ok() } else { None };
     }
-    let mut object = Object::read(value)?;
+    let mut object = RawObject::read(value)?;
     let changed = object.0.iter_mut().filter_map(|(_, value)| inner(value).then_some(())).count();
     let is_file = object.get("mxc").is_some();
-    let name: Option<String> =
-        object.get("part").filter(|_| is_file).and_then(|part| serde_json::from_str(part.get()).ok());
-    let located = name.and_then(|name| object.locate(&url(&MediaPart::named(&name)?)?, expires_at));
+    let name: Option<String> = object.get_as("part").filter(|_| is_file);
+    let located = name.and_then(|name| locate(&mut object, &url(&MediaPart::named(&name)?)?, expires_at));
     if changed > 0 || located.is_some() { to_raw_value(&object).ok() } else { None }
-}
-
-impl<'de> Deserialize<'de> for Object {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ObjectVisitor)
-    }
-}
-
-struct ObjectVisitor;
-
-impl<'de> Visitor<'de> for ObjectVisitor {
-    type Value = Object;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Object, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(entry) = access.next_entry()? {
-            entries.push(entry);
-        }
-        Ok(Object(entries))
-    }
-}
-
-impl Serialize for Object {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
-    }
 }

@@ -9,7 +9,7 @@
 
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::json;
 
 use crate::{
     clock::Timestamp,
@@ -19,7 +19,9 @@ use crate::{
         profile::MessageProfile,
         relations::RelatesTo,
     },
-    model::{Direction, Encryption, Message, MessageId, MessageType, RoomKind},
+    model::{
+        Direction, Encryption, JsonObject, Message, MessageId, MessageType, RawObject, Repair, RoomKind,
+    },
 };
 
 /// The version of the schema. It is raised when a field goes or changes its meaning; new fields, types and
@@ -48,6 +50,7 @@ pub struct Draft {
     pub(super) undecryptable: Option<Undecryptable>,
     pub(super) undecryptable_id: Option<MessageId>,
     pub(super) encryption: Encryption,
+    pub(super) repairs: Vec<Repair>,
     pub(super) matrix: Matrix,
 }
 
@@ -199,6 +202,7 @@ impl Draft {
                 undecryptable: self.undecryptable.as_ref(),
                 undecryptable_id: self.undecryptable_id.as_ref(),
                 encryption: &self.encryption,
+                repairs: &self.repairs,
                 matrix: &self.matrix,
             },
         }
@@ -272,6 +276,9 @@ pub struct Data<'a> {
     pub undecryptable_id: Option<&'a MessageId>,
     /// How it was encrypted and how far its sender can be believed.
     pub encryption: &'a Encryption,
+    /// What of the event had to be repaired, so that it could be told at all; left out when nothing had.
+    #[serde(skip_serializing_if = "<[Repair]>::is_empty")]
+    pub repairs: &'a [Repair],
     /// The event as its sender wrote it.
     pub matrix: &'a Matrix,
 }
@@ -352,45 +359,45 @@ pub struct Matrix {
     /// The type of the event, after decryption.
     #[serde(rename = "type")]
     pub event_type: String,
-    /// The content, after decryption, unchanged. For encrypted attachments it holds the file's key
+    /// The content, after decryption, unchanged but for `data.repairs`; numbers are written as their sender wrote them,
+    /// also those that no floating-point type holds. For encrypted attachments it holds the file's key
     /// (`file.key`), so that the consumer can fetch and decrypt the file: keep payloads as safe as the
     /// conversation itself. Of `message.undecryptable`, the wire content without the ciphertext.
-    pub content: Map<String, Value>,
+    #[cfg_attr(test, schemars(with = "serde_json::Map<String, serde_json::Value>"))]
+    pub content: JsonObject,
 }
 
 /// A payload without what was said, for a message that was taken back: `data.content` has the kind `redacted`
 /// alone, `data.matrix.content` is empty. `None` when it is no payload.
 #[must_use]
 pub fn redacted(payload: &[u8]) -> Option<Vec<u8>> {
-    let mut payload: Value = serde_json::from_slice(payload).ok()?;
-    let data = payload.get_mut("data")?.as_object_mut()?;
-    if data.get("content").is_some_and(Value::is_object) {
-        data.insert("content".to_owned(), serde_json::to_value(Content::of(Kind::Redacted)).ok()?);
-    }
-    if let Some(matrix) = data.get_mut("matrix").and_then(Value::as_object_mut) {
-        matrix.insert("content".to_owned(), Value::Object(Map::new()));
-    }
-    if let Some(sender) = data.get_mut("sender").and_then(Value::as_object_mut) {
-        // It stood in the content.
-        sender.remove("profile");
-    }
-    serde_json::to_vec(&payload).ok()
+    let mut payload = RawObject::parse(payload)?;
+    payload.within("data", |data| {
+        if data.get("content").is_some_and(|content| content.get() != "null") {
+            data.set("content", &Content::of(Kind::Redacted))?;
+        }
+        let _ = data.within("matrix", |matrix| matrix.set("content", &json!({})));
+        // They stood in the content, or tell of it.
+        data.remove("repairs");
+        let _ = data.within("sender", |sender| sender.remove("profile").map(drop));
+        Some(())
+    })?;
+    payload.to_vec()
 }
 
 /// A payload under another number in its room. `None` when it is no payload.
 #[must_use]
 pub fn renumbered(payload: &[u8], sequence: u64) -> Option<Vec<u8>> {
-    let mut payload: Value = serde_json::from_slice(payload).ok()?;
-    payload.get_mut("data")?.as_object_mut()?.insert("sequence".to_owned(), sequence.into());
-    serde_json::to_vec(&payload).ok()
+    let mut payload = RawObject::parse(payload)?;
+    payload.within("data", |data| data.set("sequence", &sequence))?;
+    payload.to_vec()
 }
 
 /// What a payload says that its event takes back: room and event id.
 #[must_use]
 pub fn target(payload: &[u8]) -> Option<(String, String)> {
-    let payload: Value = serde_json::from_slice(payload).ok()?;
-    let text = |pointer| payload.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-    Some((text("/data/room_id")?, text("/data/redacts")?))
+    let data = RawObject::read(RawObject::parse(payload)?.get("data")?)?;
+    Some((data.get_as("room_id")?, data.get_as("redacts")?))
 }
 
 /// The body of a `webhook.test` call, which belongs to no event.

@@ -1,10 +1,13 @@
 //! What an event refers to, and the fallback text of replies for clients that cannot show them.
 
-use ruma::{EventId, OwnedEventId};
+use ruma::OwnedEventId;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::messages::html;
+use crate::{
+    messages::html,
+    model::{Repair, text::read_event_id},
+};
 
 /// `data.relates_to`: the event that a message refers to ([spec](https://spec.matrix.org/latest/client-server-api/#forming-relationships-between-events)).
 ///
@@ -38,12 +41,17 @@ pub struct RelatesTo {
 }
 
 impl RelatesTo {
-    /// Reads `m.relates_to` of a content; none when it refers to nothing that the payload knows.
+    /// Reads `m.relates_to` of a content; none when it refers to nothing that the payload knows. What is no id is noted,
+    /// and the relation left out.
     #[must_use]
-    pub fn read(content: &Map<String, Value>) -> Option<Self> {
+    pub fn read(content: &Map<String, Value>, repairs: &mut Vec<Repair>) -> Option<Self> {
         let raw = content.get("m.relates_to")?.as_object()?;
-        let id = |value: Option<&Value>| value.and_then(Value::as_str).and_then(|id| EventId::parse(id).ok());
-        let target = || id(raw.get("event_id"));
+        let mut id = |value: Option<&Value>, place: &str| {
+            let id = value.map(|value| read_event_id(value.as_str().unwrap_or_default()))?;
+            id.map_err(|reason| repairs.push(Repair::new(format!("/content/m.relates_to/{place}"), reason)))
+                .ok()
+        };
+        let mut target = || id(raw.get("event_id"), "event_id");
         let mut to = Self::default();
         match raw.get("rel_type").and_then(Value::as_str) {
             Some("m.replace") => to.replaces = target(),
@@ -52,7 +60,8 @@ impl RelatesTo {
             Some("m.thread" | "io.element.thread") => to.thread = target(),
             _ => {}
         }
-        if let Some(reply_to) = id(raw.get("m.in_reply_to").and_then(|reply| reply.get("event_id"))) {
+        let reply = raw.get("m.in_reply_to").and_then(|reply| reply.get("event_id"));
+        if let Some(reply_to) = id(reply, "m.in_reply_to/event_id") {
             to.is_reply = true;
             // In a thread, a reply may only be there for clients that do not know threads.
             let fallback = raw.get("is_falling_back") == Some(&Value::Bool(true));

@@ -21,7 +21,7 @@ pub use power::Redactors;
 
 use crate::{
     messages::network,
-    model::{RoomContext, RoomKind, SenderProfile, naming},
+    model::{RoomContext, RoomKind, SenderProfile, naming, text::is_id},
 };
 
 /// Members of a room that count as service members at most.
@@ -173,7 +173,8 @@ impl RoomState {
                 replace(&mut self.redactors, Some(redactors))
             }
             ("m.room.tombstone", "") => {
-                let replacement = filled(content, "replacement_room").filter(|id| RoomId::parse(id).is_ok());
+                let replacement =
+                    filled(content, "replacement_room").filter(|id| is_id(id) && RoomId::parse(id).is_ok());
                 let replacement = replace(&mut self.replacement, replacement);
                 any(replace(&mut self.tombstoned, true), replacement)
             }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     messages::room::RoomState,
-    model::{Encryption, MessageId, Trust},
+    model::{Encryption, MessageId, RawObject, RepairReason, Trust, json::EventBody},
 };
 
 mod documented;
@@ -93,7 +93,8 @@ fn event(event_type: &str, content: Value) -> ClearEvent {
         sender: owned_user_id!("@instagram_17840000000000001:localhost"),
         origin_server_ts: Timestamp(1_795_317_263_000),
         event_type: event_type.to_owned(),
-        content,
+        content: content.into(),
+        repairs: vec![],
         redacts: None,
         encryption: Encryption::default(),
         late: false,
@@ -131,7 +132,8 @@ fn read_fixture(text: &str) -> Draft {
         sender,
         origin_server_ts,
         event_type: r#type,
-        content,
+        content: content.into(),
+        repairs: vec![],
         redacts,
         encryption,
         late: fixture.late,
@@ -185,6 +187,89 @@ fn the_body_is_the_payload_in_the_documented_order() {
     let parsed: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(parsed["data"]["sequence"], 3);
     assert_eq!(parsed["data"]["id"], json!(draft.message_id().as_str()));
+}
+
+/// An event whose content no strict reader takes.
+fn odd_event() -> ClearEvent {
+    let text = "{\"type\":\"m.room.message\",\"content\":{\"msgtype\":\"m.image\",\"body\":\"half \\ud83d\",\
+        \"url\":\"mxc://a/b\",\"info\":{\"size\":1e400,\"w\":7},\"n\":[1.50,123456789012345678901234567890]}}";
+    let body = EventBody::read(text.as_bytes()).unwrap();
+    ClearEvent { content: body.content, repairs: body.repairs, ..event("m.room.message", json!({})) }
+}
+
+#[test]
+fn numbers_are_told_as_written_and_repairs_are_named() {
+    let body = String::from_utf8(drafted(odd_event()).render(3).unwrap()).unwrap();
+    let written = "\"info\":{\"size\":1e400,\"w\":7},\"n\":[1.50,123456789012345678901234567890]}";
+    assert!(body.contains(written), "{body}");
+    let repairs = "\"repairs\":[{\"field\":\"/content/body\",\"reason\":\"lone_surrogate\"},\
+        {\"field\":\"/content/info/size\",\"reason\":\"number_out_of_range\"}]";
+    assert!(body.contains(repairs), "{body}");
+    let data = RawObject::read(RawObject::parse(body.as_bytes()).unwrap().get("data").unwrap()).unwrap();
+    let content: Value = data.get_as("content").unwrap();
+    assert_eq!((&content["kind"], &content["media"]["width"]), (&json!("image"), &json!(7)));
+    assert_eq!(content["media"].get("size"), None);
+    let good = drafted(event("m.room.message", json!({"msgtype": "m.text", "body": "hi"})));
+    assert!(!String::from_utf8(good.render(1).unwrap()).unwrap().contains("repairs"));
+}
+
+#[test]
+fn a_payload_with_odd_numbers_can_be_changed_like_any_other() {
+    let payload = drafted(odd_event()).render(3).unwrap();
+    let renumbered = String::from_utf8(renumbered(&payload, 9).unwrap()).unwrap();
+    let expected = String::from_utf8(payload.clone()).unwrap().replace("\"sequence\":3", "\"sequence\":9");
+    assert_eq!(renumbered, expected);
+    let redacted = redacted(&payload).unwrap();
+    let value: Value = serde_json::from_slice(&redacted).unwrap();
+    assert_eq!(value["data"]["content"], json!({"kind": "redacted"}));
+    assert_eq!(value["data"]["matrix"], json!({"type": "m.room.message", "content": {}}));
+    assert_eq!((value["data"].get("repairs"), &value["data"]["sequence"]), (None, &json!(3)));
+    let mut redaction = event("m.room.redaction", json!({"redacts": "$it"}));
+    redaction.content = odd_event().content;
+    redaction.redacts = Some(owned_event_id!("$it"));
+    let redaction = drafted(redaction).render(1).unwrap();
+    assert_eq!(target(&redaction), Some(("!portal".to_owned(), "$it".to_owned())));
+}
+
+#[test]
+fn an_id_that_no_server_gave_costs_the_relation_and_nothing_else() {
+    let long = format!("${}", "x".repeat(8_000));
+    for bad in [
+        json!("$\0"),
+        json!("$a\0b"),
+        json!(long),
+        json!("event"),
+        json!(""),
+        json!(7),
+        json!({}),
+        json!(null),
+    ] {
+        let new = json!({"msgtype": "m.text", "body": "x"});
+        for (relation, place) in [
+            (json!({"rel_type": "m.replace", "event_id": bad}), "event_id"),
+            (json!({"rel_type": "m.thread", "event_id": bad}), "event_id"),
+            (json!({"rel_type": "m.reference", "event_id": bad}), "event_id"),
+            (json!({"rel_type": "m.annotation", "event_id": bad, "key": "k"}), "event_id"),
+            (json!({"m.in_reply_to": {"event_id": bad}}), "m.in_reply_to/event_id"),
+        ] {
+            let content =
+                json!({"msgtype": "m.text", "body": "* x", "m.new_content": new, "m.relates_to": relation});
+            let message = drafted(event("m.room.message", content.clone()));
+            assert_eq!(
+                (message.message_type, message.relates_to.is_none()),
+                (MessageType::MessageCreated, true)
+            );
+            let repair = Repair::new(format!("/content/m.relates_to/{place}"), RepairReason::BadId);
+            assert_eq!(message.repairs, [repair], "{content}");
+            let stored = message.into_message(1).unwrap();
+            assert_eq!(stored.replaces, None);
+            assert!(String::from_utf8(stored.payload).unwrap().contains("\"text\":\"* x\""));
+            let reaction = drafted(event("m.reaction", content));
+            assert_eq!(reaction.message_type, MessageType::MessageCreated);
+        }
+        let redaction = drafted(event("m.room.redaction", json!({"redacts": bad})));
+        assert_eq!(redaction.redacts(), None, "{bad}");
+    }
 }
 
 #[test]

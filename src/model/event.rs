@@ -1,7 +1,7 @@
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::Serialize;
-use serde_json::{Map, Value};
 
+use super::{JsonObject, Repair};
 use crate::clock::Timestamp;
 
 /// A room event in the clear: decrypted, or never encrypted. What a message is made of.
@@ -22,7 +22,9 @@ pub struct ClearEvent {
     pub event_type: String,
     /// The content, after decryption. For an encrypted event `m.relates_to` may have been copied in from
     /// the wire event, which carries it in the clear.
-    pub content: Map<String, Value>,
+    pub content: JsonObject,
+    /// What of it had to be repaired.
+    pub repairs: Vec<Repair>,
     /// `redacts` beside the content, where room versions before 11 have it; later ones have it in the
     /// content, which is looked at too.
     pub redacts: Option<OwnedEventId>,

@@ -23,6 +23,8 @@ pub enum Reason {
     UntrustedSender,
     /// Encrypted with an algorithm that this version does not know.
     UnsupportedAlgorithm,
+    /// It is not what an encrypted event must be, so that there is nothing to relay.
+    Malformed(Malformed),
     /// Not on the ledger: it waits in its room's order behind another event.
     Order,
     /// Not on the ledger: the room's state has not been read.
@@ -32,10 +34,65 @@ pub enum Reason {
 }
 
 const WITHHELD: &str = "withheld:";
+const MALFORMED: &str = "malformed:";
+
+/// What an encrypted event lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Malformed {
+    /// It has no ciphertext, or names no algorithm.
+    NotEncrypted,
+    /// It names no session, or one whose name nothing can be kept under.
+    NoSession,
+    /// It was decrypted, and what came out is no JSON object.
+    NotJson,
+    /// It was decrypted, and what came out names no room, so that it may have been said in another.
+    NoRoom,
+}
+
+impl Malformed {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::NotEncrypted, Self::NoSession, Self::NotJson, Self::NoRoom];
+
+    /// Returns the word that follows `malformed:`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotEncrypted => "not_encrypted",
+            Self::NoSession => "no_session",
+            Self::NotJson => "not_json",
+            Self::NoRoom => "no_room",
+        }
+    }
+
+    /// Returns the lack of that word.
+    fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == word)
+    }
+
+    /// Returns what would fix it, in plain words for the operator.
+    fn next_step(self) -> &'static str {
+        match self {
+            Self::NotEncrypted => {
+                "nothing: the event says that it is encrypted and has no ciphertext. See what its sender's program is"
+            }
+            Self::NoSession => {
+                "nothing: the event does not name the session that it was encrypted in. See what its sender's program is"
+            }
+            Self::NotJson => {
+                "nothing: it was decrypted, and what was encrypted is no JSON. Ask the sender to send it again with another \
+                 program"
+            }
+            Self::NoRoom => {
+                "nothing: it was decrypted, and what was encrypted names no room, so that it may have been copied from another \
+                 one. Ask the sender to send it again with another program"
+            }
+        }
+    }
+}
 
 impl Reason {
     /// Every word that [`class`](Self::class) answers.
-    pub const CLASSES: [&str; 11] = [
+    pub const CLASSES: [&str; 12] = [
         "no_key",
         "withheld",
         "before_join",
@@ -44,6 +101,7 @@ impl Reason {
         "replay",
         "untrusted_sender",
         "unsupported_algorithm",
+        "malformed",
         "order",
         "room_state",
         "other",
@@ -62,10 +120,14 @@ impl Reason {
             "unsupported_algorithm" => Self::UnsupportedAlgorithm,
             "order" => Self::Order,
             "room_state" => Self::RoomState,
-            other => match other.strip_prefix(WITHHELD) {
-                Some(code) => Self::Withheld(code.to_owned()),
-                None => Self::Other(other.to_owned()),
-            },
+            other => {
+                match (other.strip_prefix(WITHHELD), other.strip_prefix(MALFORMED).and_then(Malformed::parse))
+                {
+                    (Some(code), _) => Self::Withheld(code.to_owned()),
+                    (None, Some(lack)) => Self::Malformed(lack),
+                    (None, None) => Self::Other(other.to_owned()),
+                }
+            }
         }
     }
 
@@ -81,6 +143,7 @@ impl Reason {
             Self::Replay => "replay",
             Self::UntrustedSender => "untrusted_sender",
             Self::UnsupportedAlgorithm => "unsupported_algorithm",
+            Self::Malformed(_) => "malformed",
             Self::Order => "order",
             Self::RoomState => "room_state",
             Self::Other(_) => "other",
@@ -97,7 +160,8 @@ impl Reason {
     /// a forgery nothing is known to have been said by anybody, so of those only the ledger tells.
     #[must_use]
     pub fn is_told(&self) -> bool {
-        self.wants_key() || matches!(self, Self::BadCiphertext | Self::UnsupportedAlgorithm)
+        self.wants_key()
+            || matches!(self, Self::BadCiphertext | Self::UnsupportedAlgorithm | Self::Malformed(_))
     }
 }
 
@@ -113,6 +177,7 @@ impl fmt::Display for Reason {
             Self::Replay => "replay",
             Self::UntrustedSender => "untrusted_sender",
             Self::UnsupportedAlgorithm => "unsupported_algorithm",
+            Self::Malformed(lack) => return write!(f, "{MALFORMED}{}", lack.as_str()),
             Self::Order => "order",
             Self::RoomState => "room_state",
             Self::Other(word) => word,
@@ -162,6 +227,7 @@ pub fn next_step(reason: &Reason, facts: &Facts) -> String {
                                     under bridges: in the settings"
             .to_owned(),
         Reason::UnsupportedAlgorithm => "wait for a version of coucou that knows the algorithm".to_owned(),
+        Reason::Malformed(lack) => lack.next_step().to_owned(),
         Reason::Order => {
             "wait: it follows an event whose key may still come, for some seconds at most".to_owned()
         }
@@ -242,6 +308,10 @@ mod tests {
             Reason::Replay,
             Reason::UntrustedSender,
             Reason::UnsupportedAlgorithm,
+            Reason::Malformed(Malformed::NotEncrypted),
+            Reason::Malformed(Malformed::NoSession),
+            Reason::Malformed(Malformed::NotJson),
+            Reason::Malformed(Malformed::NoRoom),
             Reason::Order,
             Reason::RoomState,
             Reason::Other("of_tomorrow".to_owned()),
@@ -254,6 +324,7 @@ mod tests {
             assert_eq!(Reason::parse(&reason.to_string()), reason);
         }
         assert_eq!(Reason::parse("withheld:m.no_olm"), Reason::Withheld("m.no_olm".to_owned()));
+        assert_eq!(Reason::parse("malformed:of_tomorrow"), Reason::Other("malformed:of_tomorrow".to_owned()));
     }
 
     #[test]
@@ -298,6 +369,9 @@ mod tests {
             all().into_iter().filter(Reason::is_told).map(|reason| reason.to_string()).collect();
         let expected = ["no_key", "withheld:m.unverified", "withheld:", "before_join", "unknown_index"];
         assert_eq!(told[..5], expected);
-        assert_eq!(told[5..], ["bad_ciphertext", "unsupported_algorithm"]);
+        assert_eq!(told[5..7], ["bad_ciphertext", "unsupported_algorithm"]);
+        let malformed =
+            ["not_encrypted", "no_session", "not_json", "no_room"].map(|lack| format!("malformed:{lack}"));
+        assert_eq!(told[7..], malformed);
     }
 }

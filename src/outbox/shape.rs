@@ -6,10 +6,10 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 use url::form_urlencoded::byte_serialize;
 
-use crate::model::{Detail, Format};
+use crate::model::{Detail, Format, RawObject};
 
 /// Every way in which a body can look.
 #[cfg(test)]
@@ -34,15 +34,18 @@ pub(crate) fn body(payload: &[u8], detail: Detail, format: Format) -> Option<Cow
     if (detail, format) == (Detail::Full, Format::Standard) {
         return Some(Cow::Borrowed(payload));
     }
-    let Value::Object(mut payload) = serde_json::from_slice(payload).ok()? else { return None };
+    let mut payload = RawObject::parse(payload)?;
     if detail == Detail::Metadata {
-        leave_out_what_was_said(payload.get_mut("data")?.as_object_mut()?);
+        payload.within("data", |data| {
+            leave_out_what_was_said(data);
+            Some(())
+        })?;
     }
-    let body = match format {
-        Format::Standard => serde_json::to_vec(&payload),
-        Format::CloudEvents => serde_json::to_vec(&cloud_event(payload)?),
-    };
-    body.ok().map(Cow::Owned)
+    match format {
+        Format::Standard => payload.to_vec(),
+        Format::CloudEvents => serde_json::to_vec(&cloud_event(payload)?).ok(),
+    }
+    .map(Cow::Owned)
 }
 
 /// Several messages in one body, with `batch`.
@@ -107,18 +110,19 @@ pub(crate) fn batch(
     whole.ok()
 }
 
-/// Leaves of `data.content` the kind, and of `data.matrix` the type.
-fn leave_out_what_was_said(data: &mut Map<String, Value>) {
-    if let Some(content) = data.get_mut("content").and_then(Value::as_object_mut) {
-        content.retain(|key, _| key == "kind");
-    }
-    if let Some(matrix) = data.get_mut("matrix").and_then(Value::as_object_mut) {
-        matrix.retain(|key, _| key == "type");
-        matrix.insert("content".to_owned(), json!({}));
-    }
-    if let Some(membership) = data.get_mut("membership").and_then(Value::as_object_mut) {
-        membership.insert("reason".to_owned(), Value::Null);
-    }
+/// Leaves of `data.content` the kind, of `data.matrix` the type, and nothing that names a part of the content.
+fn leave_out_what_was_said(data: &mut RawObject) {
+    // Where one of them is null there is nothing to leave out.
+    let _ = data.within("content", |content| {
+        content.0.retain(|(key, _)| key == "kind");
+        Some(())
+    });
+    let _ = data.within("matrix", |matrix| {
+        matrix.0.retain(|(key, _)| key == "type");
+        matrix.set("content", &json!({}))
+    });
+    let _ = data.within("membership", |membership| membership.set("reason", &Value::Null));
+    data.remove("repairs");
 }
 
 /// A [CloudEvents 1.0](https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md) event,
@@ -154,10 +158,10 @@ pub(crate) struct CloudEvent<D> {
     pub(crate) data: D,
 }
 
-fn cloud_event(mut payload: Map<String, Value>) -> Option<CloudEvent<Value>> {
+fn cloud_event(mut payload: RawObject) -> Option<CloudEvent<Box<RawValue>>> {
     let data = payload.remove("data")?;
-    let text = |key: &str| data.get(key).and_then(Value::as_str);
-    let head = |key: &str| payload.get(key).and_then(Value::as_str).map(str::to_owned);
+    let members = RawObject::read(&data)?;
+    let text = |key: &str| members.get_as::<String>(key);
     let source = text("room_id").map_or_else(
         || "coucou".to_owned(),
         |room| {
@@ -169,13 +173,13 @@ fn cloud_event(mut payload: Map<String, Value>) -> Option<CloudEvent<Value>> {
     );
     Some(CloudEvent {
         specversion: "1.0",
-        id: text("id")?.to_owned(),
+        id: text("id")?,
         source,
-        message_type: head("type")?,
-        time: head("timestamp")?,
-        subject: text("event_id").map(str::to_owned),
+        message_type: payload.get_as("type")?,
+        time: payload.get_as("timestamp")?,
+        subject: text("event_id"),
         datacontenttype: "application/json",
-        payloadversion: payload.get("version").and_then(Value::as_u64)?,
+        payloadversion: payload.get_as("version")?,
         data,
     })
 }
@@ -192,6 +196,7 @@ mod tests {
                 "sender": {"mxid": "@a:b"},
                 "content": {"kind": "text", "text": "hush", "html": "<b>hush</b>"},
                 "relates_to": {"reply_to": "$d"},
+                "repairs": [{"field": "/content/hush", "reason": "lone_surrogate"}],
                 "matrix": {"type": "m.room.message", "content": {"body": "hush"}},
             },
         })
@@ -216,6 +221,20 @@ mod tests {
         assert_eq!(shaped["data"]["matrix"], json!({"type": "m.room.message", "content": {}}));
         for key in ["id", "sequence", "event_id", "room_id", "sender", "relates_to"] {
             assert_eq!(shaped["data"][key], payload()["data"][key], "{key}");
+        }
+    }
+
+    #[test]
+    fn odd_numbers_go_through_every_shape_unchanged() {
+        let written = "{\"content\":{\"n\":[1e400,1.50,123456789012345678901234567890]}";
+        let payload = payload().to_string().replace("{\"content\":{\"body\":\"hush\"}", written);
+        for format in [Format::Standard, Format::CloudEvents] {
+            let full = body(payload.as_bytes(), Detail::Full, format).unwrap();
+            assert!(String::from_utf8_lossy(&full).contains(written));
+            let metadata = body(payload.as_bytes(), Detail::Metadata, format).unwrap();
+            assert!(String::from_utf8_lossy(&metadata).contains("\"content\":{}"));
+            let both = batch("bat_1", &[&payload, &payload], Detail::Full, format).unwrap();
+            assert_eq!(String::from_utf8_lossy(&both).matches(written).count(), 2);
         }
     }
 

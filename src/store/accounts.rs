@@ -5,7 +5,7 @@ use ruma::{OwnedDeviceId, OwnedUserId, UserId};
 use super::{Db, StoreError, Tx, db::values};
 use crate::{
     clock::Timestamp,
-    model::{Account, AccountId, Role},
+    model::{Account, AccountId, Role, text::Text},
 };
 
 type AccountRow = (i64, String, String, String, Option<String>);
@@ -89,7 +89,11 @@ pub async fn insert(
 /// # Errors
 /// When the database fails.
 pub async fn set_sync_token(tx: &mut Tx, id: AccountId, token: &str) -> Result<(), StoreError> {
-    tx.execute("UPDATE accounts SET sync_token = $2 WHERE account_id = $1", values![id.0, token]).await?;
+    tx.execute(
+        "UPDATE accounts SET sync_token = $2 WHERE account_id = $1",
+        values![id.0, Text::of_token(token)],
+    )
+    .await?;
     Ok(())
 }
 
@@ -123,7 +127,11 @@ pub async fn events_token(db: &Db, id: AccountId) -> Result<Option<String>, Stor
 /// # Errors
 /// When the database fails.
 pub async fn set_events_token(tx: &mut Tx, id: AccountId, token: Option<&str>) -> Result<(), StoreError> {
-    tx.execute("UPDATE accounts SET events_token = $2 WHERE account_id = $1", values![id.0, token]).await?;
+    tx.execute(
+        "UPDATE accounts SET events_token = $2 WHERE account_id = $1",
+        values![id.0, token.map(Text::of_token)],
+    )
+    .await?;
     Ok(())
 }
 

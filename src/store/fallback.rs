@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    model::{Direction, Flow, Message, MessageId, MessageType, WebhookId},
+    model::{Direction, Flow, Message, MessageId, MessageType, RawObject, WebhookId},
 };
 
 /// A message of the other store.
@@ -88,8 +88,10 @@ const MESSAGES: &str = "SELECT message_id, event_id, room_id, sequence, type, ne
 fn carried(seal: &Seal, row: MessageRow) -> Result<Carried, StoreError> {
     const CORRUPT: StoreError = StoreError::Corrupt(TABLE);
     let payload = if row.9.is_empty() { Vec::new() } else { seal.open(TABLE, &row.0, &row.9)? };
-    let read: serde_json::Value = serde_json::from_slice(&payload).unwrap_or_default();
-    let encrypted = read.pointer("/data/encryption/encrypted").and_then(serde_json::Value::as_bool);
+    let read = RawObject::parse(&payload).unwrap_or_default();
+    let inner = |object: &RawObject, key| object.get(key).and_then(RawObject::read);
+    let encryption = inner(&read, "data").and_then(|data| inner(&data, "encryption"));
+    let encrypted = encryption.and_then(|encryption| encryption.get_as("encrypted"));
     let event_id = |id: String| OwnedEventId::try_from(id).map_err(|_| CORRUPT);
     let message = Message {
         message_id: MessageId(row.0),

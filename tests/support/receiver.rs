@@ -24,7 +24,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::{free_port, schema, until};
+use super::{free_port, json, schema, until};
 
 /// How a request is answered.
 #[derive(Clone, Debug)]
@@ -341,7 +341,7 @@ impl Shared {
         if id.is_empty() || id.contains('.') {
             wrong.push(format!("a webhook-id of {id:?}"));
         }
-        let payload = serde_json::from_slice(&body).unwrap_or_else(|error| {
+        let payload = json::read(&body).unwrap_or_else(|error| {
             wrong.push(format!("{id}: not JSON: {error}"));
             Value::Null
         });

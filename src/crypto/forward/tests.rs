@@ -14,7 +14,7 @@ use matrix_sdk_crypto::{
 use ruma::{
     DeviceId, OneTimeKeyAlgorithm, OwnedDeviceId, TransactionId, UInt,
     api::client::keys::{get_keys, upload_keys},
-    room_id,
+    event_id, room_id,
     serde::Raw,
     user_id,
 };
@@ -24,7 +24,10 @@ use serde_json::{Value, json, value::to_raw_value};
 use super::*;
 use crate::{
     clock::SystemClock,
-    crypto::engine::{Changes as Received, Decrypted},
+    crypto::{
+        Encrypted,
+        engine::{Changes as Received, Decrypted},
+    },
     homeserver::Homeserver,
     model::{Account as OurAccount, Role, Trust},
     store::accounts,
@@ -130,7 +133,7 @@ impl Peer {
     }
 }
 
-fn room() -> &'static ruma::RoomId {
+pub(crate) fn room() -> &'static ruma::RoomId {
     room_id!("!portal:example.org")
 }
 
@@ -252,16 +255,26 @@ async fn upload(engine: &Engine) -> Vec<Curve25519PublicKey> {
 /// A ghost's message, as the bridge encrypts it.
 fn say(bridge: &Peer, session: &mut GroupSession) -> Box<RawValue> {
     let plain = json!({"type": "m.room.message", "room_id": room(), "content": {"body": "hello"}});
+    say_raw(bridge, session, plain.to_string().as_bytes())
+}
+
+/// What a ghost says, whatever it is.
+pub(crate) fn say_raw(bridge: &Peer, session: &mut GroupSession, plain: &[u8]) -> Box<RawValue> {
     let event = json!({
         "type": "m.room.encrypted", "event_id": "$event", "room_id": room(), "origin_server_ts": 1,
         "sender": "@instagram_1:example.org",
         "content": {
-            "algorithm": MEGOLM, "ciphertext": session.encrypt(plain.to_string()).to_base64(),
+            "algorithm": MEGOLM, "ciphertext": session.encrypt(plain).to_base64(),
             "session_id": session.session_id(), "sender_key": bridge.curve25519(),
             "device_id": bridge.device_id,
         },
     });
     to_raw_value(&event).unwrap()
+}
+
+/// The same, ready to be decrypted.
+pub(crate) fn read(event: &RawValue) -> Encrypted {
+    Encrypted::read(event_id!("$event"), user_id!("@instagram_1:example.org"), event).unwrap()
 }
 
 pub(crate) fn room_key(peer: &mut Peer, scene: &mut Scene, session: &GroupSession) -> Box<RawValue> {
@@ -299,8 +312,7 @@ async fn a_key_that_was_asked_for_is_taken_and_known_to_be_its_makers() {
         let forward = bridge.forward(&mut scene, &session, 0, |_| ());
         let event = say(&bridge, &mut session);
         assert_eq!(scene.receive(forward.clone()).await, std::slice::from_ref(&key));
-        let Decrypted::Clear(clear) = scene.engine.decrypt(&key, &Raw::from_json(event)).await.unwrap()
-        else {
+        let Decrypted::Clear(clear) = scene.engine.decrypt(&key, &read(&event)).await.unwrap() else {
             panic!("it does not decrypt")
         };
         assert_eq!(clear.session_owner.as_deref(), Some(bot()));

@@ -14,7 +14,7 @@ use crate::{
         is_puppets,
         room::{Bridge, RoomState},
     },
-    model::{Encryption, RoomContext, Trust},
+    model::{Encryption, RoomContext, Trust, json},
     store::{Db, Seal, StoreError, rooms},
 };
 
@@ -69,7 +69,7 @@ impl Rooms {
         let is_claim =
             |event: &&WireEvent| matches!(event.event_type.as_str(), "m.bridge" | "uk.half-shot.bridge");
         for event in events.iter().filter(is_claim) {
-            let Ok(claim) = serde_json::from_str::<Value>(event.raw.get()) else { continue };
+            let claim = json::read_object(&event.raw);
             let Some(bridge) = Bridge::of_event(&claim).filter(|_| self.is_owners(&event.room_id, events))
             else {
                 continue;

@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::inbox::event::can_be_kept;
+use crate::model::text::is_id;
 
 /// The key in the content of a message.
 const KEY: &str = "fi.mau.bridge_state";
@@ -40,7 +40,7 @@ pub(super) fn read(content: &Map<String, Value>) -> Option<Notice> {
     let state = content.get(KEY)?;
     let text = |key: &str| {
         let text = state.get(key).and_then(Value::as_str)?;
-        (!text.is_empty() && can_be_kept(text)).then(|| text.to_owned())
+        (!text.is_empty() && is_id(text)).then(|| text.to_owned())
     };
     let status = text("state_event")?;
     // What the bridge itself takes for an error it writes as a text, and the rest as a notice: a connection that was

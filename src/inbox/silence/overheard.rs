@@ -9,7 +9,7 @@ use super::{Outcome, Worker};
 use crate::{
     crypto::{CryptoError, Decrypted, RoomKey},
     inbox::{
-        event::{self, WireEvent},
+        event::WireEvent,
         known::Known,
         ledger::{new_pending, wire},
     },
@@ -47,10 +47,10 @@ impl Worker {
         outcome.track.insert(event.sender.clone());
         match known.decrypted.remove(&event.event_id) {
             Some(Decrypted::Clear(clear)) => {
-                let (_, content) = event::told(&clear.event);
-                let admitted = self.rooms.pins.admit(event, &clear, &content, &[&event.sender], true);
+                let content = &clear.body.content;
+                let admitted = self.rooms.pins.admit(event, &clear, content, &[&event.sender], true);
                 if admitted.is_ok_and(|admitted| !admitted.encryption.flagged) {
-                    self.read_notice(event, &content, outcome);
+                    self.read_notice(event, content, outcome);
                 }
                 true
             }

@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(one.values, values![7_i64]);
         let columns = [
             Column::Int(vec![Some(0), Some(1), Some(2)]),
-            Column::Text(vec![None, Some("x".to_owned()), None]),
+            Column::Text(vec![None, Some(crate::model::text::Text::of("x")), None]),
         ];
         assert_eq!(one.columns, columns);
         let many = (0..2500).map(|n: i64| values![n]).collect();

@@ -9,11 +9,13 @@ use sqlx::{
     sqlite::SqliteArguments,
 };
 
+use crate::model::text::Text;
+
 /// A value bound to a placeholder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// `TEXT`.
-    Text(Option<String>),
+    /// `TEXT`: it went through the gate, as there is no other way to make one.
+    Text(Option<Text>),
     /// `BIGINT`.
     Int(Option<i64>),
     /// `BYTEA` or `BLOB`.
@@ -37,7 +39,7 @@ macro_rules! value_from {
     )+};
 }
 
-value_from!(Text: String => |text| text, &str => str::to_owned);
+value_from!(Text: String => |text| Text::of(&text), &str => Text::of, Text => |text| text);
 value_from!(Int: i64 => |int| int, crate::clock::Timestamp => |time| time.0, bool => i64::from);
 value_from!(Bytes: Vec<u8> => |bytes| bytes, &[u8] => <[u8]>::to_vec);
 
@@ -47,7 +49,7 @@ pub type Values = Vec<Value>;
 /// The values of one column of many rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Column {
-    Text(Vec<Option<String>>),
+    Text(Vec<Option<Text>>),
     Int(Vec<Option<i64>>),
     Bytes(Vec<Option<Vec<u8>>>),
 }
@@ -116,7 +118,7 @@ macro_rules! bind {
         impl<'q $(, $row)?> Bind for $of {
             fn bind_value(self, value: Value) -> Self {
                 match value {
-                    Value::Text(value) => self.bind(value),
+                    Value::Text(value) => self.bind(value.map(Text::into_string)),
                     Value::Int(value) => self.bind(value),
                     Value::Bytes(value) => self.bind(value),
                 }
@@ -129,7 +131,8 @@ macro_rules! bind {
     };
 }
 bind!(Postgres, PgArguments, |query, column| match column {
-    Column::Text(column) => query.bind(column),
+    Column::Text(column) =>
+        query.bind(column.into_iter().map(|text| text.map(Text::into_string)).collect::<Vec<_>>()),
     Column::Int(column) => query.bind(column),
     Column::Bytes(column) => query.bind(column),
 });
