@@ -26,6 +26,7 @@ pub use restore::{History, RestoreError, RestoreOptions, print_recovery_key, res
 
 use std::{
     collections::BTreeSet,
+    future::Future,
     io,
     net::SocketAddr,
     path::PathBuf,
@@ -49,10 +50,10 @@ use crate::{
     homeserver::{Homeserver, HomeserverError},
     http::{self, Access, Api, Health, HsToken, HttpState, StoreState},
     inbox::{Inbox, pins::TrustSettings, worker::Wakes},
-    lifecycle::{Lifecycle, give_memory_back, signalled},
+    lifecycle::{CoreTask, Lifecycle, give_memory_back, signalled},
     media::{self, Media},
     model::{
-        RelayPolicy, WebhookId,
+        RelayPolicy, Route, WebhookId,
         naming::{Ghosts, Strength},
     },
     outbox::{BadWebhook, Dispatcher},
@@ -104,6 +105,9 @@ pub enum AppError {
     /// The crypto wants a person.
     #[error(transparent)]
     Crypto(CryptoError),
+    /// A part of coucou ends again and again.
+    #[error("a part of coucou ({0}) fails again and again: please report this with the log")]
+    Task(&'static str),
     /// The HTTP server failed.
     #[error("the HTTP server failed")]
     Http(#[source] io::Error),
@@ -181,7 +185,9 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "coucou listens");
     spawn_work(&lifecycle, &shared, &fatal);
     if shared.stand_in.is_some() {
-        lifecycle.spawn(fallback::watch_for_postgres(shared.clone(), lifecycle.stop_token()));
+        let (shared, stop) = (shared.clone(), lifecycle.stop_token());
+        let watch = move || fallback::watch_for_postgres(shared.clone(), stop.clone());
+        keep_running(&lifecycle, CoreTask::Fallback, &fatal, watch);
     }
 
     let outcome = tokio::select! {
@@ -197,37 +203,64 @@ pub async fn run_with(config: Config, clock: SharedClock, stop: CancellationToke
     outcome
 }
 
+/// Runs a core task until the stop; ends the process when it ends again and again.
+fn keep_running<F>(
+    lifecycle: &Lifecycle,
+    task: CoreTask,
+    fatal: &mpsc::Sender<AppError>,
+    begin: impl Fn() -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let fatal = fatal.clone();
+    lifecycle.keep_running(task, begin, move || {
+        // A channel that is full has what ends the process already.
+        let _ = fatal.try_send(AppError::Task(task.as_str()));
+    });
+}
+
 /// Prepares the store as soon as its database answers, and tells the health endpoint how it is.
 fn watch_store(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppError>) -> Health {
     let (state, health) = Health::new(shared.store.backend());
     let health = health.standing_in(shared.stand_in.as_ref().map(|stand_in| stand_in.reason.clone()));
-    let (shared, fatal, stop) = (shared.clone(), fatal.clone(), lifecycle.stop_token());
-    lifecycle.spawn(async move {
-        while !stop.is_cancelled() {
-            let look = async {
-                shared.store.prepare(shared.clock.now()).await?;
-                shared.store.ping().await
-            };
-            let looked = tokio::select! { () = stop.cancelled() => return, looked = look => looked };
-            let wait = match looked {
-                Ok(()) => {
-                    tell(&state, StoreState::Ready);
-                    give_memory_back();
-                    LOOK
-                }
-                Err(error) if is_for_a_person(&error) => {
-                    let _ = fatal.send(of_store(&shared, error)).await;
-                    return;
-                }
-                Err(error) => {
-                    tell(&state, StoreState::Unavailable { reason: error.public_reason() });
-                    LOOK_SOON
-                }
-            };
-            tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
-        }
-    });
+    let (shared, reporter, stop) = (shared.clone(), fatal.clone(), lifecycle.stop_token());
+    let state = Arc::new(state);
+    let watch = move || watch(shared.clone(), Arc::clone(&state), reporter.clone(), stop.clone());
+    keep_running(lifecycle, CoreTask::Store, fatal, watch);
     health
+}
+
+async fn watch(
+    shared: Shared,
+    state: Arc<watch::Sender<StoreState>>,
+    fatal: mpsc::Sender<AppError>,
+    stop: CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        let look = async {
+            shared.store.prepare(shared.clock.now()).await?;
+            shared.store.probe(shared.clock.now()).await
+        };
+        let looked = tokio::select! { () = stop.cancelled() => return, looked = look => looked };
+        let wait = match looked {
+            Ok(()) => {
+                tell(&state, StoreState::Ready);
+                give_memory_back();
+                shared.store.db().grow().await;
+                LOOK
+            }
+            Err(error) if is_for_a_person(&error) => {
+                let _ = fatal.send(of_store(&shared, error)).await;
+                stop.cancelled().await;
+                return;
+            }
+            Err(error) => {
+                tell(&state, StoreState::Unavailable { reason: error.public_reason() });
+                LOOK_SOON
+            }
+        };
+        tokio::select! { () = stop.cancelled() => {}, () = sleep(wait) => {} }
+    }
 }
 
 /// Tells a new state, and logs it once.
@@ -332,7 +365,7 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
     let (tasks, shared, fatal) = (lifecycle.clone(), shared.clone(), fatal.clone());
     let stop = lifecycle.stop_token();
     lifecycle.spawn(async move {
-        let (webhooks, routes) = match webhooks::ready(&shared, &tasks, &stop).await {
+        let webhooks::Ready { destinations, routes, signed } = match webhooks::ready(&shared, &stop).await {
             Ok(Some(webhooks)) => webhooks,
             Ok(None) => return,
             Err(error) => {
@@ -340,24 +373,42 @@ fn spawn_work(lifecycle: &Lifecycle, shared: &Shared, fatal: &mpsc::Sender<AppEr
                 return;
             }
         };
-        let dispatcher = Dispatcher::new(
-            shared.store.clone(),
-            Arc::clone(&shared.clock),
-            webhooks,
-            StdRng::from_os_rng(),
-            Arc::clone(&shared.wakes.outbox),
-            crate::outbox::Config {
-                keep_delivered: !shared.config.messages.retention.is_zero(),
-                ..crate::outbox::Config::default()
-            },
-        );
-        tasks.spawn(dispatcher.run(stop.clone()));
         let ids: Vec<WebhookId> = routes.iter().map(|route| route.webhook_id).collect();
-        tasks.spawn(retention::run(shared.clone(), ids, stop.clone()));
-        if let Err(error) = Box::pin(leader::lead(shared, routes, stop)).await {
-            let _ = fatal.send(AppError::Crypto(error)).await;
-        }
+        let of = shared.clone();
+        let until = stop.clone();
+        let follow = move || webhooks::keep_signers(of.clone(), Arc::clone(&signed), until.clone());
+        keep_running(&tasks, CoreTask::Secrets, &fatal, follow);
+        let (of, until) = (shared.clone(), stop.clone());
+        let dispatch = move || dispatcher(&of, destinations.clone()).run(until.clone());
+        keep_running(&tasks, CoreTask::Outbox, &fatal, dispatch);
+        let (of, until) = (shared.clone(), stop.clone());
+        let retain = move || retention::run(of.clone(), ids.clone(), until.clone());
+        keep_running(&tasks, CoreTask::Retention, &fatal, retain);
+        let reporter = fatal.clone();
+        let lead = move || lead(shared.clone(), routes.clone(), reporter.clone(), stop.clone());
+        keep_running(&tasks, CoreTask::Crypto, &fatal, lead);
     });
+}
+
+fn dispatcher(shared: &Shared, webhooks: webhooks::Destinations) -> Dispatcher {
+    Dispatcher::new(
+        shared.store.clone(),
+        Arc::clone(&shared.clock),
+        webhooks,
+        StdRng::from_os_rng(),
+        Arc::clone(&shared.wakes.outbox),
+        crate::outbox::Config {
+            keep_delivered: !shared.config.messages.retention.is_zero(),
+            ..crate::outbox::Config::default()
+        },
+    )
+}
+
+async fn lead(shared: Shared, routes: Vec<Route>, fatal: mpsc::Sender<AppError>, stop: CancellationToken) {
+    if let Err(error) = Box::pin(leader::lead(shared, routes, stop.clone())).await {
+        let _ = fatal.send(AppError::Crypto(error)).await;
+        stop.cancelled().await;
+    }
 }
 
 impl Shared {

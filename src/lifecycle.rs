@@ -3,6 +3,10 @@
 //! The first signal asks workers to finish what is in hand; the second, or the timeout, ends the process.
 //! Both are safe at any point: every step of coucou can run twice.
 
+mod supervisor;
+
+pub use supervisor::CoreTask;
+
 use std::{future::Future, hint::black_box, io, time::Duration};
 
 use tokio::{

@@ -255,6 +255,8 @@ metrics! {
         "Connections to the database that this process has open: used or idle."
     store_connections_max: Gauge "coucou_store_connections_max" []
         "Connections to the database that this process may open, store.pool_size."
+    task_restarts: Counter "coucou_task_restarts_total" ["task"]
+        "Core tasks (store, outbox, crypto, retention, secrets, http or fallback) that ended before the process did, by a fault of coucou's own, and were begun again."
     statements: Counter "coucou_store_statements_total" []
         "Statements that were sent to the database, commits among them."
     cache_lookups: Counter "coucou_cache_lookups_total" ["cache", "outcome"]

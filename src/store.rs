@@ -14,6 +14,7 @@ pub mod bridges;
 mod conformance;
 pub mod crypto;
 pub mod db;
+pub mod deadlines;
 pub mod dismissed;
 pub mod fallback;
 pub mod holders;
@@ -38,10 +39,14 @@ pub mod stats;
 mod tls;
 pub mod webhooks;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use secrecy::SecretString;
 use sqlx::migrate::MigrateError;
+use tokio::{sync::Notify, time::timeout};
 
 pub use db::{Db, Location, Tx};
 pub use leases::Lease;
@@ -182,6 +187,8 @@ pub struct Store {
     backend: &'static str,
     pickle_key: Arc<SecretString>,
     seal: Arc<OnceLock<Seal>>,
+    /// Notifies callers of [`Store::wait_until_ready`].
+    prepared: Arc<Notify>,
 }
 
 impl Store {
@@ -192,7 +199,13 @@ impl Store {
     pub fn open(location: &Location, pickle_key: SecretString) -> Result<Self, StoreError> {
         let db = Db::open(location)?;
         let backend = location.backend();
-        Ok(Self { db, backend, pickle_key: Arc::new(pickle_key), seal: Arc::default() })
+        Ok(Self {
+            db,
+            backend,
+            pickle_key: Arc::new(pickle_key),
+            seal: Arc::default(),
+            prepared: Arc::default(),
+        })
     }
 
     /// Brings the schema up to date and unlocks the data key. Does nothing when that is done.
@@ -207,7 +220,16 @@ impl Store {
         let seal = seal::unlock(&self.db, &self.pickle_key, now).await?;
         // Two callers at once unlock the same key: whichever is first.
         let _ = self.seal.set(seal);
+        self.prepared.notify_waiters();
         Ok(())
+    }
+
+    /// Waits until [`Store::prepare`] has succeeded, for `limit` at most.
+    pub async fn wait_until_ready(&self, limit: Duration) {
+        let prepared = self.prepared.notified();
+        if !self.is_ready() {
+            let _ = timeout(limit, prepared).await;
+        }
     }
 
     /// Unlocks the data key of a store that was prepared before, and changes nothing: it can then be read.
@@ -266,6 +288,14 @@ impl Store {
     /// When it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.db.ping().await
+    }
+
+    /// Writes a row of no meaning, and soon.
+    ///
+    /// # Errors
+    /// When the database takes no writes: it is away, full or read-only.
+    pub async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.db.probe(now).await
     }
 
     /// Closes every connection.

@@ -49,6 +49,7 @@ mod rig;
 mod silence_on_fake;
 mod silence_on_synapse;
 mod statements_on_fake;
+mod store_faults_on_fake;
 mod store_on_synapse;
 mod tls_to_postgres;
 mod tls_to_webhooks;

@@ -23,7 +23,7 @@ use crate::{
     inbox::{Worker, WorkerParts, worker::Progress},
     model::{Account, Role, Route},
     rooms::{Errands, InvitePolicy, RoomsError, missed::Missed},
-    store::{Lease, accounts, leases, rooms},
+    store::{Lease, accounts, deadlines, leases, rooms},
 };
 
 /// How long the worker's start waits for the homeserver.
@@ -88,7 +88,7 @@ impl Term {
     pub(super) async fn run(self, stop: CancellationToken) -> Result<(), CryptoError> {
         let Some(accounts) = self.accounts(&stop).await? else { return Ok(()) };
         let merged = fallback::merge(&self.shared, &self.lease, &self.webhooks, &accounts).await?;
-        self.delete_unwanted_keys().await?;
+        self.tidy_up().await?;
         let mut office = self.open(&accounts).await?;
         if !self.stands_in() {
             recovery::bring_back(&self.shared, &office.engines).await?;
@@ -253,11 +253,20 @@ impl Term {
         })
     }
 
-    async fn delete_unwanted_keys(&self) -> Result<(), CryptoError> {
+    /// Deletes keys of rooms that are not relayed, and cuts down deadlines of a clock that was ahead.
+    async fn tidy_up(&self) -> Result<(), CryptoError> {
         let mut tx = self.shared.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
         rooms::delete_unwanted_keys(&mut tx).await?;
-        Ok(tx.commit().await?)
+        let cut = deadlines::cut(&mut tx, self.shared.clock.now()).await?;
+        tx.commit().await?;
+        if cut > 0 {
+            tracing::warn!(
+                cut,
+                "deadlines lay further ahead than they can: a clock was ahead; they are cut down"
+            );
+        }
+        Ok(())
     }
 
     async fn open(&self, accounts: &[Account]) -> Result<Office, CryptoError> {

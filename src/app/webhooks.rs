@@ -12,7 +12,6 @@ use super::{AppError, Shared};
 use crate::{
     clock::Timestamp,
     config,
-    lifecycle::Lifecycle,
     links::{self, Links, Signer},
     model::{Route, WebhookId},
     outbox::{self, Destination, Signers, WebhookSink},
@@ -28,10 +27,17 @@ use crate::{
 /// How often it is looked whether another instance was asked for another secret.
 const LOOK: Duration = Duration::from_secs(15);
 
-type Destinations = BTreeMap<WebhookId, Destination>;
+pub(super) type Destinations = BTreeMap<WebhookId, Destination>;
+
+/// The webhooks of the settings, once the store knows them.
+pub(super) struct Ready {
+    pub(super) destinations: Destinations,
+    pub(super) routes: Vec<Route>,
+    pub(super) signed: Arc<Vec<Signed>>,
+}
 
 /// A webhook's secrets, by the settings and as they sign.
-struct Signed {
+pub(super) struct Signed {
     id: WebhookId,
     name: String,
     /// Those of the settings.
@@ -42,11 +48,7 @@ struct Signed {
 }
 
 /// The webhooks of the settings, with their numbers; `None` when told to stop before the store was ready.
-pub(super) async fn ready(
-    shared: &Shared,
-    tasks: &Lifecycle,
-    stop: &CancellationToken,
-) -> Result<Option<(Destinations, Vec<Route>)>, AppError> {
+pub(super) async fn ready(shared: &Shared, stop: &CancellationToken) -> Result<Option<Ready>, AppError> {
     // Bad settings are told at once, not when the database is there.
     let client = outbox::client().map_err(AppError::Webhook)?;
     while !stop.is_cancelled() {
@@ -55,8 +57,7 @@ pub(super) async fn ready(
                 Err(AppError::Store(error)) if error.is_transient() => {}
                 Err(error) => return Err(error),
                 Ok((destinations, routes, signed)) => {
-                    tasks.spawn(keep_signers(shared.clone(), signed, stop.clone()));
-                    return Ok(Some((destinations, routes)));
+                    return Ok(Some(Ready { destinations, routes, signed: Arc::new(signed) }));
                 }
             }
         }
@@ -119,14 +120,14 @@ async fn connect(
 }
 
 /// Has what was rotated sign, at once when this process was asked, else within seconds.
-async fn keep_signers(shared: Shared, signed: Vec<Signed>, stop: CancellationToken) {
+pub(super) async fn keep_signers(shared: Shared, signed: Arc<Vec<Signed>>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = shared.signers.notified() => {}
             () = sleep(LOOK) => {}
         }
-        for webhook in &signed {
+        for webhook in signed.iter() {
             let now = shared.clock.now();
             match in_use(&shared.store, webhook.id, &webhook.given, &webhook.settings, now).await {
                 Ok(signing) => {

@@ -23,6 +23,10 @@ pub use inbox::Accepted;
 /// How long the database may take. Homeservers give up after 60 s, and a refusal in time is better than none.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a transaction waits for a store that is being connected. A refusal costs the transaction's room keys, which
+/// the homeserver does not send again ([MSC2409](https://github.com/matrix-org/matrix-spec-proposals/pull/2409)).
+const STORE_START_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The most bytes of a `txn_id`, as Matrix bounds its other identifiers; an index must hold it.
 const TXN_ID_LENGTH: usize = 255;
 
@@ -111,6 +115,7 @@ impl Inbox {
             return Err(AcceptError::TxnId);
         }
         self.homeserver_is_alive();
+        self.store.wait_until_ready(STORE_START_TIMEOUT).await;
         let store = self.store.clone();
         // 32 MiB are read, hashed and sealed in a fraction of a second, which others would have to wait for.
         let body = spawn_blocking(move || {
@@ -145,6 +150,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::ManualClock,
+        store::Location,
         testing::{self, START},
     };
 
@@ -157,6 +163,30 @@ mod tests {
         assert!(wake.notified().now_or_never().is_some());
         assert_matches!(inbox.accept("1".into(), b"{}".to_vec()).await, Ok(Accepted::Repeat));
         assert!(wake.notified().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_comes_before_the_store_is_connected_waits_for_it() {
+        let test = testing::sqlite().await;
+        let store = testing::open(&test.location, "test pickle key");
+        let inbox = Inbox::new(store.clone(), ManualClock::at(START), Arc::default());
+        let accepting = inbox.accept("1".into(), b"{}".to_vec());
+        tokio::pin!(accepting);
+        assert!(
+            timeout(Duration::from_millis(100), &mut accepting).await.is_err(),
+            "answered without a store"
+        );
+        store.prepare(START).await.unwrap();
+        assert_matches!(accepting.await, Ok(Accepted::New));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_does_not_come_is_not_waited_for_without_end() {
+        let location = Location::Sqlite { path: "/nonexistent/coucou.db".into() };
+        let store = testing::open(&location, "test pickle key");
+        let waited = timeout(Duration::from_secs(5), store.wait_until_ready(Duration::from_millis(50)));
+        waited.await.expect("the wait has an end");
+        assert!(!store.is_ready());
     }
 
     #[tokio::test]

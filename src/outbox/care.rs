@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Dispatcher, destination::Served};
+use super::{Dispatcher, destination::Served, retry};
 use crate::{
     model::WebhookId,
     store::{StoreError, outbox, webhooks},
@@ -11,6 +11,9 @@ use crate::{
 /// How often it is looked whether rooms are failing that nobody here knows of, and whether the queues of disabled
 /// webhooks are too long.
 const LOOK_AROUND: Duration = Duration::from_secs(30);
+
+/// The longest wait of a queue that has not failed: a lease, or a batch that waits for more, by a clock that differs.
+const MIN_DEADLINE: Duration = Duration::from_mins(5);
 
 /// How often at most a queue is trimmed before other work goes on: each time by a thousand.
 const MOST_TRIMS: usize = 50;
@@ -29,6 +32,7 @@ impl Dispatcher {
                 served.breaker.suspect(now);
             }
         }
+        self.cut_deadlines().await?;
         for disabled in webhooks::disabled(self.store.db()).await? {
             let Some(served) = self.destinations.get(&disabled.webhook_id) else { continue };
             if self.looked_at.is_none() {
@@ -59,6 +63,27 @@ impl Dispatcher {
             }
         }
         self.looked_at = Some(now);
+        Ok(())
+    }
+
+    /// Cuts down what queues wait for where a clock that was ahead has set it.
+    async fn cut_deadlines(&self) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        for (id, served) in &self.destinations {
+            let waits = retry::max_delays(&served.settings.schedule, MIN_DEADLINE);
+            // A transaction of its own: it locks the queues' rows in an order of its own.
+            let mut tx = self.store.begin().await?;
+            let queues = outbox::cut_deadlines(&mut tx, *id, waits, now).await?;
+            tx.commit().await?;
+            if queues > 0 {
+                let name = &served.settings.name;
+                tracing::warn!(
+                    webhook.name = name,
+                    queues,
+                    "queues were to wait longer than they can: a clock was ahead; their waits are cut down"
+                );
+            }
+        }
         Ok(())
     }
 

@@ -23,6 +23,7 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(5);
 
 /// A webhook to send to.
+#[derive(Clone)]
 pub struct Destination {
     /// Its name in the settings.
     pub name: String,

@@ -71,6 +71,22 @@ async fn a_lease_has_one_holder_and_fences_off_the_last() {
 }
 
 #[tokio::test]
+async fn a_lease_of_a_clock_that_was_ahead_is_cut_down() {
+    const LASTS: Duration = Duration::from_secs(10);
+    let ahead = START.plus(Duration::from_hours(2));
+    for test in testing::both().await {
+        let mut tx = test.store.begin().await.unwrap();
+        let held = leases::claim(&mut tx, "crypto", "a", ahead, LASTS).await.unwrap().unwrap();
+        assert_eq!(leases::claim(&mut tx, "crypto", "b", START, LASTS).await.unwrap(), None);
+        // A holder that still runs goes on, whatever its clock says.
+        leases::renew(&mut tx, &held, ahead, LASTS).await.unwrap();
+        assert_eq!(leases::claim(&mut tx, "crypto", "b", START, LASTS).await.unwrap(), None);
+        let later = START.plus(LASTS + Duration::from_millis(1));
+        assert!(leases::claim(&mut tx, "crypto", "b", later, LASTS).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test]
 async fn a_user_has_one_account_in_use() {
     for test in testing::both().await {
         let store = &test.store;

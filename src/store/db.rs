@@ -10,39 +10,26 @@ mod kept;
 mod look;
 mod many;
 mod migrations;
+mod pool;
 mod reach;
+mod sessions;
 mod value;
 
-use std::{future::Future, io, str::FromStr, time::Duration};
-
-use futures_util::future::BoxFuture;
-use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Executor, FromRow, PgPool, Postgres, Sqlite, SqlitePool,
-    Transaction,
-    postgres::{PgConnectOptions, PgPoolOptions, PgRow},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
-};
-use tokio::time::timeout;
+use std::{str::FromStr, time::Duration};
 
 pub(crate) use self::value::values;
 pub use self::value::{Value, Values};
-use self::{kept::Kept, many::Many, value::Bind};
+use self::{kept::Kept, many::Many, pool::Pool, sessions::Sessions, value::Bind};
 use super::StoreError;
-use crate::metrics::metrics;
-
-/// How long a caller waits for a connection before the database counts as unavailable.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, FromRow, Postgres, Sqlite, SqliteConnection, SqlitePool,
+    Transaction,
+    postgres::{PgConnectOptions, PgRow},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
+};
 
 /// A connection that was in use so lately is not tried before it is used again.
 const TRUSTED: Duration = Duration::from_secs(1);
-
-/// How long a statement may take before the database counts as unavailable. A network that swallows everything
-/// breaks no connection: without a limit, whoever waits for an answer would wait for a quarter of an hour.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long PostgreSQL keeps a transaction whose process says nothing. Its locks, the lease's among them, would
-/// otherwise outlast a process that is stopped or cut off by hours.
-const SET_TIMEOUT: &str = "SET idle_in_transaction_session_timeout = '15s'";
 
 /// Prepared statements kept per connection: all that there are, of which SQLite has the multi-row ones at nine sizes
 /// each.
@@ -113,12 +100,13 @@ impl Location {
 #[derive(Clone, Debug)]
 pub struct Db {
     pools: Pools,
+    sessions: Sessions,
 }
 
 #[derive(Clone, Debug)]
 enum Pools {
     Postgres {
-        pool: PgPool,
+        pool: Pool,
         kept: Kept,
     },
     /// SQLite has one writer at a time: a pool of one makes the others wait in line instead of failing.
@@ -129,7 +117,10 @@ enum Pools {
 }
 
 /// A transaction; rolled back when dropped.
-pub struct Tx(Inner);
+pub struct Tx {
+    inner: Inner,
+    sessions: Sessions,
+}
 
 enum Inner {
     Postgres(Transaction<'static, Postgres>),
@@ -139,7 +130,7 @@ enum Inner {
 /// Runs the same expression on a transaction of either database.
 macro_rules! on_tx {
     ($tx:expr, |$connection:ident| $body:expr) => {
-        match &mut $tx.0 {
+        match &mut $tx.inner {
             Inner::Postgres(tx) => {
                 let $connection = &mut **tx;
                 $body
@@ -158,15 +149,15 @@ macro_rules! on_pool {
         match &$db.pools {
             Pools::Postgres { pool, kept } => {
                 let read = async {
-                    let mut taken = kept.take(pool).await?;
+                    let (mut taken, pool) = kept.take(pool, &$db.sessions).await?;
                     let $pool = &mut *taken.connection;
                     let found = $read.await?;
-                    kept.keep(taken, pool);
+                    kept.keep(taken, &pool);
                     Ok(found)
                 };
-                bounded(read).await
+                $db.sessions.answer(read).await
             }
-            Pools::Sqlite { read: $pool, .. } => bounded($read).await,
+            Pools::Sqlite { read: $pool, .. } => $db.sessions.answer($read).await,
         }
     };
 }
@@ -186,30 +177,10 @@ impl Db {
     /// # Errors
     /// Never for PostgreSQL; for SQLite when the file's folder cannot be used.
     pub fn open(location: &Location) -> Result<Self, StoreError> {
+        let sessions = Sessions::default();
         let pools = match location {
             Location::Postgres { options, pool_size } => {
-                let options = options
-                    .as_ref()
-                    .clone()
-                    .application_name("coucou")
-                    .statement_cache_capacity(STATEMENT_CACHE)
-                    .disable_statement_logging();
-                let pool = PgPoolOptions::new()
-                    .max_connections(*pool_size)
-                    .acquire_timeout(ACQUIRE_TIMEOUT)
-                    .after_connect(|connection, _| {
-                        Box::pin(async move { connection.execute(SET_TIMEOUT).await.map(|_| ()) })
-                    })
-                    // A connection is tried as it is given back; trying it again for every statement would double
-                    // how long each takes.
-                    .test_before_acquire(false)
-                    .before_acquire(|connection, known| {
-                        Box::pin(async move {
-                            // One that is broken is opened anew.
-                            Ok(known.idle_for < TRUSTED || connection.ping().await.is_ok())
-                        })
-                    })
-                    .connect_lazy_with(options);
+                let pool = Pool::new(options, *pool_size, sessions.clone());
                 Pools::Postgres { pool, kept: Kept::default() }
             }
             Location::Sqlite { path } => {
@@ -224,16 +195,22 @@ impl Db {
                     .statement_cache_capacity(STATEMENT_CACHE)
                     .disable_statement_logging();
                 let pool = |most| {
+                    let sessions = sessions.clone();
                     SqlitePoolOptions::new()
                         .max_connections(most)
                         .test_before_acquire(false)
+                        .before_acquire(move |_, known| {
+                            let is_trusted = sessions.are_trusted_since(known.age);
+                            Box::pin(async move { Ok(is_trusted) })
+                        })
+                        .after_release(|connection, _| Box::pin(is_outside_transactions(connection)))
                         .acquire_timeout(Duration::from_secs(30))
                         .connect_lazy_with(options.clone())
                 };
                 Pools::Sqlite { write: pool(1), read: pool(4) }
             }
         };
-        Ok(Self { pools })
+        Ok(Self { pools, sessions })
     }
 
     /// Begins a transaction that may write.
@@ -241,19 +218,42 @@ impl Db {
     /// # Errors
     /// [`StoreError::Unavailable`] when no connection can be had.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        Ok(Tx(match &self.pools {
-            Pools::Postgres { pool, kept } => {
-                let _wanted = kept.want(pool);
-                let begun = bounded(begin::whole(pool.clone())).await;
-                if begun.is_err() {
+        let inner = match &self.pools {
+            Pools::Postgres { pool, kept } => Inner::Postgres(self.begin_on_postgres(pool, kept).await?),
+            // IMMEDIATE takes the write lock now: a transaction that reads first cannot fail half-way.
+            Pools::Sqlite { write, .. } => {
+                Inner::Sqlite(self.sessions.answer(write.begin_with("BEGIN IMMEDIATE")).await?)
+            }
+        };
+        Ok(Tx { inner, sessions: self.sessions.clone() })
+    }
+
+    async fn begin_on_postgres(
+        &self,
+        pool: &Pool,
+        kept: &Kept,
+    ) -> Result<Transaction<'static, Postgres>, StoreError> {
+        loop {
+            let current = pool.current();
+            let _wanted = kept.want(&current);
+            match self.sessions.answer(begin::whole(current.clone())).await {
+                Err(StoreError::Unavailable(error)) => {
                     // The one that is kept may be broken as well; the pool finds out.
                     kept.give_back();
+                    if !pool.is_too_large(&current, &error).await {
+                        return Err(StoreError::Unavailable(error));
+                    }
                 }
-                Inner::Postgres(begun?)
+                begun => return begun,
             }
-            // IMMEDIATE takes the write lock now: a transaction that reads first cannot fail half-way.
-            Pools::Sqlite { write, .. } => Inner::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
-        }))
+        }
+    }
+
+    /// Asks for more connections when fewer than the settings allow are used, because the server gave no more.
+    pub async fn grow(&self) {
+        if let Pools::Postgres { pool, .. } = &self.pools {
+            pool.grow().await;
+        }
     }
 
     /// All rows of a read outside a transaction.
@@ -312,7 +312,7 @@ impl Db {
     /// When the database fails, or an applied migration differs from the one built in.
     pub async fn migrate(&self) -> Result<Vec<&'static str>, StoreError> {
         let mut tx = self.begin().await?;
-        let applied = match &mut tx.0 {
+        let applied = match &mut tx.inner {
             Inner::Postgres(tx) => {
                 sqlx::query("SELECT pg_advisory_xact_lock($1)")
                     .bind(MIGRATION_LOCK)
@@ -331,7 +331,7 @@ impl Db {
         match &self.pools {
             Pools::Postgres { pool, kept } => {
                 kept.give_back();
-                pool.close().await;
+                pool.current().close().await;
             }
             Pools::Sqlite { write, read } => {
                 read.close().await;
@@ -345,7 +345,7 @@ impl Tx {
     /// The text of a statement for this database.
     #[must_use]
     pub fn text(&self, sql: Locking) -> &'static str {
-        match self.0 {
+        match self.inner {
             Inner::Postgres(_) => sql.postgres,
             Inner::Sqlite(_) => sql.sqlite,
         }
@@ -357,7 +357,10 @@ impl Tx {
     /// When the database fails.
     pub async fn execute(&mut self, sql: &'static str, values: Values) -> Result<u64, StoreError> {
         Ok(on_tx!(self, |connection| {
-            bounded(sqlx::query(sql).bind_values(values).execute(connection)).await?.rows_affected()
+            self.sessions
+                .answer(sqlx::query(sql).bind_values(values).execute(connection))
+                .await?
+                .rows_affected()
         }))
     }
 
@@ -371,7 +374,7 @@ impl Tx {
         values: Values,
     ) -> Result<Vec<R>, StoreError> {
         on_tx!(self, |connection| {
-            bounded(sqlx::query_as(sql).bind_values(values).fetch_all(connection)).await
+            self.sessions.answer(sqlx::query_as(sql).bind_values(values).fetch_all(connection)).await
         })
     }
 
@@ -385,7 +388,7 @@ impl Tx {
         values: Values,
     ) -> Result<Option<R>, StoreError> {
         on_tx!(self, |connection| {
-            bounded(sqlx::query_as(sql).bind_values(values).fetch_optional(connection)).await
+            self.sessions.answer(sqlx::query_as(sql).bind_values(values).fetch_optional(connection)).await
         })
     }
 
@@ -408,7 +411,8 @@ impl Tx {
         for Many { text, values, columns } in self.many(sql, &shared, rows) {
             let text = AssertSqlSafe(text);
             touched += on_tx!(self, |connection| {
-                bounded(sqlx::query(text).bind_many(values, columns).execute(connection))
+                self.sessions
+                    .answer(sqlx::query(text).bind_many(values, columns).execute(connection))
                     .await?
                     .rows_affected()
             });
@@ -430,7 +434,9 @@ impl Tx {
         for Many { text, values, columns } in self.many(sql, &shared, rows) {
             let text = AssertSqlSafe(text);
             let part: Vec<R> = on_tx!(self, |connection| {
-                bounded(sqlx::query_as(text).bind_many(values, columns).fetch_all(connection)).await
+                self.sessions
+                    .answer(sqlx::query_as(text).bind_many(values, columns).fetch_all(connection))
+                    .await
             })?;
             found.extend(part);
         }
@@ -438,7 +444,7 @@ impl Tx {
     }
 
     fn many(&self, sql: &str, shared: &Values, rows: Vec<Values>) -> Vec<Many> {
-        match self.0 {
+        match self.inner {
             Inner::Postgres(_) => many::arrays(sql, shared, rows),
             Inner::Sqlite(_) => many::lists(sql, shared, rows),
         }
@@ -449,7 +455,7 @@ impl Tx {
     pub(crate) async fn explain(&mut self, sql: &'static str, shared: Values, rows: Vec<Values>) -> String {
         let alone = Many { text: sql.to_owned(), values: shared.clone(), columns: Vec::new() };
         let Many { text, values, columns } = self.many(sql, &shared, rows).pop().unwrap_or(alone);
-        let steps: Vec<String> = match &mut self.0 {
+        let steps: Vec<String> = match &mut self.inner {
             Inner::Postgres(tx) => {
                 let text = AssertSqlSafe(format!("EXPLAIN {text}"));
                 let steps: Vec<(String,)> =
@@ -472,26 +478,21 @@ impl Tx {
     /// When the database fails; nothing of the transaction is then there, or, when the connection broke
     /// during the commit, all of it.
     pub async fn commit(self) -> Result<(), StoreError> {
-        match self.0 {
-            Inner::Postgres(tx) => bounded(tx.commit()).await,
-            Inner::Sqlite(tx) => bounded(tx.commit()).await,
+        match self.inner {
+            Inner::Postgres(tx) => self.sessions.answer(tx.commit()).await,
+            Inner::Sqlite(tx) => self.sessions.answer(tx.commit()).await,
         }
     }
 }
 
-/// Waits for an answer of the database, but not for ever.
-fn bounded<'a, T: 'a>(
-    answer: impl Future<Output = Result<T, sqlx::Error>> + Send + 'a,
-) -> impl Future<Output = Result<T, StoreError>> + Send + 'a {
-    // Boxed, because a query's future is large and every caller's would hold it.
-    let answer: BoxFuture<'a, _> = Box::pin(answer);
-    async move {
-        metrics().statements.inc(&[]);
-        match timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(answer) => Ok(answer?),
-            Err(_) => Err(StoreError::Unavailable(sqlx::Error::Io(io::ErrorKind::TimedOut.into()))),
-        }
+/// Returns `false` for a connection within a transaction that nobody can end: SQLite ends one by itself when the disk is
+/// full, and sqlx, whose `ROLLBACK` then fails, would begin the next one inside it.
+async fn is_outside_transactions(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    if connection.is_in_transaction() {
+        // A rollback may still be on its way.
+        connection.ping().await?;
     }
+    Ok(!connection.is_in_transaction())
 }
 
 /// Any number that other programs on the same database do not use: "coucou" in ASCII.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, TransactionId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, TransactionId, user_id};
 
 use super::{
     Db, Seal, StoreError, Tx,
@@ -99,7 +99,7 @@ fn carried(seal: &Seal, row: MessageRow) -> Result<Carried, StoreError> {
         message_type: MessageType::parse(&row.4).ok_or(CORRUPT)?,
         network: row.5,
         direction: Direction::parse(&row.6).ok_or(CORRUPT)?,
-        sender: OwnedUserId::try_from(row.7).map_err(|_| CORRUPT)?,
+        sender: sender(row.7, row.12.is_some())?,
         origin_server_ts: Timestamp(row.8),
         replaces: row.10.map(event_id).transpose()?,
         kind: None,
@@ -109,6 +109,14 @@ fn carried(seal: &Seal, row: MessageRow) -> Result<Carried, StoreError> {
     };
     let (purged_at, redacted_at) = (row.12.map(Timestamp), row.13.map(Timestamp));
     Ok(Carried { message, position: row.11, purged_at, redacted_at, deliveries: Vec::new() })
+}
+
+/// The sender of a message; of one whose content was deleted, which has none any more, a user that there cannot be.
+fn sender(sender: String, is_purged: bool) -> Result<OwnedUserId, StoreError> {
+    if is_purged && sender.is_empty() {
+        return Ok(user_id!("@:purged.invalid").to_owned());
+    }
+    OwnedUserId::try_from(sender).map_err(|_| StoreError::Corrupt(TABLE))
 }
 
 /// Message, webhook, state; attempts, status, error, duration, time of the last; queued, finished; queue.
@@ -223,7 +231,7 @@ pub async fn put_messages(
     )
     .await?;
     tx.execute_many(
-        "UPDATE messages SET purged_at = v.column2, payload = $1 FROM (VALUES {rows}) AS v \
+        "UPDATE messages SET purged_at = v.column2, payload = $1, sender = '' FROM (VALUES {rows}) AS v \
          WHERE message_id = v.column1",
         values![Vec::<u8>::new()],
         marked(|carried| carried.purged_at),

@@ -33,6 +33,9 @@ impl Lease {
 /// Takes the lease `name` for `holder`, whose name no other process shares, when it is free, has expired or is its own
 /// from before, as after a crash of the database. `None` while another holds it.
 ///
+/// A lease that ends later than any that is claimed now was claimed by a clock that was ahead, and is cut down to
+/// `lasts`: its holder renews it in time if it still runs.
+///
 /// # Errors
 /// When the database fails.
 pub async fn claim(
@@ -50,6 +53,13 @@ pub async fn claim(
             values![name, holder, now, now.plus(lasts)],
         )
         .await?;
+    if claimed.is_none() {
+        tx.execute(
+            "UPDATE leases SET lease_until = $2 WHERE name = $1 AND lease_until > $2",
+            values![name, now.plus(lasts)],
+        )
+        .await?;
+    }
     Ok(claimed.map(|(fence,)| Lease { name, fence }))
 }
 

@@ -20,6 +20,6 @@ pub(crate) mod tests;
 pub use claim::{Claimed, Loaded, claim_due, load, next_due, renew};
 pub use enqueue::{Queued, enqueue};
 pub use finish::{Attempted, Fate, Finished, finish};
-pub use rescue::{claim_any, failing, release, trim};
+pub use rescue::{MAX_HOLD, claim_any, cut_deadlines, failing, release, trim};
 pub use shared::{SHARED, begin_batches, share_out};
 pub use stats::{Backlog, backlogs, dead};

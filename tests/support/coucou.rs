@@ -39,6 +39,8 @@ pub(crate) struct Coucou {
     folder: TempDir,
     port: u16,
     environment: BTreeMap<String, String>,
+    /// A program and arguments that start it: before its own.
+    wrapper: Vec<String>,
 }
 
 /// A coucou that runs in the test's process.
@@ -97,11 +99,19 @@ impl Coucou {
         let folder = tempfile::Builder::new().prefix("coucou-").tempdir().unwrap();
         let port = free_port();
         let store = format!("sqlite:{}", folder.path().join("coucou.db").display());
-        Self { folder, port, environment: BTreeMap::new(), process: None, inside: None }
+        Self { folder, port, environment: BTreeMap::new(), wrapper: Vec::new(), process: None, inside: None }
             .set("COUCOU_HTTP_PORT", &port.to_string())
             .set("COUCOU_STORE_URL", &store)
             .set("COUCOU_STORE_PICKLE_KEY", "the pickle key of a scenario, long enough")
             .set("COUCOU_API_TOKEN", API_TOKEN)
+    }
+
+    /// Has `serve` see a file system of so many bytes, such as `8m`, at `place`, which it alone sees.
+    pub(crate) fn on_disk_of(mut self, size: &str, place: &Path) -> Self {
+        let mount = format!("mount -t tmpfs -o size={size} tmpfs {} && exec \"$@\"", place.display());
+        let wrapper = ["unshare", "--map-root-user", "--mount", "sh", "-c", &mount, "sh"];
+        self.wrapper = wrapper.map(str::to_owned).to_vec();
+        self
     }
 
     /// A second process with the same registration, store and settings, on a port of its own.
@@ -204,7 +214,11 @@ impl Coucou {
     /// Starts `coucou serve` and waits for nothing.
     pub(crate) fn spawn(&mut self) {
         assert!(self.process.is_none(), "coucou runs already");
-        self.process = Some(Process::start("coucou", self.command(&["serve"]), &self.path("log")));
+        let mut command = self.command(&["serve"]);
+        if let Some((program, args)) = self.wrapper.split_first() {
+            command = wrapped(program, args, &command);
+        }
+        self.process = Some(Process::start("coucou", command, &self.path("log")));
     }
 
     /// Waits until `/api/v1/health` answers 200, and answers what it says.
@@ -312,6 +326,15 @@ impl Coucou {
         command.env("RUST_BACKTRACE", "1").envs(&self.environment);
         command
     }
+}
+
+/// The same command, started by a program that is given it.
+fn wrapped(program: &str, args: &[String], command: &Command) -> Command {
+    let mut wrapped = Command::new(program);
+    wrapped.args(args).arg(command.get_program()).args(command.get_args()).env_clear();
+    wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    wrapped.current_dir(command.get_current_dir().unwrap_or(Path::new("/")));
+    wrapped
 }
 
 /// The REST API's token in scenarios.

@@ -69,6 +69,19 @@ fn bad(scene: &Scene<'_>, error: &StoreError, report: &mut Report) {
     report.fail("store", format!("{chosen}: {}", said(error)), remedy);
 }
 
+/// Reports how many of the pool's connections the server gives.
+fn connections(given: Option<u32>, pool_size: u32, report: &mut Report) {
+    let Some(given) = given else { return };
+    let says = format!("the database gives {given} connections of the {pool_size} of store.pool_size");
+    if given >= pool_size {
+        report.ok("connections", says);
+    } else {
+        let remedy = "lower store.pool_size (COUCOU_STORE_POOL_SIZE), or raise the limit of the role, the database or \
+                      the server; coucou works with fewer meanwhile, down to two";
+        report.warn("connections", says, remedy);
+    }
+}
+
 async fn read(scene: &mut Scene<'_>, store: &Store, report: &mut Report) -> Result<(), StoreError> {
     let db = store.db();
     let now = scene.clock.now();
@@ -78,6 +91,9 @@ async fn read(scene: &mut Scene<'_>, store: &Store, report: &mut Report) -> Resu
     let says =
         format!("{chosen}: up to date, unlocked, {} room keys of {} rooms", keys.count, keys.room_count);
     report.ok("store", says);
+    if let Location::Postgres { pool_size, .. } = scene.config.store.location {
+        connections(db.given_connections(pool_size).await?, pool_size, report);
+    }
     let holder = stats::holder(db).await?;
     scene.is_led = holder.as_ref().is_some_and(|holder| holder.until >= now);
     match holder {

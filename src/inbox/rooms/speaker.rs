@@ -148,3 +148,29 @@ impl Rooms {
         Some(Speaker { context, bridge, is_owners: is_puppet || is_login })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_bot_speaks_for_its_user_in_google_voice_alone_and_not_in_notices() {
+        let bridge = |protocol: &str| {
+            let bot = "@gvoicebot:example.org";
+            let claim = json!({"type": "m.bridge", "state_key": "example.org/gvoice", "sender": bot,
+                "content": {"bridgebot": bot, "protocol": {"id": protocol}, "channel": {"id": "1"}}});
+            Bridge::of_event(&claim).unwrap()
+        };
+        let says = |bridge: &Bridge, sender: &str, msgtype: &str| {
+            let content = json!({"msgtype": msgtype, "body": "hello"});
+            says_as_bot(bridge, <&UserId>::try_from(sender).unwrap(), content.as_object().unwrap())
+        };
+        let voice = bridge("gvoice");
+        assert!(says(&voice, "@gvoicebot:example.org", "m.text"));
+        assert!(!says(&voice, "@gvoicebot:example.org", "m.notice"), "a notice is the bridge's own");
+        assert!(!says(&voice, "@gvoice_1:example.org", "m.text"));
+        assert!(!says(&bridge("gmessages"), "@gvoicebot:example.org", "m.text"));
+    }
+}

@@ -1,12 +1,18 @@
 //! Whose words are told as the owner's, and by which bridge, as the worker sees it.
 
+use std::time::Duration;
+
+use ruma::owned_user_id;
 use serde_json::{Value, json};
 
 use crate::{
     clock::ManualClock,
-    inbox::tests::{count, payloads, push, settle, text, work, worker},
+    inbox::{
+        Worker,
+        tests::{count, parts, payloads, push, settle, text, work, worker},
+    },
     model::RelayPolicy,
-    store::Store,
+    store::{Store, leases},
     testing::{self, START},
 };
 
@@ -71,6 +77,31 @@ async fn a_login_counts_for_all_that_comes_in_its_transaction() {
         assert_eq!(told(store).await, expected);
         assert_eq!(count(store, "SELECT COUNT(*) FROM bridge_logins").await, 1);
     }
+}
+
+#[tokio::test]
+async fn a_login_of_a_room_without_the_owner_is_not_foreseen() {
+    let test = testing::sqlite().await;
+    let (store, clock) = (&test.store, ManualClock::at(START));
+    let mut tx = store.begin().await.unwrap();
+    let lease =
+        leases::claim(&mut tx, "crypto", "test", START, Duration::from_hours(1)).await.unwrap().unwrap();
+    tx.commit().await.unwrap();
+    let mut parts = parts(store, lease, RelayPolicy::Bridged, &clock).await;
+    parts.policy.trust.owner = Some(owned_user_id!("@owner:example.org"));
+    let mut worker = Worker::load(parts).await.unwrap();
+    let owner = json!({"type": "m.room.member", "state_key": "@owner:example.org", "sender": BOT,
+        "content": {"membership": "join"}});
+    settle(store, "!group", json!([claim(BOT, BOT, None), owner])).await;
+    work(&mut worker).await;
+    let dm = pushed("$dm", "!dm", &claim(BOT, BOT, Some("178")));
+    push(store, "1", &[says("$1", "!group", OWN), dm.clone()]).await;
+    work(&mut worker).await;
+    assert_eq!(told(store).await, [is("$1", "in", &Value::Null)], "a login of anybody's");
+    let join = pushed("$join", "!dm", &owner);
+    push(store, "2", &[says("$2", "!group", OWN), dm, join]).await;
+    work(&mut worker).await;
+    assert_eq!(told(store).await[1..], [is("$2", "out", &json!("178"))]);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use std::{
 use sqlx::{PgPool, Postgres, pool::PoolConnection};
 use tokio::time::Instant;
 
-use super::TRUSTED;
+use super::{TRUSTED, pool::Pool, sessions::Sessions};
 
 /// After so long the pool gets a connection back, however busy it is: the pool ends those that are old.
 const LONGEST: Duration = Duration::from_mins(1);
@@ -65,13 +65,28 @@ impl Drop for Place {
 }
 
 impl Kept {
-    /// The connection that was kept, or one of the pool's.
-    pub(super) async fn take(&self, pool: &PgPool) -> Result<Taken, sqlx::Error> {
+    /// The connection that was kept, or one of the pool's; and the pool that it belongs to.
+    pub(super) async fn take(
+        &self,
+        pool: &Pool,
+        sessions: &Sessions,
+    ) -> Result<(Taken, PgPool), sqlx::Error> {
         // The pool looks after one that was idle for longer.
-        let kept = self.0.lock().take().filter(|(_, since)| since.elapsed() < TRUSTED);
-        match kept {
-            Some((taken, _)) => Ok(taken),
-            None => Ok(Taken { connection: pool.acquire().await?, from_pool_at: Instant::now() }),
+        let kept = self.0.lock().take().filter(|(taken, since)| {
+            since.elapsed() < TRUSTED && sessions.are_trusted_since(taken.from_pool_at.elapsed())
+        });
+        if let Some((taken, _)) = kept {
+            return Ok((taken, pool.current()));
+        }
+        loop {
+            let current = pool.current();
+            match current.acquire().await {
+                Ok(connection) => {
+                    return Ok((Taken { connection, from_pool_at: Instant::now() }, current));
+                }
+                Err(error) if pool.is_too_large(&current, &error).await => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -80,7 +95,8 @@ impl Kept {
     pub(super) fn keep(&self, taken: Taken, pool: &PgPool) {
         let mut place = self.0.lock();
         let is_last = pool.num_idle() == 0 && pool.size() >= pool.options().get_max_connections();
-        let is_free = place.is_none() && !is_last && self.0.wanted.load(Ordering::SeqCst) == 0;
+        let is_free =
+            place.is_none() && !is_last && !pool.is_closed() && self.0.wanted.load(Ordering::SeqCst) == 0;
         if is_free && taken.from_pool_at.elapsed() < LONGEST {
             *place = Some((taken, Instant::now()));
         }

@@ -422,6 +422,7 @@ async fn statements_use_the_indexes() {
             values![n, "delivered", 1_i64, Some(200_i64), none, 12_i64, START, Some(START)]
         };
         let any_sql = tx.text(super::rescue::CLAIM_ANY);
+        let cut_sql = tx.text(super::rescue::CUT_DEADLINES);
         let release_sql = tx.text(super::rescue::RELEASE);
         let plans = [
             tx.explain(super::claim::NEXT_DUE, vec![], vec![values![main.0]]).await,
@@ -434,6 +435,7 @@ async fn statements_use_the_indexes() {
             tx.explain(super::finish::RECOUNT, vec![], rooms(&[1, 1, 1, 1, 1])).await,
             tx.explain(any_sql, values![main.0, START, START, "!5:x"], vec![]).await,
             tx.explain(release_sql, values![main.0, START], vec![]).await,
+            tx.explain(cut_sql, values![main.0, START], vec![values![1_i64, START]]).await,
             tx.explain(super::rescue::FAILING, vec![], vec![values![main.0]]).await,
             tx.explain(super::stats::DEAD, vec![], vec![]).await,
             tx.explain(super::stats::BACKLOGS, vec![], vec![]).await,

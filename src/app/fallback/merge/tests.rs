@@ -19,6 +19,7 @@ use crate::{
         inbox,
         outbox::{self, Queued, tests::counts},
         pending::{self, NewPending, Waits},
+        retention,
     },
     testing::{self, START, TestStore},
 };
@@ -179,6 +180,47 @@ async fn room(store: &Store) -> Vec<(i64, String, i64, bool, u64)> {
         (row.0, row.1, row.2, row.3.is_some(), told)
     };
     rows.into_iter().map(shown).collect()
+}
+
+#[tokio::test]
+async fn what_is_undelivered_is_merged_beside_messages_whose_content_was_deleted() {
+    for here in testing::both().await {
+        let there = testing::sqlite().await;
+        let (account, lease) = account(&here.store, "POSTGRES").await;
+        self::account(&there.store, "FALLBACK").await;
+        let stored = [message(2, 1), message(3, 2)];
+        queue(&there.store, &stored).await;
+        let delivered =
+            "UPDATE deliveries SET state = 'delivered', attempts = 1, finished_at = 7 WHERE message_id = $1";
+        execute(&there.store, delivered, values![stored[0].message_id.as_str()]).await;
+        execute(&there.store, "UPDATE room_queues SET pending_count = pending_count - 1", vec![]).await;
+        let mut tx = there.store.begin().await.unwrap();
+        let (before, from) = (START.plus(LASTS), retention::Place::default());
+        assert_eq!(retention::purge_content(&mut tx, before, &from, START).await.unwrap().count, 1);
+        tx.commit().await.unwrap();
+        let id = queue(&here.store, &[message(1, 1)]).await;
+        let shared = shared(&here);
+        let routes =
+            [Route { webhook_id: id, filter: crate::model::Filter::default(), flow: Flow::default() }];
+        let (there, accounts) = (there.store.clone(), [account]);
+        let merging = Merging { shared: &shared, lease: &lease, routes: &routes, accounts: &accounts, there };
+        assert_eq!(merging.carry_messages().await.unwrap(), (2, 1));
+        let rows: Vec<(i64, String, Option<i64>, String)> = here
+            .store
+            .db()
+            .fetch_all(
+                "SELECT m.sequence, m.sender, m.purged_at, d.state FROM messages AS m \
+                 JOIN deliveries AS d ON d.message_id = m.message_id ORDER BY m.sequence",
+                vec![],
+            )
+            .await
+            .unwrap();
+        let shown: Vec<_> =
+            rows.iter().map(|row| (row.0, row.1.is_empty(), row.2.is_some(), row.3.as_str())).collect();
+        let expected =
+            [(1, false, false, "pending"), (2, true, true, "delivered"), (3, false, false, "pending")];
+        assert_eq!(shown, expected);
+    }
 }
 
 #[tokio::test]
