@@ -8,7 +8,7 @@
 //!
 //! What is missing and how far the comparison came are stored in one transaction, so a process that dies
 //! anywhere compares the same part again. An event that is pushed as well, before or after, counts once. A room that
-//! lacks more than is held here is suspended alone and [read on](super::reading) page by page.
+//! lacks more than is held here is suspended alone and read on page by page.
 
 use std::{
     collections::{BTreeMap, HashSet},

@@ -29,6 +29,8 @@ pub(super) const INVITES: &str = "UPDATE room_accounts SET due_at = $1 WHERE due
 
 pub(super) const REQUESTS: &str = "UPDATE key_requests SET next_at = $1 WHERE next_at > $1";
 
+const READINGS: &str = "UPDATE room_readings SET due_at = $1 WHERE due_at > $1";
+
 const LOOKUPS: &str = "UPDATE backup_lookups SET due_at = $1 WHERE due_at > $1";
 
 /// Cuts down what rooms, invites, key requests and look-ups in backups wait for. Returns how many it changed.
@@ -39,6 +41,7 @@ pub async fn cut(tx: &mut Tx, now: Timestamp) -> Result<u64, StoreError> {
     let errand = now.plus(MAX_ERRAND_WAIT);
     let mut count = tx.execute(ROOMS, values![errand, now.plus(MAX_FIRST_WAIT)]).await?;
     count += tx.execute(INVITES, values![errand]).await?;
+    count += tx.execute(READINGS, values![errand]).await?;
     count += tx.execute(REQUESTS, values![now.plus(MAX_REQUEST_WAIT)]).await?;
     count += tx.execute(LOOKUPS, values![now.plus(MAX_LOOKUP_WAIT)]).await?;
     Ok(count)
@@ -75,7 +78,10 @@ mod tests {
             let lookup =
                 "INSERT INTO backup_lookups (room_id, session_id, tries, due_at) VALUES ('!a', 's', 1, $1)";
             tx.execute(lookup, values![hours(7)]).await.unwrap();
-            assert_eq!(cut(&mut tx, START).await.unwrap(), 3);
+            let reading = "INSERT INTO room_readings (room_id, account_id, cause, read_count, missing_count, due_at, \
+                           tries, created_at) VALUES ('!a', 1, 'gap', 0, 0, $1, 1, 0)";
+            tx.execute(reading, values![hours(2)]).await.unwrap();
+            assert_eq!(cut(&mut tx, START).await.unwrap(), 4);
             assert_eq!(cut(&mut tx, START).await.unwrap(), 0);
             for (room_id, _, _, expected) in rooms {
                 let due: Option<(i64,)> = tx.fetch_optional(DUE, values![room_id]).await.unwrap();

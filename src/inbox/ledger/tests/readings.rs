@@ -31,22 +31,25 @@ fn said(number: usize) -> Value {
 #[tokio::test]
 async fn nothing_is_told_before_all_is_read_and_then_in_the_order_of_reading() {
     for mut scene in Scene::both().await {
+        let mut session = Session::begin();
         scene.read(json!({"begins": true}), &[]).await;
-        scene.push(&[said(4), said(5), text("$x", OTHER_ROOM, "elsewhere")]).await;
+        scene.push(&[said(4), said(5), text("$x", OTHER_ROOM, "elsewhere"), session.say("$7", "7")]).await;
         scene.read(json!({}), &[said(1), said(2)]).await;
         scene.restart().await;
         scene.pass(Duration::from_mins(1)).await;
         // A page comes again when the process dies between the two.
         scene.read(json!({}), &[said(1), said(2)]).await;
-        scene.push(&[said(2), said(6)]).await;
+        scene.push(&[said(2), said(8)]).await;
+        // A key of the room's lets nothing pass.
+        scene.import(session.key(0)).await;
         assert_eq!(told(&scene).await, expected(&[("elsewhere", false)]));
         scene.read(json!({"ends": true}), &[said(3), said(4), said(5)]).await;
-        let in_order = ["1", "2", "3", "4", "5", "6"].map(|text| (text, false));
+        let in_order = ["1", "2", "3", "4", "5", "7", "8"].map(|text| (text, false));
         let told = told(&scene).await.into_iter().filter(|(text, _)| text != "elsewhere");
         assert_eq!(told.collect::<Vec<_>>(), expected(&in_order));
         assert!(readings::rooms(scene.test.store.db()).await.unwrap().is_empty());
-        scene.push(&[said(7)]).await;
-        assert!(scene.texts().await.contains(&"7".to_owned()), "the room goes on");
+        scene.push(&[said(9)]).await;
+        assert!(scene.texts().await.contains(&"9".to_owned()), "the room goes on");
     }
 }
 
