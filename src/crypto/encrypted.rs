@@ -1,9 +1,9 @@
 //! Decrypting an event, whatever its sender wrote in it and around it.
 //!
 //! `matrix-sdk-crypto` reads events strictly, and not as they were: half a surrogate pair, a number that no type holds or a
-//! time of 2⁶⁴−1 makes an authentic event one that it cannot decrypt, and numbers are rounded. So it is given no more of
-//! the wire event than decrypting needs, and what comes out is taken from the session itself once the SDK has decrypted
-//! it. Who sent it is for the SDK to say in any case, and a place in a session is used by one event.
+//! time of 2⁶⁴−1 makes an authentic event one that it cannot decrypt, and numbers are rounded. So the plaintext is taken
+//! from a copy of the SDK's session by vodozemac, which verifies it as it does for the SDK. Who sent it is for the SDK to say,
+//! and so is why an event cannot be decrypted. A place in a session is used by one event.
 
 use std::sync::Arc;
 
@@ -22,10 +22,14 @@ use serde_json::{
 use super::engine::{CryptoError, Decrypted, Engine, code_name, settings};
 use crate::model::{json::EventBody, ledger::Malformed};
 
+/// The algorithm of events in rooms ([spec](https://spec.matrix.org/latest/client-server-api/#mmegolmv1aes-sha2)).
+const MEGOLM: &str = "m.megolm.v1.aes-sha2";
+
 /// An `m.room.encrypted` event, as far as decrypting needs it.
 #[derive(Debug)]
 pub struct Encrypted {
     sender: OwnedUserId,
+    algorithm: String,
     session_id: String,
     ciphertext: String,
     /// What the SDK gets to see.
@@ -48,11 +52,11 @@ impl Encrypted {
         // The time plays no part in decrypting. What the event refers to is taken from the outside afterwards.
         let event = json!({
             "type": "m.room.encrypted", "event_id": event_id, "sender": sender, "origin_server_ts": 0,
-            "content": {"algorithm": algorithm, "ciphertext": ciphertext, "session_id": session_id},
+            "content": {"algorithm": &algorithm, "ciphertext": &ciphertext, "session_id": &session_id},
         });
         let prepared = to_raw_value(&event).map_err(|_| Malformed::NotEncrypted)?;
         let prepared = Raw::from_json(prepared);
-        Ok(Self { sender: sender.to_owned(), session_id, ciphertext, prepared, outside })
+        Ok(Self { sender: sender.to_owned(), algorithm, session_id, ciphertext, prepared, outside })
     }
 }
 
@@ -62,24 +66,15 @@ impl Engine {
         room_id: &RoomId,
         event: &Encrypted,
     ) -> Result<Decrypted, CryptoError> {
-        let result = self.machine.decrypt_room_event(&event.prepared, room_id, &settings()).await;
-        let info = match result {
-            Ok(decrypted) => Some(decrypted.encryption_info),
-            // It was decrypted, if it can be: the SDK makes nothing of what came out.
-            Err(MegolmError::JsonError(_) | MegolmError::EventError(EventError::MismatchedRoom(..))) => None,
-            Err(error) => return failed(error),
-        };
         let Some(plaintext) = self.plaintext(room_id, event).await? else {
-            return Ok(Decrypted::BadCiphertext);
+            let result = self.machine.decrypt_room_event(&event.prepared, room_id, &settings()).await;
+            // What the session does not open, the SDK does not open either, and it says why.
+            return result.map_or_else(failed, |_| Ok(Decrypted::BadCiphertext));
         };
-        let info = match info {
-            Some(info) => info,
-            None => match self.encryption_info(room_id, event).await? {
-                Some(info) => info,
-                None => return Ok(Decrypted::AwaitingKey),
-            },
-        };
-        self.read(room_id, event, &plaintext, &info).await
+        match self.encryption_info(room_id, event).await? {
+            Some(info) => self.read(room_id, event, &plaintext, &info).await,
+            None => Ok(Decrypted::AwaitingKey),
+        }
     }
 
     /// Makes of a plaintext what it says.
@@ -102,12 +97,16 @@ impl Engine {
         Ok(Decrypted::Clear(Box::new(self.clear(room_id, info, body).await?)))
     }
 
-    /// Returns what the session of an event makes of its ciphertext; `None` when it was not made with the session.
+    /// Returns what the session of an event makes of its ciphertext, which it verifies; `None` when there is no session that
+    /// made it.
     async fn plaintext(&self, room_id: &RoomId, event: &Encrypted) -> Result<Option<Vec<u8>>, CryptoError> {
+        if event.algorithm != MEGOLM {
+            return Ok(None);
+        }
         let Ok(message) = MegolmMessage::from_base64(&event.ciphertext) else { return Ok(None) };
         let session = self.store.shared_inbound_group_session(room_id, &event.session_id).await;
         let Some(session) = session.map_err(CryptoStoreError::from)? else { return Ok(None) };
-        // The same session from this message on: it verifies what it decrypts as the other has done.
+        // A copy of the session from this message on: the SDK gives no plaintext as it is.
         let key = session.export_at_index(message.message_index()).await;
         let mut session = InboundGroupSession::import(&key.session_key, SessionConfig::version_1());
         Ok(session.decrypt(&message).ok().map(|decrypted| decrypted.plaintext))

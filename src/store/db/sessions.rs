@@ -83,7 +83,7 @@ mod tests {
     async fn a_full_disk_leaves_no_connection_that_takes_nothing() {
         let test = testing::sqlite().await;
         let db = test.store.db();
-        let big = || values!["x".repeat(1 << 20)];
+        let big = || values![vec![0_u8; 1 << 20]];
         let insert = "INSERT INTO leases (name, holder, fence, lease_until) VALUES ($1, '', 1, 1)";
         for _ in 0..3 {
             let mut tx = db.begin().await.unwrap();
