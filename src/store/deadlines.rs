@@ -13,9 +13,6 @@ use crate::clock::Timestamp;
 /// an hour at most.
 pub const MAX_ERRAND_WAIT: Duration = Duration::from_hours(1);
 
-/// The longest wait of a room that was not tried yet.
-pub const MAX_FIRST_WAIT: Duration = Duration::from_hours(25);
-
 /// The longest wait between two requests for a room key.
 pub const MAX_REQUEST_WAIT: Duration = Duration::from_hours(24);
 
@@ -33,13 +30,15 @@ const READINGS: &str = "UPDATE room_readings SET due_at = $1 WHERE due_at > $1";
 
 const LOOKUPS: &str = "UPDATE backup_lookups SET due_at = $1 WHERE due_at > $1";
 
-/// Cuts down what rooms, invites, key requests and look-ups in backups wait for. Returns how many it changed.
+/// Cuts down what rooms, invites, key requests and look-ups in backups wait for. A room that was not tried yet may wait
+/// for its second reading, `settle_after` its first. Returns how many it changed.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn cut(tx: &mut Tx, now: Timestamp) -> Result<u64, StoreError> {
+pub async fn cut(tx: &mut Tx, now: Timestamp, settle_after: Duration) -> Result<u64, StoreError> {
     let errand = now.plus(MAX_ERRAND_WAIT);
-    let mut count = tx.execute(ROOMS, values![errand, now.plus(MAX_FIRST_WAIT)]).await?;
+    let first = now.plus(settle_after.max(MAX_ERRAND_WAIT));
+    let mut count = tx.execute(ROOMS, values![errand, first]).await?;
     count += tx.execute(INVITES, values![errand]).await?;
     count += tx.execute(READINGS, values![errand]).await?;
     count += tx.execute(REQUESTS, values![now.plus(MAX_REQUEST_WAIT)]).await?;
@@ -81,8 +80,8 @@ mod tests {
             let reading = "INSERT INTO room_readings (room_id, account_id, cause, read_count, missing_count, due_at, \
                            tries, created_at) VALUES ('!a', 1, 'gap', 0, 0, $1, 1, 0)";
             tx.execute(reading, values![hours(2)]).await.unwrap();
-            assert_eq!(cut(&mut tx, START).await.unwrap(), 4);
-            assert_eq!(cut(&mut tx, START).await.unwrap(), 0);
+            assert_eq!(cut(&mut tx, START, Duration::from_hours(25)).await.unwrap(), 4);
+            assert_eq!(cut(&mut tx, START, Duration::from_hours(25)).await.unwrap(), 0);
             for (room_id, _, _, expected) in rooms {
                 let due: Option<(i64,)> = tx.fetch_optional(DUE, values![room_id]).await.unwrap();
                 assert_eq!(due, Some((expected.0,)), "{room_id}");
