@@ -263,7 +263,8 @@ impl Term {
         let mut tx = self.shared.store.begin().await?;
         leases::check(&mut tx, &self.lease).await?;
         rooms::delete_unwanted_keys(&mut tx).await?;
-        let cut = deadlines::cut(&mut tx, self.shared.clock.now(), self.shared.config.rooms.settle_after).await?;
+        let cut =
+            deadlines::cut(&mut tx, self.shared.clock.now(), self.shared.config.rooms.settle_after).await?;
         tx.commit().await?;
         if cut > 0 {
             tracing::warn!(
