@@ -4,6 +4,7 @@
 use std::{path::Path, time::Duration};
 
 use http::Method;
+use rand::{Rng, distr::Alphanumeric};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection, sqlite::SqliteConnectOptions};
 
@@ -574,4 +575,42 @@ async fn hostile_ids_inside_of_ciphertext_hold_up_no_one_on_sqlite() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_ids_inside_of_ciphertext_hold_up_no_one_on_postgres() {
     hostile_ids_inside_of_ciphertext_hold_up_no_one(Store::Postgres(Database::create().await)).await;
+}
+
+/// Ids of four kilobytes of random text, which no index holds: a room that is named to replace another, and a device of
+/// the bridge's bot, which would be asked for the key of an event.
+async fn long_ids_in_state_and_device_lists_hold_up_no_one(store: Store) {
+    let mut scene = Scene::set(store).await;
+    let long: String = rand::rng().sample_iter(Alphanumeric).take(4096).map(char::from).collect();
+    let replaced = json!({"body": "", "replacement_room": format!("!{long}:localhost")});
+    let mut tombstone = event(&scene.room_id, &scene.bridge.bot(), "m.room.tombstone", &replaced);
+    tombstone["state_key"] = json!("");
+    assert_eq!(scene.homeserver.push(&[tombstone], &[]).await, 200);
+    scene.good_passes("a tombstone").await;
+
+    scene.bridge.publish_device(&scene.homeserver, &long);
+    let (room_id, device_id) = (scene.room_id.clone(), scene.device_id.clone());
+    scene.bridge.rotate(&room_id);
+    scene.homeserver.hold_lane(true);
+    let key = scene.bridge.share_key(&scene.homeserver, &room_id, BOT, &device_id);
+    let without_key = scene.say("without a key");
+    assert_eq!(scene.homeserver.push(&[without_key], &[]).await, 200);
+    let asked = "SELECT COUNT(*) FROM key_requests";
+    until("a device to be asked", SOON, async || (scene.number(asked).await > 0).then_some(())).await;
+    assert!(!scene.coucou.log().contains(STUCK), "{}", scene.coucou.log());
+    assert_eq!(scene.homeserver.push(&[], &key).await, 200);
+    scene.homeserver.hold_lane(false);
+    scene.good_passes("a device").await;
+    let set_aside = "SELECT COUNT(*) FROM inbox WHERE processed_at IS NULL";
+    assert_eq!(scene.number(set_aside).await, 0, "nothing is set aside");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_ids_in_state_and_device_lists_hold_up_no_one_on_sqlite() {
+    long_ids_in_state_and_device_lists_hold_up_no_one(Store::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_ids_in_state_and_device_lists_hold_up_no_one_on_postgres() {
+    long_ids_in_state_and_device_lists_hold_up_no_one(Store::Postgres(Database::create().await)).await;
 }

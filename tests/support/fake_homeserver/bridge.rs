@@ -33,18 +33,7 @@ impl FakeBridge {
         let account = Account::new();
         let device_id = random_id()[..10].to_uppercase();
         let bot = format!("@{network}bot:{SERVER_NAME}");
-        let keys = account.identity_keys();
-        let unsigned = json!({
-            "user_id": bot, "device_id": device_id, "algorithms": ALGORITHMS,
-            "keys": {
-                format!("curve25519:{device_id}"): keys.curve25519.to_base64(),
-                format!("ed25519:{device_id}"): keys.ed25519.to_base64(),
-            },
-        });
-        // Without `preserve_order`, serde_json sorts keys: that is canonical JSON.
-        let signature = account.sign(unsigned.to_string()).to_base64();
-        let mut device_keys = unsigned;
-        device_keys["signatures"] = json!({&bot: {format!("ed25519:{device_id}"): signature}});
+        let device_keys = signed_keys(&account, &bot, &device_id);
         let mut world = homeserver.world();
         let device = world.devices.entry((bot.clone(), device_id.clone())).or_default();
         device.keys = Some(device_keys.clone());
@@ -67,6 +56,15 @@ impl FakeBridge {
         let device = world.devices.entry((self.bot(), self.device_id.clone())).or_default();
         device.keys = Some(self.device_keys.clone());
         world.changed_users.insert(self.bot());
+    }
+
+    /// Publishes one more device of the bot's, which nobody uses; the next transaction says so.
+    pub(crate) fn publish_device(&self, homeserver: &FakeHomeserver, device_id: &str) {
+        let bot = self.bot();
+        let keys = signed_keys(&Account::new(), &bot, device_id);
+        let mut world = homeserver.world();
+        world.devices.entry((bot.clone(), device_id.to_owned())).or_default().keys = Some(keys);
+        world.changed_users.insert(bot);
     }
 
     /// The bridge bot's user id.
@@ -221,4 +219,20 @@ impl FakeBridge {
             "ciphertext": {curve25519: {"type": kind, "body": base64(&ciphertext)}},
         })
     }
+}
+
+/// The keys of a device, signed by itself.
+fn signed_keys(account: &Account, user_id: &str, device_id: &str) -> Value {
+    let keys = account.identity_keys();
+    let mut device_keys = json!({
+        "user_id": user_id, "device_id": device_id, "algorithms": ALGORITHMS,
+        "keys": {
+            format!("curve25519:{device_id}"): keys.curve25519.to_base64(),
+            format!("ed25519:{device_id}"): keys.ed25519.to_base64(),
+        },
+    });
+    // Without `preserve_order`, serde_json sorts keys: that is canonical JSON.
+    let signature = account.sign(device_keys.to_string()).to_base64();
+    device_keys["signatures"] = json!({user_id: {format!("ed25519:{device_id}"): signature}});
+    device_keys
 }
