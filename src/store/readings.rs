@@ -9,7 +9,10 @@ use std::collections::HashSet;
 use ruma::{OwnedRoomId, RoomId};
 
 use super::{Db, StoreError, Tx, db::values, dismissed, messages, redacted};
-use crate::{clock::Timestamp, model::AccountId};
+use crate::{
+    clock::Timestamp,
+    model::{AccountId, text::Text},
+};
 
 const CORRUPT: StoreError = StoreError::Corrupt("room_readings");
 
@@ -94,7 +97,7 @@ pub async fn put(tx: &mut Tx, reading: &Reading, now: Timestamp) -> Result<(), S
             reading.room_id.as_str(),
             reading.account_id.0,
             reading.cause.as_str(),
-            reading.from_token.as_deref(),
+            reading.from_token.as_deref().map(Text::of_token),
             reading.join_id.as_deref(),
             now,
         ],
@@ -159,7 +162,7 @@ pub async fn advance(tx: &mut Tx, reading: &Reading, now: Timestamp) -> Result<(
          due_at = $6, tries = 0 WHERE room_id = $1",
         values![
             reading.room_id.as_str(),
-            reading.from_token.as_deref(),
+            reading.from_token.as_deref().map(Text::of_token),
             reading.join_id.as_deref(),
             reading.read_count,
             reading.missing_count,
