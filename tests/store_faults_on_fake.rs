@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use rand::{Rng, distr::Alphanumeric};
+use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use url::Url;
 
@@ -32,6 +34,7 @@ struct Scene {
     receiver: Receiver,
     room_id: String,
     said: Vec<String>,
+    refused: Vec<Value>,
 }
 
 impl Scene {
@@ -48,7 +51,7 @@ impl Scene {
         homeserver.wait_for_join(&room_id, BOT, SOON).await;
         let keys = bridge.share_key(&homeserver, &room_id, BOT, &device_id);
         homeserver.push_until_taken(&[], &keys).await;
-        Self { coucou, homeserver, bridge, receiver, room_id, said: Vec::new() }
+        Self { coucou, homeserver, bridge, receiver, room_id, said: Vec::new(), refused: Vec::new() }
     }
 
     /// Has so many messages said, each in a transaction of its own.
@@ -68,6 +71,32 @@ impl Scene {
             (self.homeserver.put(&transaction).await == 503).then_some(())
         })
         .await;
+    }
+
+    /// Has messages of so many bytes said until one is refused: a file that exists has room for some of them. The one that is
+    /// refused is pushed again later.
+    async fn say_until_refused(&mut self, bytes: usize) {
+        let text: String = rand::rng().sample_iter(Alphanumeric).take(bytes).map(char::from).collect();
+        until("a transaction to be refused", SOON, async || {
+            let event = self.bridge.say(&self.room_id, "1", &text);
+            let transaction = self.homeserver.transaction(std::slice::from_ref(&event), &[]);
+            let is_refused = self.homeserver.put(&transaction).await == 503;
+            if is_refused {
+                self.refused.push(event);
+            } else {
+                self.said.push(event["event_id"].as_str().unwrap().to_owned());
+            }
+            is_refused.then_some(())
+        })
+        .await;
+    }
+
+    /// Pushes what was refused, as the homeserver does.
+    async fn push_refused(&mut self) {
+        for event in std::mem::take(&mut self.refused) {
+            self.said.push(event["event_id"].as_str().unwrap().to_owned());
+            self.homeserver.push_until_taken(&[event], &[]).await;
+        }
     }
 
     async fn is_ready(&self, status: u16) {
@@ -126,11 +155,14 @@ async fn a_disk_that_is_full_for_a_while_loses_nothing_and_needs_no_restart() {
     let process = scene.coucou.process().id();
     for _ in 0..3 {
         scene.say(5).await;
+        scene.told().await;
         disk.fill();
+        scene.say_until_refused(1 << 16).await;
+        scene.say_until_refused(1 << 10).await;
         scene.is_ready(503).await;
-        scene.refused().await;
         disk.empty();
         scene.is_ready(200).await;
+        scene.push_refused().await;
         scene.say(5).await;
         scene.told().await;
     }
@@ -155,6 +187,7 @@ async fn a_postgres_that_takes_no_writes_for_a_while_needs_no_restart() {
     };
     for _ in 0..3 {
         scene.say(5).await;
+        scene.told().await;
         set(format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await;
         scene.is_ready(503).await;
         scene.refused().await;

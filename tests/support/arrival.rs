@@ -22,6 +22,32 @@ pub(crate) async fn assert_arrives_late_at_worst(receiver: &Receiver, sent: &[&S
     arrives(receiver, sent, deadline, |message| message.data()["late"] == true).await;
 }
 
+/// As [`assert_arrives`], but for the order in each room. Returns the rooms whose order is another one than that of what
+/// was said.
+pub(crate) async fn assert_arrives_in_any_order(
+    receiver: &Receiver,
+    sent: &[&Sent],
+    deadline: Duration,
+) -> Vec<String> {
+    let lines: Vec<&Line> = sent.iter().flat_map(|sent| sent.messages()).collect();
+    let taken = wait_for_all(receiver, &lines, deadline).await;
+    check_numbers(&receiver.taken());
+    assert_eq!(taken.len(), lines.len(), "something that was not said, or something twice");
+    let mut rooms: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for line in lines {
+        rooms.entry(&line.room_id).or_default().push(&line.event_id);
+        let message = taken.iter().find(|message| message.event_id() == line.event_id).unwrap();
+        assert_eq!(message.data()["matrix"]["content"], line.content);
+    }
+    let told = |room_id: &str| -> Vec<&str> {
+        let of_room = taken.iter().filter(|message| message.room_id() == room_id);
+        of_room.map(Attempt::event_id).collect()
+    };
+    let differs =
+        |(room_id, said): (&&str, &Vec<&str>)| (told(room_id) != *said).then(|| (*room_id).to_owned());
+    rooms.iter().filter_map(differs).collect()
+}
+
 async fn arrives(
     receiver: &Receiver,
     sent: &[&Sent],
