@@ -15,7 +15,7 @@ use matrix_sdk_common::deserialized_responses::{
 };
 use matrix_sdk_crypto::{
     CryptoStoreError, DecryptionSettings, EncryptionSyncChanges, OlmError, OlmMachine, TrustRequirement,
-    olm::SenderData, vodozemac::Curve25519PublicKey,
+    olm::SenderData, store::CryptoStore as _, vodozemac::Curve25519PublicKey,
 };
 use ruma::{
     OneTimeKeyAlgorithm, OwnedRoomId, OwnedUserId, RoomId, api::client::sync::sync_events::DeviceLists,
@@ -26,7 +26,7 @@ use serde_json::value::RawValue;
 use super::claims::Claim;
 use super::encrypted::Encrypted;
 use super::one_time_keys::{KeyStock, for_the_sdk};
-use super::store::{AccountStore, Hidden, observe, passes, store_error, watch};
+use super::store::{AccountStore, Hidden, hold_back, observe, passes, store_error, watch};
 use super::unwedge::Wedged;
 use crate::{
     clock::SharedClock,
@@ -273,8 +273,9 @@ impl Engine {
         };
         let settings = settings();
         let work = Box::pin(watched(self.machine.receive_sync_changes(changes, &settings)));
-        let (received, before) = observe(work).await;
+        let ((received, before), early) = hold_back(observe(work)).await;
         let (processed, keys) = received?;
+        self.store.save_changes(early).await.map_err(CryptoStoreError::from)?;
         let mut keys: Vec<_> = keys
             .into_iter()
             .map(|key| RoomKey { room_id: key.room_id, session_id: key.session_id })

@@ -12,6 +12,7 @@
 mod before;
 mod cache;
 mod codec;
+mod early;
 mod error;
 #[cfg(test)]
 mod machine;
@@ -41,6 +42,7 @@ use ruma::{OwnedRoomId, RoomId, UserId};
 use tokio::sync::{Mutex, MutexGuard};
 
 pub use before::{Before, observe};
+pub use early::hold_back;
 pub use error::{AccountStoreError, Hidden, passes, store_error, watch};
 
 use self::{
@@ -171,6 +173,7 @@ impl AccountStore {
 
     async fn begin<'a>(&'a self, turn: MutexGuard<'a, ()>) -> Result<Write<'a>> {
         self.open()?;
+        error::refuse_after_failure()?;
         let pending = self.cache.begin_write();
         let mut tx = self.store.begin().await?;
         if let Some(lease) = &self.lease {

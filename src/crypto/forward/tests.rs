@@ -1,6 +1,7 @@
 //! A bridge bot and its enemies, played with vodozemac, against a real engine on both databases.
 
 mod better;
+mod failures;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -328,33 +329,6 @@ async fn a_key_that_was_asked_for_is_taken_and_known_to_be_its_makers() {
         let next = GroupSession::new(MegolmConfig::version_1());
         let next_key = room_key(&mut bridge, &mut scene, &next);
         assert_eq!(scene.receive(next_key).await.len(), 1);
-    }
-}
-
-#[tokio::test]
-async fn a_key_is_not_lost_when_the_store_fails_within_the_machine() {
-    for test in testing::both().await {
-        let mut bridge = Peer::new(bot(), "BRIDGE");
-        let mut scene = Scene::set(&test, &[&bridge]).await;
-        let store = &test.store;
-        // What the machine reads amid a message, before it saves anything.
-        for table in ["olm_sessions", "megolm_inbound_sessions", "crypto_devices"] {
-            let key = room_key(&mut bridge, &mut scene, &GroupSession::new(MegolmConfig::version_1()));
-            let change = async |from: &str, to: &str| {
-                let mut tx = store.begin().await.unwrap();
-                let rename = format!("ALTER TABLE {from} RENAME TO {to}");
-                tx.execute(&*rename.leak(), vec![]).await.unwrap();
-                tx.commit().await.unwrap();
-            };
-            scene.reload().await;
-            change(table, "away").await;
-            let received = Received { to_device: vec![key.clone()], ..Received::default() };
-            let failed = scene.engine.receive(received).await;
-            assert!(failed.as_ref().is_err_and(CryptoError::is_of_the_store), "{table}: {failed:?}");
-            change("away", table).await;
-            scene.reload().await;
-            assert_eq!(scene.receive(key).await.len(), 1, "{table}");
-        }
     }
 }
 

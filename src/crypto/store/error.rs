@@ -19,6 +19,9 @@ pub enum AccountStoreError {
     /// What should be saved has no encoding. The cause is left out: it may quote a secret.
     #[error("data for {0} cannot be encoded")]
     Unencodable(&'static str),
+    /// The store has failed before in the same call of the machine's.
+    #[error("the crypto store has failed in this call, of which nothing more is saved")]
+    Interrupted,
     /// The store was closed and not reopened.
     #[error("the crypto store is closed")]
     Closed,
@@ -46,6 +49,16 @@ pub async fn watch<T>(
 ) -> (Result<T, OlmError>, Option<Hidden>) {
     // In a box: it is as large as all that the machine does, and so would be whatever calls this.
     Box::pin(HIDDEN.scope(RefCell::default(), async { (work.await, HIDDEN.with(RefCell::take)) })).await
+}
+
+/// Refuses a write once the store has failed in the work under way. The machine goes on after that, and would save Olm
+/// sessions and accounts that have moved on without what they moved on for.
+///
+/// # Errors
+/// [`AccountStoreError::Interrupted`].
+pub(super) fn refuse_after_failure() -> Result<(), AccountStoreError> {
+    let has_failed = HIDDEN.try_with(|hidden| hidden.borrow().is_some()).unwrap_or(false);
+    if has_failed { Err(AccountStoreError::Interrupted) } else { Ok(()) }
 }
 
 impl From<AccountStoreError> for CryptoStoreError {

@@ -30,7 +30,7 @@ use zeroize::Zeroizing;
 use super::{
     AccountStore, AccountStoreError, Result, before,
     cache::Cache,
-    codec,
+    codec, early,
     save::{self, Batch},
 };
 use crate::store::{
@@ -64,9 +64,9 @@ impl CryptoStore for AccountStore {
     }
 
     async fn save_changes(&self, changes: Changes) -> Result<()> {
-        if save::is_empty(&changes) {
+        let Some(changes) = early::admit(changes).filter(|changes| !save::is_empty(changes)) else {
             return Ok(());
-        }
+        };
         let turn = self.turn().await;
         self.save(Batch::gather(changes).await?, turn).await
     }
@@ -97,12 +97,17 @@ impl CryptoStore for AccountStore {
     async fn get_sessions(&self, sender_key: &str) -> Result<Option<Vec<Session>>> {
         let (db, scope) = self.read()?;
         let pickles = olm::find_sessions(db, &scope, sender_key).await?;
-        if pickles.is_empty() {
+        let held = early::sessions_of(sender_key);
+        if pickles.is_empty() && held.is_empty() {
             return Ok(None);
         }
         let own = self.get_own_device().await?;
         let sessions = pickles.iter().map(|pickle| codec::olm_session(own.as_device_keys(), pickle));
-        Ok(Some(sessions.collect::<Result<_>>()?))
+        let mut sessions = sessions.collect::<Result<Vec<_>>>()?;
+        // What is held back is ahead of what is stored.
+        sessions.retain(|session| held.iter().all(|newer| newer.session_id() != session.session_id()));
+        sessions.extend(held);
+        Ok(Some(sessions))
     }
 
     async fn get_inbound_group_session(
